@@ -604,7 +604,7 @@ def minimise(loss_of, parameters, n, epochs, rate, recipe, generator, log, weigh
     for epoch in range(epochs):
         if each_epoch:
             each_epoch(epoch)
-        sums, parts = {}, batches(n, recipe.batch, generator)
+        sums, parts = {}, batches(n, min(recipe.batch, max(16, n // 50)), generator)  # few images, still many steps
         for step, index in enumerate(parts):
             progress = (epoch + (step + 1) / (len(parts) + 1)) / epochs
             optimizer.param_groups[0]["lr"] = rate * learning_rate(progress, recipe)
