@@ -8,7 +8,7 @@ TRAIN, VAL and TEST are .npz (key `data`, or its only array) or .npy files of 28
 
 The model.  c ~ Uniform{1..K},  z | c ~ N(mu_c, I) in two dimensions,  x | z ~ Bernoulli(decode(z))   [1, 2]
 Training, on images alone, in four steps:
-  1. cluster   spectral clustering of the nearest-neighbour graph of the deskewed images        [3]
+  1. cluster   spectral clustering of the nearest-neighbour graph of the images, plain and deskewed [3]
   2. classify  the encoder learns p(c | encode(x)) from those noisy labels, on augmented views,
                with a loss that forgives wrong labels; its own verdict then replaces them       [4]
   3. sharpen   variational EM for the decoder. E: each image moves to the latent of its component that decodes to it
@@ -34,8 +34,6 @@ import signal
 import sys
 import time
 import warnings
-import zipfile
-import zlib
 
 if __name__ == "__main__":  # torch takes a second to import: Ctrl-C in that second must be one line as well
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"vae.py: interrupted\n"), os._exit(130)))
@@ -61,9 +59,9 @@ ANCHORS = 8192         # latents from which a reconstruction is searched; 32 KB 
 class Recipe:
     """What training does. Each field is one ingredient: an ablation changes a value here, never the code."""
     # cluster
-    deskew: bool = True         # compare digits upright: slant is not identity
+    deskew: bool = True         # neighbours among upright digits too: slant is not identity
     blur: float = 1.0           # px; lets the distance forgive small shifts
-    neighbours: int = 5
+    neighbours: int = 5         # of each view
     # classify
     classify_epochs: int = 12
     classify_rate: float = 2e-3
@@ -76,7 +74,7 @@ class Recipe:
     shear: float = 0.15
     # sharpen
     sharpen_epochs: int = 20
-    sharpen_rate: float = 8e-3
+    sharpen_rate: float = 1e-2
     search: bool = True         # False: images keep the latents of their principal components
     codes: int = 9408           # candidate latents of the last E-steps, over all components
     width_start: float = 0.3    # standard deviation of q(z|x), annealed geometrically
@@ -115,9 +113,13 @@ def _read(path, *keys):
             if data is None:
                 raise InputError(f"{path}: expected the key 'data' or a single array, found "
                                  f"{'the keys ' + str(names) if names else 'no array of images'}")
-            return {"data": content[data], **{key: content[key] for key in keys if key in content.files}}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError, MemoryError,
-            NotImplementedError, zlib.error) as error:
+            arrays = {"data": content[data], **{key: content[key] for key in keys if key in content.files}}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("a member that is no array")
+        return arrays
+    except InputError:
+        raise
+    except Exception as error:  # broken bytes trip zipfile and NumPy in a dozen ways
         raise InputError(f"{path}: expected a .npz or .npy file of numbers, found: {_one_line(error)}") from None
 
 
@@ -134,7 +136,7 @@ def _as_images(array, path):
         raise InputError(f"{path}: expected images of shape (N, 28, 28), (N, 784) or (N, 1, 28, 28), found {found}")
     if len(array) == 0:
         raise InputError(f"{path}: expected at least one image, found none")
-    array = array.reshape(len(array), PIXELS)
+    array = np.ascontiguousarray(array.reshape(len(array), PIXELS))
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 255
     low, high = array.min(), array.max()
@@ -159,8 +161,9 @@ def load_labelled(path):
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (len(images),):
         raise InputError(f"{path}: expected one label an image, {len(images)} in all, found shape {labels.shape}")
-    if labels.dtype.kind not in "buif" or not np.array_equal(labels, np.round(labels)):
-        raise InputError(f"{path}: expected whole numbers as labels, found dtype {labels.dtype}")
+    if labels.dtype.kind not in "buif" or not np.array_equal(labels, np.round(labels)) or (labels >= 2 ** 62).any() \
+            or (labels <= -2 ** 62).any():
+        raise InputError(f"{path}: expected whole numbers as labels, found dtype {labels.dtype} with other values")
     labels = labels.astype(np.int64)
     if len(np.unique(labels)) < 2:
         raise InputError(f"{path}: expected labels of at least two classes, found only {labels[0]}")
@@ -272,15 +275,6 @@ def generalized_cross_entropy(log_probs, labels, q):
     return -log_p.mean() if q == 0 else ((1 - (q * log_p).exp()) / q).mean()
 
 
-@torch.no_grad()
-def elbo_terms(model, x, mean, log_variance, centres, generator):
-    """One-sample estimates of -E[log p(x|z)] and KL(q(z|x) || p(z)), each (B,) in nats; p(z) is the whole mixture."""
-    z = model.reparameterize(mean, log_variance, torch.randn(mean.shape, generator=generator).to(x.device))
-    log_prior = torch.logsumexp(-0.5 * ((z[:, None] - centres) ** 2).sum(-1), dim=1) - math.log(
-        2 * math.pi * len(centres))
-    return reconstruction_loss(model.decode_logits(z), x), -gaussian_nll(z, mean, log_variance) - log_prior
-
-
 # ------------------------------------------------------------------------------------------------------------- mixture
 
 class GaussianMixture:
@@ -313,38 +307,44 @@ class GaussianMixture:
         start = self._kmeans_plus_plus(X) if means_init is None else np.array(means_init, dtype=np.float64)
         if start.shape != (K, D) or not np.isfinite(start).all():
             raise ValueError(f"expected finite starting means of shape {(K, D)}, found shape {start.shape}")
-        pooled = np.atleast_2d(np.cov(X.T, bias=True)) + self.reg_covar * np.eye(D)
+        ridge = self.reg_covar * np.eye(D)
+        pooled = np.atleast_2d(np.cov(X.T, bias=True)) + ridge
         nearest = ((start ** 2).sum(1) - 2 * X @ start.T).argmin(1)
-        members = [X[nearest == k] for k in range(K)]
-        weights = np.array([max(len(points), 1) for points in members], dtype=np.float64)
-        self.means_ = start
-        self.weights_ = weights / weights.sum() if weights_init is None else np.array(weights_init, dtype=np.float64)
-        self.covariances_ = np.array([
-            (points - mean).T @ (points - mean) / len(points) + self.reg_covar * np.eye(D) if len(points) > D else pooled
-            for points, mean in zip(members, start)]) if covariances_init is None else (
-                np.array(covariances_init, dtype=np.float64))
+        self.means_, self.weights_ = start, np.maximum(np.bincount(nearest, minlength=K), 1.0)
+        self.covariances_ = np.array([pooled] * K)
+        for k, mean in enumerate(start):
+            centred = X[nearest == k] - mean
+            if len(centred) > D:
+                self.covariances_[k] = centred.T @ centred / len(centred) + ridge
+        if weights_init is not None:
+            self.weights_ = np.array(weights_init, dtype=np.float64)
+        if covariances_init is not None:
+            self.covariances_ = np.array(covariances_init, dtype=np.float64)
+        if self.weights_.shape != (K,) or self.covariances_.shape != (K, D, D):
+            raise ValueError(f"expected starting weights of shape {(K,)} and covariances of shape {(K, D, D)}, found "
+                             f"{self.weights_.shape} and {self.covariances_.shape}")
+        if not np.isfinite(self.covariances_).all() or not (self.weights_ >= 0).all() or not np.isfinite(
+                1 / self.weights_.sum()):
+            raise ValueError("expected finite starting covariances and weights that are not negative")
+        self.weights_ /= self.weights_.sum()
         self.precisions_cholesky_ = precision_cholesky(self.covariances_)
 
-        self.lower_bounds_, self.converged_, self.revived_ = [], False, 0
-        previous = -np.inf
-        for self.n_iter_ in range(1, self.max_iter + 1):
+        self.lower_bounds_, self.converged_, self.revived_, self.n_iter_ = [], False, 0, 0
+        while self.n_iter_ < self.max_iter and not self.converged_:
+            self.n_iter_ += 1
             bound, count, first, second = self._expectation(X)
-            self.lower_bounds_.append(bound)
-            dead = count < 1e-3  # of one point: its covariance means nothing
             self._maximisation(np.maximum(count, 1e-12), first, second)
-            if dead.any():
-                if self.revived_ < 5:
-                    self.revived_ += 1
-                    self.means_[dead], self.covariances_[dead], self.weights_[dead] = start[dead], pooled, 1 / K
-                    previous = -np.inf
-                else:  # it died again and again: the data has no place for it
-                    self.means_[dead], self.covariances_[dead] = start[dead], pooled
+            dead = count < 1e-3  # of one point: its covariance means nothing
+            restarted = bool(dead.any()) and self.revived_ < 3  # after that the data has no place for it
+            self.revived_ += int(restarted)
+            self.means_[dead], self.covariances_[dead] = start[dead], pooled
+            if restarted:
+                self.weights_[dead] = 1 / K
             self.weights_ /= self.weights_.sum()
             self.precisions_cholesky_ = precision_cholesky(self.covariances_)
-            if abs(bound - previous) < self.tol and not (dead.any() and self.revived_ < 5):
-                self.converged_ = True
-                break
-            previous = bound
+            self.converged_ = bool(self.lower_bounds_ and not restarted
+                                   and abs(bound - self.lower_bounds_[-1]) < self.tol)
+            self.lower_bounds_.append(bound)
         self.lower_bounds_.append(self.score(X))
         if self.revived_:
             warnings.warn(f"mixture: a component had no points and was started anew {self.revived_} times; "
@@ -505,22 +505,23 @@ def _warp(x, first_row, second_row):
 
 
 def nearest_neighbours(x, recipe):
-    """Indices (N, k) of the k images most like each image (N, 784): cosine, after deskewing and blurring."""
-    x = deskew(x) if recipe.deskew else x
-    if recipe.blur:
-        reach = math.ceil(3 * recipe.blur)
-        kernel = torch.exp(-torch.arange(-reach, reach + 1, device=x.device) ** 2 / (2 * recipe.blur ** 2))
-        kernel = kernel / kernel.sum()
-        x = F.conv2d(x.view(-1, 1, SIDE, SIDE), kernel.view(1, 1, 1, -1), padding=(0, reach))
-        x = F.conv2d(x, kernel.view(1, 1, -1, 1), padding=(reach, 0)).view(-1, PIXELS)
-    x = F.normalize(x, dim=1)
+    """Indices (N, k) of the images most like each image (N, 784): cosine of the blurred images, as they are and
+    deskewed. Two views make two kinds of mistake, and a cluster has to be whole in both."""
+    reach = math.ceil(3 * recipe.blur)
+    kernel = torch.exp(-torch.arange(-reach, reach + 1, device=x.device) ** 2 / (2 * max(recipe.blur, 1e-3) ** 2))
+    kernel = kernel / kernel.sum()
     k, rows, found = min(recipe.neighbours, len(x) - 1), max(1, 2_000_000 // len(x)), []
-    for start in range(0, len(x), rows):
-        likeness = x[start:start + rows] @ x.t()
-        own = torch.arange(len(likeness), device=x.device)
-        likeness[own, own + start] = -2
-        found.append(likeness.topk(k)[1])
-    return torch.cat(found)
+    for view in (x, deskew(x)) if recipe.deskew else (x,):
+        blurred = F.conv2d(view.view(-1, 1, SIDE, SIDE), kernel.view(1, 1, 1, -1), padding=(0, reach))
+        blurred = F.conv2d(blurred, kernel.view(1, 1, -1, 1), padding=(reach, 0)).view(-1, PIXELS)
+        unit, nearest = F.normalize(blurred, dim=1), []
+        for start in range(0, len(x), rows):
+            likeness = unit[start:start + rows] @ unit.t()
+            own = torch.arange(len(likeness), device=x.device)
+            likeness[own, own + start] = -2
+            nearest.append(likeness.topk(k)[1])
+        found.append(torch.cat(nearest))
+    return torch.cat(found, dim=1)
 
 
 def spectral_clusters(neighbours, n_clusters):
@@ -533,9 +534,9 @@ def spectral_clusters(neighbours, n_clusters):
     if n <= n_clusters + 1 or k == 0:
         return np.arange(n) % n_clusters
     graph = csr_matrix((np.ones(n * k), (np.repeat(np.arange(n), k), neighbours.ravel())), shape=(n, n))
-    graph = graph.maximum(graph.T)
+    graph = (graph + graph.T).sign()  # neighbour in either view, either way
     degree = np.asarray(graph.sum(1)).ravel()
-    tie = 0.1 * degree.mean()
+    tie = 0.03 * degree.mean()
     root = 1 / np.sqrt(degree + tie)
 
     def normalised_adjacency(v):
@@ -676,7 +677,8 @@ def _sharpen(model, x, clusters, centres, recipe, generator, log):
 
     def each_epoch(epoch):
         nonlocal z, width
-        width = recipe.width_start * (recipe.width_end / recipe.width_start) ** (epoch / max(1, recipe.sharpen_epochs - 1))
+        progress = epoch / max(1, recipe.sharpen_epochs - 1)
+        width = recipe.width_start * (recipe.width_end / recipe.width_start) ** progress
         if recipe.search and epoch >= 2:  # before that the decoder has no opinion worth following
             z = search(min(most, math.ceil(7 / width)))
 
@@ -752,6 +754,22 @@ def refine(model, x, starts=16, steps=6):
     return torch.cat(found)
 
 
+@torch.no_grad()
+def evaluate_elbo(model, images, n_components, most=1000):
+    """Reconstruction loss and KL(q(z|x) || p(z)) in nats, means over up to `most` images: {"encoder": (loss, KL) with
+    the encoder's q(z|x), "search": with q centred on the refined latent}. One sample of z an image."""
+    x, generator = torch.from_numpy(images[:: math.ceil(len(images) / most)]), torch.Generator().manual_seed(0)
+    centres, refined, result = prior_means(n_components), refine(model, x), {}
+    narrow = torch.full_like(refined, 2 * math.log(Recipe.width_end))
+    for name, (mean, log_variance) in (("encoder", model.encode(x)), ("search", (refined, narrow))):
+        z = model.reparameterize(mean, log_variance, torch.randn(mean.shape, generator=generator))
+        log_q = -gaussian_nll(z, mean, log_variance)
+        log_p = torch.logsumexp(-0.5 * ((z[:, None] - centres) ** 2).sum(-1), dim=1) - math.log(
+            2 * math.pi * n_components)
+        result[name] = (reconstruction_loss(model.decode_logits(z), x).mean().item(), (log_q - log_p).mean().item())
+    return result
+
+
 def reconstruct(model, images, refined=True, device="cpu"):
     """Images float32 (N, 784) -> their reconstructions, float32 (N, 28, 28) in [0, 1]."""
     model, x = model.to(device), torch.from_numpy(images).to(device)
@@ -777,8 +795,11 @@ def fit_classifier(model, images, val_images, val_labels):
 
 # -------------------------------------------------------------------------------------------------- saving and loading
 
-def check_output(path):
-    """Raises InputError unless a file can be written at `path`: better before an hour of training than after."""
+def check_output(path, *others):
+    """Raises InputError unless a file can be written at `path` without loss of `others`: better before the training
+    than after."""
+    if os.path.realpath(path) in map(os.path.realpath, others):
+        raise InputError(f"{path}: expected a file of its own to write, found the same name twice")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise InputError(f"{path}: expected an existing folder, found none at {folder}")
@@ -788,22 +809,26 @@ def check_output(path):
         raise InputError(f"{path}: expected a folder to write in, found {folder} closed to writing")
 
 
-def write_file(path, payload):
-    """Writes bytes beside `path`, then moves them into it: whatever stops this, no half file stands there."""
-    check_output(path)
-    path = os.path.realpath(path)
-    beside = f"{path}.{os.getpid()}.tmp"
+def write_files(payloads):
+    """Writes the bytes of each path beside it, then moves all into place: whatever stops this, no half file stands
+    there, and no new file beside an old one that it does not fit."""
+    beside = {}
     try:
-        with open(beside, "xb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        for path, payload in payloads.items():
+            check_output(path)
+            beside[path] = f"{os.path.realpath(path)}.{os.getpid()}.tmp"
+            with open(beside[path], "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in payloads:
+            os.replace(beside[path], os.path.realpath(path))
     except OSError as error:
-        raise InputError(f"{path}: expected to write {len(payload)} bytes, found: {error.strerror}") from None
+        raise InputError(f"{path}: expected to write {len(payloads[path])} bytes, found: {error.strerror}") from None
     finally:
-        if os.path.exists(beside):
-            os.remove(beside)
+        for name in beside.values():
+            if os.path.exists(name):
+                os.remove(name)
 
 
 def stored_weights(model):
@@ -832,14 +857,21 @@ def load_model(path):
         raise InputError(f"{path}: {expected}, found {'a folder' if os.path.isdir(path) else 'nothing there'}")
     model = VAE()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"a {type(state).__name__}")
+        if any(value.is_complex() for value in state.values()):
+            raise ValueError("complex weights")
         model.load_state_dict(state)
-    except Exception as error:  # torch.load raises whatever the broken bytes made it trip over
+    except pickle.UnpicklingError:  # torch's own text recommends to load it all the same
+        raise InputError(f"{path}: {expected}, found a file that is broken or holds more than tensors") from None
+    except Exception as error:  # broken bytes trip torch.load in a dozen ways
         raise InputError(f"{path}: {expected}, found: {_one_line(error)}") from None
-    if not all(value.isfinite().all() for value in model.state_dict().values()):
-        raise InputError(f"{path}: {expected}, found weights that are NaN or infinite")
+    for key, value in model.state_dict().items():
+        if not value.isfinite().all() or ("running_var" in key and (value < 0).any()):
+            raise InputError(f"{path}: {expected}, found values of {key} that no training gives")
     return model.eval()
 
 
@@ -892,7 +924,7 @@ def parse_arguments(argv):
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, metavar="N", help="passes of the decoder over the training images "
                         f"(default {Recipe.sharpen_epochs}); the other steps scale with it")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps (default: the best one there; to classify, cpu)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best there; to classify, cpu)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random in training (default 0)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
     parser.add_argument("--output", metavar="FILE", help="in place of vae_reconstructed.npz or vae.csv")
@@ -910,10 +942,10 @@ def parse_arguments(argv):
     needed = {"train": 4, "test_reconstruction": 2, "test_classifier": 3}[args.mode]
     if len(args.files) != needed:
         raise InputError(f"vae.py: expected {needed} files for {args.mode}, found {len(args.files)}; see --help")
-    for name, least in (("epochs", 1), ("threads", 1), ("seed", 0)):
+    for name, least, most in (("epochs", 1, 10 ** 6), ("threads", 1, 1024), ("seed", 0, 2 ** 32 - 1)):
         value = getattr(args, name)
-        if value is not None and not least <= value < 2 ** 32:
-            raise InputError(f"vae.py: expected --{name} of at least {least}, found {value}")
+        if value is not None and not least <= value <= most:
+            raise InputError(f"vae.py: expected --{name} from {least} to {most}, found {value}")
     return args
 
 
@@ -933,8 +965,8 @@ def pick_device(name, light=False):
 
 def train_command(args, say):
     train_path, val_path, model_path, mixture_path = args.files
-    for path in (model_path, mixture_path):
-        check_output(path)
+    check_output(model_path, train_path, val_path)
+    check_output(mixture_path, train_path, val_path, model_path)
     device, began = pick_device(args.device), time.time()
     images, (val_images, val_labels) = load_images(train_path), load_labelled(val_path)
     classes = len(np.unique(val_labels))
@@ -943,72 +975,62 @@ def train_command(args, say):
                          f"found {len(images)}")
     recipe = dataclasses.replace(Recipe(), seed=args.seed)
     if args.epochs:
-        share = args.epochs / recipe.sharpen_epochs
-        recipe = dataclasses.replace(recipe, sharpen_epochs=args.epochs,
-                                     classify_epochs=math.ceil(share * recipe.classify_epochs),
-                                     amortise_epochs=math.ceil(share * recipe.amortise_epochs))
-    total = recipe.classify_epochs + recipe.sharpen_epochs + recipe.amortise_epochs
-    done = 0
+        scaled = {name: math.ceil(getattr(recipe, name) * args.epochs / recipe.sharpen_epochs)
+                  for name in ("classify_epochs", "sharpen_epochs", "amortise_epochs")}
+        recipe = dataclasses.replace(recipe, **scaled)
+    total, done = recipe.classify_epochs + recipe.sharpen_epochs + recipe.amortise_epochs, 0
 
     def log(step, epoch, epochs, terms):
         nonlocal done
         done += 1
-        shown = "  ".join(f"{name} {value:.4f}" if name in ("SSIM", "disagreement") else f"{name} {value:6.2f} nats/image"
-                          for name, value in terms.items())
+        shown = "  ".join(f"{name} {value:6.2f} nats" if name in ("reconstruction", "KL", "surprise") else
+                          f"{name} {value:.4f}" for name, value in terms.items())
         left = (time.time() - began) / done * (total - done)
         say(f"{step:8} {epoch + 1:3}/{epochs}  {shown}  about {left:.0f} s left")
 
-    say(f"{len(images)} images, {classes} classes, on {device}")
+    say(f"{len(images)} images, {classes} classes, on {device}; nats are an image's")
     model = train_vae(images, classes, recipe, device, log)
     mixture, labels = fit_classifier(model, images, val_images, val_labels)
-    report(model, mixture, labels, images, val_images, val_labels, say)
-    write_file(model_path, model_bytes(model))
-    write_file(mixture_path, mixture_bytes(mixture, labels))
-    say(f"wrote {model_path} and {mixture_path} after {time.time() - began:.0f} s")
-
-
-def report(model, mixture, labels, images, val_images, val_labels, say):
-    """Says what the trained model is like, and warns where it is not fit for use."""
-    some = torch.from_numpy(images[:: max(1, len(images) // 1000)])
-    with torch.no_grad():
-        mean, log_variance = model.encode(some)
-    loss, kl = elbo_terms(model, some, mean, log_variance, prior_means(len(labels)), torch.Generator().manual_seed(0))
-    refined = refine(model, some)
-    narrow = torch.full_like(refined, 2 * math.log(Recipe.width_end))
-    fine_loss, fine_kl = elbo_terms(model, some, refined, narrow, prior_means(len(labels)),
-                                    torch.Generator().manual_seed(0))
-    spread = mean.std(0, unbiased=False)
-    if float(kl.mean()) < 0.1 or float(spread.max()) < 1e-3:
-        warnings.warn(f"the latent has collapsed (KL {float(kl.mean()):.2f} nats, spread {float(spread.max()):.1e}): all "
-                      "images encode alike, so the classes cannot be told apart; are the training images varied?",
-                      RuntimeWarning, stacklevel=2)
-    accuracy = float((classify(model, mixture, labels, val_images) == val_labels).mean())
     say(f"parameters {sum(p.numel() for p in model.parameters()):,}")
-    for name, l, k in (("encoder", loss, kl), ("refined", fine_loss, fine_kl)):
-        say(f"ELBO {-float((l + k).mean()):.1f} nats/image, posterior from the {name}: reconstruction {float(l.mean()):.1f}, "
-            f"KL {float(k.mean()):.2f}")
-    say(f"mixture: {mixture.n_iter_} EM iterations, {'converged' if mixture.converged_ else 'NOT converged'}, "
-        f"log-likelihood {mixture.lower_bounds_[-1]:.4f} nats/image, weights {np.round(mixture.weights_, 3).tolist()}")
+    for posterior, (loss, kl) in evaluate_elbo(model, images, classes).items():
+        say(f"ELBO {-loss - kl:.1f} nats with q(z|x) from the {posterior}: reconstruction {loss:.1f}, KL {kl:.2f}")
+    say(f"mixture: {mixture.n_iter_} EM iterations, log-likelihood {mixture.lower_bounds_[-1]:.4f} nats, weights "
+        f"{np.round(mixture.weights_, 3).tolist()}")
+    spread = encode_means(model, torch.from_numpy(images)).std(0, unbiased=False).max().item()
+    if spread < 1e-2:
+        warnings.warn(f"the latent has collapsed (standard deviation of the means {spread:.1e}): all images encode "
+                      "alike and no class can be told from another; are the training images varied?",
+                      RuntimeWarning, stacklevel=1)
+    accuracy = (classify(model, mixture, labels, val_images) == val_labels).mean()
     say(f"validation accuracy {accuracy:.4f} on {len(val_labels)} images")
+    write_files({model_path: model_bytes(model), mixture_path: mixture_bytes(mixture, labels)})
+    say(f"wrote {model_path} and {mixture_path} after {time.time() - began:.0f} s")
 
 
 def reconstruct_command(args, say):
     path, output = args.files[0], args.output or "vae_reconstructed.npz"
-    check_output(output)
+    check_output(output, *args.files)
     images, model = load_images(path), load_model(args.files[1])
     buffer = io.BytesIO()
     np.savez(buffer, data=reconstruct(model, images, not args.mean, pick_device(args.device)))
-    write_file(output, buffer.getbuffer())
+    write_files({output: buffer.getbuffer()})
     say(f"wrote {output}: {len(images)} images")
 
 
 def classify_command(args, say):
     path, output = args.files[0], args.output or "vae.csv"
-    check_output(output)
+    check_output(output, *args.files)
     images, model, (mixture, labels) = load_images(path), load_model(args.files[1]), load_mixture(args.files[2])
     found = classify(model, mixture, labels, images, pick_device(args.device, light=True))
-    write_file(output, ("Predicted_Label\n" + "".join(f"{label}\n" for label in found)).encode())
+    write_files({output: ("Predicted_Label\n" + "".join(f"{label}\n" for label in found)).encode()})
     say(f"wrote {output}: {len(found)} labels")
+
+
+def _say(line):
+    try:
+        print(line, flush=True)
+    except OSError:  # a closed pipe or a full disk behind stdout must not cost the training
+        sys.stdout = open(os.devnull, "w")
 
 
 def main(argv=None):
@@ -1020,7 +1042,7 @@ def main(argv=None):
         torch.manual_seed(0)  # the assignment's rule; --seed replaces it inside train_vae
         if args.threads:
             torch.set_num_threads(args.threads)
-        say = (lambda line: None) if args.quiet else (lambda line: print(line, flush=True))
+        say = (lambda line: None) if args.quiet else _say
         {"train": train_command, "test_reconstruction": reconstruct_command,
          "test_classifier": classify_command}[args.mode](args, say)
     except InputError as error:

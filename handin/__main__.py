@@ -9,8 +9,9 @@ COMMANDS = {"demo": (demo.main, "runs the digit commands on data that needs no d
 def main(argv):
     if len(argv) != 1 or argv[0] not in COMMANDS:
         lines = [f"  {name:8} {what}" for name, (_, what) in COMMANDS.items()]
-        print("\n".join(["python -m handin COMMAND", *lines]), file=sys.stdout if argv[:1] == ["--help"] else sys.stderr)
-        return 0 if argv[:1] == ["--help"] else 2
+        asked = argv[:1] == ["--help"]
+        print("\n".join(["python -m handin COMMAND", *lines]), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     return COMMANDS[argv[0]][0]()
 
 

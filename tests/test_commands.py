@@ -1,0 +1,309 @@
+"""The three commands as the grader gives them: what they write, from what they learn, that they repeat themselves."""
+import ast
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+
+def _labels(path):
+    lines = path.read_text().split("\n")
+    assert lines[0] == "Predicted_Label" and lines[-1] == ""
+    return [int(line) for line in lines[1:-1]]
+
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+def test_the_commands_succeed_in_silence_on_stderr(trained):
+    for process in trained.processes:
+        assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_they_write_the_four_files_where_told_and_nothing_beside_the_script(trained, alone):
+    assert sorted(os.listdir(str(trained.folder))) == ["gmm_params.pkl", "vae.csv", "vae.pth", "vae_reconstructed.npz"]
+    assert os.listdir(str(alone.parent)) == ["vae.py"]
+
+
+def test_csv_has_the_header_and_one_label_of_the_validation_file_an_image(trained, data):
+    labels = _labels(trained.csv)
+    assert len(labels) == 50 and set(labels) <= data.classes
+    assert b"\r" not in trained.csv.read_bytes()
+
+
+def test_npz_holds_only_data_of_floats_between_0_and_1(trained):
+    with np.load(str(trained.npz), allow_pickle=False) as content:
+        assert content.files == ["data"]
+        images = content["data"]
+    assert images.shape == (50, 28, 28) and images.dtype == np.float32
+    assert np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1
+    assert images.std(axis=0).max() > 0.01  # not one picture for all
+
+
+def test_model_file_is_a_state_dict_that_needs_no_trust(trained, vae):
+    state = torch.load(str(trained.model), weights_only=True)
+    assert set(state) == set(vae.VAE().state_dict())
+    assert set(torch.load(str(trained.model))) == set(state)
+    model = vae.VAE()
+    model.load_state_dict(state)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert sum(value.numel() for value in state.values()) <= 20_000_000
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 20_000_000
+
+
+def test_mixture_file_is_a_plain_dict_of_arrays(trained):
+    with open(str(trained.mixture), "rb") as file:
+        content = pickle.load(file)
+    assert type(content) is dict and set(content) == {"weights", "means", "covariances", "labels"}
+    assert all(type(value) is np.ndarray for value in content.values())
+    assert [content[key].shape for key in ("weights", "means", "covariances")] == [(3,), (3, 2), (3, 2, 2)]
+    assert content["labels"].tolist() == [3, 7, 30]
+    assert content["weights"].sum() == pytest.approx(1)
+
+
+def test_training_reports_every_epoch_and_the_parameter_count(trained, vae):
+    out = trained.processes[0].stdout
+    for line in ("classify   2/2", "sharpen    2/2", "amortise   1/1"):
+        assert line in out
+    assert f"parameters {sum(p.numel() for p in vae.VAE().parameters()):,}" in out
+
+
+def test_bare_commands_with_relative_names_learn_the_shapes(alone, data, run, tmp_path):
+    """No flag at all, and training long enough to be right."""
+    for path in (data.train, data.val, data.test):
+        os.symlink(str(path), str(tmp_path / path.name))
+    for words in (("train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl"),
+                  ("test.npz", "test_reconstruction", "vae.pth"),
+                  ("test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")):
+        process = run(alone, *words, cwd=tmp_path)
+        assert (process.returncode, process.stderr) == (0, "")
+    assert np.mean(np.array(_labels(tmp_path / "vae.csv")) == data.test_labels) >= 0.98
+    truth = np.load(str(data.test))["data"] / 255
+    error = ((np.load(str(tmp_path / "vae_reconstructed.npz"))["data"] - truth) ** 2).mean()
+    assert error < 0.5 * ((truth.mean(0) - truth) ** 2).mean()  # half of what the mean image would leave
+
+
+@pytest.mark.parametrize("names", [[0, 1], [5, 2, 900, 11]])
+def test_any_number_of_classes_with_any_labels(names, alone, draw, run, call, tmp_path):
+    kinds, val = np.arange(100) % len(names), np.repeat(np.arange(len(names)), 3 + 4 * np.arange(len(names)))
+    np.savez(str(tmp_path / "train.npz"), data=draw(kinds, 4))
+    np.savez(str(tmp_path / "val.npz"), data=draw(val, 5), labels=np.array(names)[val])
+    process = run(alone, "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl", "--epochs", "15",
+                  "--device", "cpu", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert f"{len(names)} classes" in process.stdout
+    assert call("val.npz", "test_classifier", "vae.pth", "gmm_params.pkl").code == 0
+    assert np.mean(np.array(_labels(tmp_path / "vae.csv")) == np.array(names)[val]) >= 0.9
+
+
+def test_one_image_goes_through_both_test_commands(call, data, trained, tmp_path):
+    np.savez("one.npz", data=np.load(str(data.test))["data"][:1])
+    assert call("one.npz", "test_reconstruction", trained.model).code == 0
+    assert call("one.npz", "test_classifier", trained.model, trained.mixture).code == 0
+    assert np.load("vae_reconstructed.npz")["data"].shape == (1, 28, 28)
+    assert _labels(tmp_path / "vae.csv") == _labels(trained.csv)[:1]
+
+
+def test_labels_do_not_depend_on_how_many_images_there_are(call, data, trained, tmp_path):
+    """5,000 images cross the encoder's batches of 4,096."""
+    np.savez("many.npz", data=np.tile(np.load(str(data.test))["data"], (100, 1, 1)))
+    assert call("many.npz", "test_classifier", trained.model, trained.mixture).code == 0
+    assert _labels(tmp_path / "vae.csv") == _labels(trained.csv) * 100
+
+
+def test_reconstructions_do_not_depend_on_how_many_images_there_are(call, data, trained):
+    """1,000 images cross the search's batches of 512."""
+    np.savez("many.npz", data=np.tile(np.load(str(data.test))["data"], (20, 1, 1)))
+    assert call("many.npz", "test_reconstruction", trained.model, "--device", "cpu").code == 0
+    expected = np.load(str(trained.npz))["data"]
+    assert np.load("vae_reconstructed.npz")["data"].reshape(20, 50, 28, 28) == pytest.approx(
+        np.broadcast_to(expected, (20, 50, 28, 28)), abs=1e-3)
+
+
+def test_flags_output_mean_and_quiet(call, data, trained, tmp_path):
+    found = call(data.test, "test_reconstruction", trained.model, "--mean", "--quiet", "--output", "mine.npz")
+    assert (found.code, found.out, found.err) == (0, "", "")
+    assert os.listdir(str(tmp_path)) == ["mine.npz"]
+    assert np.abs(np.load("mine.npz")["data"] - np.load(str(trained.npz))["data"]).max() > 0.01
+
+
+def test_flags_may_stand_anywhere(call, data, trained, tmp_path):
+    found = call("--quiet", data.test, "--output", "mine.csv", "test_classifier", trained.model, trained.mixture)
+    assert (found.code, found.out) == (0, "")
+    assert (tmp_path / "mine.csv").read_bytes() == trained.csv.read_bytes()
+
+
+# ----------------------------------------------------------------------------------- what is learned, and repeatability
+
+def _train(call, tmp_path, train, data, *flags):
+    found = call(train, data.val, "train", "a.pth", "a.pkl", "--epochs", "2", "--device", "cpu", *flags)
+    assert (found.code, found.err) == (0, "")
+    return (tmp_path / "a.pth").read_bytes(), (tmp_path / "a.pkl").read_bytes()
+
+
+@pytest.mark.parametrize("labels", [
+    None, lambda true: np.random.default_rng(0).permutation(true), lambda true: np.zeros(7),
+    lambda true: np.array([{"an": "object"}], dtype=object)], ids=["absent", "shuffled", "senseless", "objects"])
+def test_training_never_sees_the_labels_of_the_training_file(labels, call, data, trained, tmp_path):
+    with np.load(str(data.train)) as content:
+        images, true = content["data"], content["labels"]
+    np.savez("other.npz", data=images, **({} if labels is None else {"labels": labels(true)}))
+    assert _train(call, tmp_path, "other.npz", data) == (trained.model.read_bytes(), trained.mixture.read_bytes())
+
+
+def test_model_never_sees_the_validation_labels(call, data, trained, tmp_path):
+    """Which labels the validation images bear may change the mixture, but not a bit of the model."""
+    with np.load(str(data.val)) as content:
+        np.savez("val.npz", data=content["data"], labels=np.roll(content["labels"], 11))
+    assert call(data.train, "val.npz", "train", "a.pth", "a.pkl", "--epochs", "2", "--device", "cpu").code == 0
+    assert (tmp_path / "a.pth").read_bytes() == trained.model.read_bytes()
+
+
+def test_all_three_commands_repeat_themselves_to_the_bit(alone, data, run, fast, trained, tmp_path):
+    for words in ((data.train, data.val, "train", "other.pth", "other.pkl", *fast),
+                  (data.test, "test_reconstruction", "other.pth"),
+                  (data.test, "test_classifier", "other.pth", "other.pkl")):
+        assert run(alone, *words, cwd=tmp_path).returncode == 0
+    for mine, first in (("other.pth", trained.model), ("other.pkl", trained.mixture),
+                        ("vae_reconstructed.npz", trained.npz), ("vae.csv", trained.csv)):
+        assert (tmp_path / mine).read_bytes() == first.read_bytes(), mine
+
+
+def test_another_seed_gives_another_model(call, data, trained, tmp_path):
+    assert _train(call, tmp_path, data.train, data, "--seed", "0")[0] == trained.model.read_bytes()
+    assert _train(call, tmp_path, data.train, data, "--seed", "1")[0] != trained.model.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------- trouble on the way
+
+@pytest.mark.parametrize("value", [0, 128])
+def test_a_collapsed_latent_is_said_and_the_files_are_written(value, call, data, tmp_path):
+    np.savez("same.npz", data=np.full((40, 28, 28), value, np.uint8))
+    found = call("same.npz", data.val, "train", "a.pth", "a.pkl", "--epochs", "2", "--device", "cpu")
+    assert found.code == 0
+    assert all(line.startswith("vae.py: warning: ") for line in found.err.splitlines())
+    assert sum("collapsed" in line for line in found.err.splitlines()) == 1
+    assert call("same.npz", "test_reconstruction", "a.pth").code == 0
+    assert call("same.npz", "test_classifier", "a.pth", "a.pkl").code == 0
+    assert sorted(os.listdir(str(tmp_path))) == ["a.pkl", "a.pth", "same.npz", "vae.csv", "vae_reconstructed.npz"]
+
+
+def test_varied_images_are_not_called_collapsed(trained):
+    assert "collapsed" not in "".join(process.stderr + process.stdout for process in trained.processes)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8])
+def test_a_handful_of_images_is_enough(count, call, data):
+    np.savez("few.npz", data=np.load(str(data.train))["data"][:count])
+    assert call("few.npz", data.val, "train", "a.pth", "a.pkl", "--epochs", "1", "--device", "cpu").code == 0
+
+
+def test_fewer_images_than_classes_are_refused(call, data, tmp_path):
+    np.savez("few.npz", data=np.load(str(data.train))["data"][:2])
+    found = call("few.npz", data.val, "train", "a.pth", "a.pkl")
+    assert found.code == 2 and len(found.err.splitlines()) == 1 and "few.npz" in found.err
+    assert os.listdir(str(tmp_path)) == ["few.npz"]
+
+
+def test_ctrl_c_in_training_is_one_line_and_leaves_nothing(alone, data, environment, tmp_path):
+    command = [sys.executable, str(alone), str(data.train), str(data.val), "train", "vae.pth", "gmm_params.pkl",
+               "--epochs", "100000", "--threads", "1", "--device", "cpu"]
+    with subprocess.Popen(command, cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        try:
+            for line in process.stdout:
+                if line.startswith("classify"):
+                    break
+            process.send_signal(signal.SIGINT)
+            err = process.communicate(timeout=20)[1]
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (130, "vae.py: interrupted\n")
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_ctrl_c_while_the_libraries_load_is_one_line_too(script_path, run, tmp_path):
+    """A numpy.py beside the script that presses Ctrl-C stands for the second that the imports take."""
+    (tmp_path / "vae.py").write_bytes(script_path.read_bytes())
+    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    process = run(tmp_path / "vae.py", "test.npz", "test_reconstruction", "vae.pth", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (130, "vae.py: interrupted\n")
+
+
+def test_a_reader_that_leaves_is_no_traceback(alone, data, environment, trained, tmp_path):
+    """As in `vae.py ... | head -1`: whoever read the output has closed the pipe."""
+    read, write = os.pipe()
+    os.close(read)
+    command = map(str, (sys.executable, alone, data.test, "test_classifier", trained.model, trained.mixture))
+    process = subprocess.run(list(command), cwd=str(tmp_path), env=environment, stdout=write, stderr=subprocess.PIPE,
+                             timeout=60)
+    os.close(write)
+    assert b"Traceback" not in process.stderr
+    assert (tmp_path / "vae.csv").read_bytes() == trained.csv.read_bytes()
+
+
+# -------------------------------------------------------------------------------------------------------- dependencies
+
+def test_classifying_imports_no_science_library(alone, data, environment, trained, tmp_path):
+    code = ("import runpy, sys\nsys.argv = sys.argv[1:]\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit as end:\n    assert not end.code, end.code\n"
+            "names = ('numpy', 'torch', 'scipy', 'sklearn', 'skimage', 'matplotlib', 'torchvision')\n"
+            "print([name for name in names if name in sys.modules])")
+    command = [sys.executable, "-c", code, str(alone), str(data.test), "test_classifier", str(trained.model),
+               str(trained.mixture), "--quiet"]
+    out = subprocess.run(command, cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, text=True,
+                         timeout=60).stdout
+    assert out.strip() == "['numpy', 'torch']"
+    assert (tmp_path / "vae.csv").read_bytes() == trained.csv.read_bytes()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="needs sys.stdlib_module_names")
+def test_the_script_imports_only_what_the_grader_has(script_path):
+    for node in ast.walk(ast.parse(script_path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            root = name.split(".")[0]
+            assert root in sys.stdlib_module_names or root in ("numpy", "torch", "scipy") or name == "sklearn.metrics"
+
+
+def test_the_script_seeds_torch_with_0(script_path):
+    calls = [node for node in ast.walk(ast.parse(script_path.read_text())) if isinstance(node, ast.Call)]
+    assert any(isinstance(call.func, ast.Attribute) and call.func.attr == "manual_seed"
+               and isinstance(call.func.value, ast.Name) and call.func.value.id == "torch"
+               and [getattr(arg, "value", None) for arg in call.args] == [0] for call in calls)
+
+
+def test_the_script_is_python_3_8(script_path):
+    ast.parse(script_path.read_text(), feature_version=(3, 8))
+
+
+# -------------------------------------------------------------------------------------------------------- the real data
+
+@pytest.mark.slow
+@pytest.mark.skipif("DIGITS" not in os.environ, reason="DIGITS names no folder with the real digits")
+def test_real_digits(alone, environment, tmp_path):
+    from skimage.metrics import structural_similarity
+    from sklearn.metrics import f1_score
+    train, val, test = (os.path.abspath(os.path.join(os.environ["DIGITS"], f"mnist_1_4_8_{part}.npz"))
+                        for part in ("train", "val", "dev_test"))
+    threads = {**environment, "OMP_NUM_THREADS": str(os.cpu_count())}
+    for words in ((train, val, "train", "vae.pth", "gmm_params.pkl"), (test, "test_reconstruction", "vae.pth"),
+                  (test, "test_classifier", "vae.pth", "gmm_params.pkl")):
+        subprocess.run([sys.executable, str(alone), *words], cwd=str(tmp_path), env=threads, check=True)
+    with np.load(test) as content:
+        images, labels = content["data"].reshape(-1, 28, 28), content["labels"]
+    images = images / 255 if images.max() > 1 else images
+    drawn = np.load(str(tmp_path / "vae_reconstructed.npz"))["data"]
+    found = np.mean([structural_similarity(a, b, data_range=1.0) for a, b in zip(images.astype(np.float32), drawn)])
+    assert f1_score(labels, _labels(tmp_path / "vae.csv"), average="macro") >= 0.98
+    assert found >= 0.77
