@@ -323,8 +323,8 @@ class GaussianMixture:
         if self.weights_.shape != (K,) or self.covariances_.shape != (K, D, D):
             raise ValueError(f"expected starting weights of shape {(K,)} and covariances of shape {(K, D, D)}, found "
                              f"{self.weights_.shape} and {self.covariances_.shape}")
-        if not np.isfinite(self.covariances_).all() or not (self.weights_ >= 0).all() or not np.isfinite(
-                1 / self.weights_.sum()):
+        total = self.weights_.sum()
+        if not np.isfinite(self.covariances_).all() or not (self.weights_ >= 0).all() or not 0 < total < np.inf:
             raise ValueError("expected finite starting covariances and weights that are not negative")
         self.weights_ /= self.weights_.sum()
         self.precisions_cholesky_ = precision_cholesky(self.covariances_)
