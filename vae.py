@@ -50,9 +50,8 @@ PIXELS = SIDE * SIDE
 LATENT = 2
 ENCODER_WIDTHS = (512, 256)
 DECODER_WIDTHS = (512, 512)
-FREQUENCIES = 128      # random Fourier features of z: a 2-D sheet must fold often to pass near every digit
-FREQUENCY_SCALE = 8.0  # their standard deviation, in radians a unit of z
-ANCHORS = 8192         # latents from which a reconstruction is searched; 32 KB of the model file
+FREQUENCIES = 128  # random Fourier features of z: a 2-D sheet must fold often to pass near every digit
+ANCHORS = 8192     # latents from which a reconstruction is searched; 32 KB of the model file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Recipe:
     codes: int = 9408           # candidate latents of the last E-steps, over all components
     width_start: float = 0.3    # standard deviation of q(z|x), annealed geometrically
     width_end: float = 0.05
+    frequency_scale: float = 8.0  # standard deviation of the Fourier features' frequencies, radians a unit of z
     ssim_weight: float = 300.0  # nats for 1 - SSIM, beside the Bernoulli likelihood
     # amortise
     amortise_epochs: int = 6
@@ -187,7 +187,7 @@ class VAE(nn.Module):
             layers += [nn.Linear(width, hidden), nn.ReLU()]
             width = hidden
         self.decoder = nn.Sequential(*layers, nn.Linear(width, PIXELS))
-        self.register_buffer("frequencies", torch.randn(LATENT, FREQUENCIES) * FREQUENCY_SCALE)
+        self.register_buffer("frequencies", torch.randn(LATENT, FREQUENCIES))
         self.register_buffer("anchors", torch.zeros(ANCHORS, LATENT))
 
     def encode(self, x):
@@ -628,7 +628,7 @@ def train_vae(images, n_components, recipe=Recipe(), device="cpu", log=lambda st
     x = torch.from_numpy(images).to(device)
     centres = prior_means(n_components).to(device)
     model = VAE().to(device)
-    model.frequencies.copy_(model.frequencies.half())  # as stored: the folds are too fine to move them afterwards
+    model.frequencies.copy_((model.frequencies * recipe.frequency_scale).half())  # as stored: the folds are too fine to move them afterwards
     clusters = spectral_clusters(nearest_neighbours(x, recipe).cpu().numpy(), n_components)
     clusters = torch.from_numpy(clusters).long().to(device)
     clusters = _classify(model, x, clusters, centres, recipe, generator, log)

@@ -22,14 +22,12 @@ VARIANTS = {
     "the recipe": {},
     "neighbours among plain images alone": {"deskew": False},
     "plain cross-entropy": {"label_noise": 0.0},
-    "no temperature": {"temperature": 1.0},
     "no augmentation": {"rotate": 0.0, "shift": 0.0, "scale": 0.0, "shear": 0.0},
     "spectral clusters taken as they are": {"classify_epochs": 0},
     "no search in training": {"search": False},
     "no narrowing (0.05 throughout)": {"width_start": 0.05},
-    "narrowing less far (to 0.15)": {"width_end": 0.15},
     "no SSIM term": {"ssim_weight": 0.0},
-    "slow frequencies (scale 1)": {"FREQUENCY_SCALE": 1.0},
+    "slow frequencies (scale 1)": {"frequency_scale": 1.0},
     "half the epochs": {"sharpen_epochs": 10},
     "three times the epochs": {"sharpen_epochs": 60},
     "plain VAE, the usual loop": None,
@@ -63,11 +61,7 @@ def measure(train_path, test_path, fold, seed, name, threads):
     if VARIANTS[name] is None:
         model = plain_vae.train(train, seed)
     else:
-        changes = dict(VARIANTS[name])
-        constant = changes.pop("FREQUENCY_SCALE", None)
-        if constant is not None:
-            vae.FREQUENCY_SCALE = constant
-        model = vae.train_vae(train, len(classes), dataclasses.replace(vae.Recipe(), seed=seed, **changes))
+        model = vae.train_vae(train, len(classes), dataclasses.replace(vae.Recipe(), seed=seed, **VARIANTS[name]))
     seconds = time.time() - began
     f1 = []
     for draw in range(DRAWS):
