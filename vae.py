@@ -628,7 +628,8 @@ def train_vae(images, n_components, recipe=Recipe(), device="cpu", log=lambda st
     x = torch.from_numpy(images).to(device)
     centres = prior_means(n_components).to(device)
     model = VAE().to(device)
-    model.frequencies.copy_((model.frequencies * recipe.frequency_scale).half())  # as stored: the folds are too fine to move them afterwards
+    # Rounded as they will be stored: the folds are too fine to be moved afterwards.
+    model.frequencies.copy_((model.frequencies * recipe.frequency_scale).half())
     clusters = spectral_clusters(nearest_neighbours(x, recipe).cpu().numpy(), n_components)
     clusters = torch.from_numpy(clusters).long().to(device)
     clusters = _classify(model, x, clusters, centres, recipe, generator, log)
