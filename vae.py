@@ -527,24 +527,33 @@ def nearest_neighbours(x, recipe):
 def spectral_clusters(neighbours, n_clusters):
     """Clusters (N,) of the symmetrised graph `neighbours` (N, k) [3]. Every pair of nodes is joined a little
     (Amini et al. 2013, Ann. Stat. 41:2097), lest a clump of duplicates pass for a cluster."""
-    from scipy.cluster.vq import kmeans2
     from scipy.sparse import csr_matrix
-    from scipy.sparse.linalg import LinearOperator, eigsh
     n, k = neighbours.shape
     if n <= n_clusters + 1 or k == 0:
         return np.arange(n) % n_clusters
     graph = csr_matrix((np.ones(n * k), (np.repeat(np.arange(n), k), neighbours.ravel())), shape=(n, n))
     graph = (graph + graph.T).sign()  # neighbour in either view, either way
     degree = np.asarray(graph.sum(1)).ravel()
-    tie = 0.03 * degree.mean()
+    start, first = np.random.default_rng(0).standard_normal(n), None
+    for tie in 0.03 * degree.mean() * 1.5 ** np.arange(12):  # the least that does more than chip off a corner
+        clusters = _normalised_cut(graph, degree, tie, n_clusters, start)
+        first = clusters if first is None else first
+        if np.bincount(clusters, minlength=n_clusters).min() >= n / n_clusters / 2:
+            return clusters
+    return first  # the classes may well be that unequal
+
+
+def _normalised_cut(graph, degree, tie, n_clusters, start):
+    """Clusters (N,) of a sparse graph whose every pair of nodes is joined by tie / N as well."""
+    from scipy.cluster.vq import kmeans2
+    from scipy.sparse.linalg import LinearOperator, eigsh
     root = 1 / np.sqrt(degree + tie)
 
     def normalised_adjacency(v):
         v = root * v.ravel()
         return root * (graph @ v + tie * v.mean())
 
-    operator = LinearOperator((n, n), matvec=normalised_adjacency, dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(n)
+    operator = LinearOperator(graph.shape, matvec=normalised_adjacency, dtype=np.float64)
     vectors = eigsh(operator, k=n_clusters, which="LA", v0=start)[1]
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
     centres = vectors[:1]
