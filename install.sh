@@ -24,7 +24,7 @@ if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$wanted" ]; then
     echo "install.sh: setting up $venv (minutes the first time: torch is large)"
     # A torch that the machine already has (Kaggle, Colab, a cluster's own build) is kept, not replaced.
     have=$("$python" -c 'import torch; print(torch.__version__.split("+")[0])' 2>/dev/null || true)
-    if ! "$python" -m venv --clear ${have:+--system-site-packages} "$venv"; then
+    if ! "$python" -m venv ${have:+--system-site-packages} "$venv"; then
         echo "install.sh: expected the venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2
         exit 2
     fi
