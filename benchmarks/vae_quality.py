@@ -4,9 +4,10 @@
     python -m benchmarks.vae_quality TRAIN.npz --variants all     and every variant of it
     python -m benchmarks.vae_quality TRAIN.npz --test TEST.npz --seeds 0 1 2 3 4     trained on all of TRAIN
 
-The file is cut into five folds (permutation of seed 123). The recipe was chosen on folds 0 to 2, but for
-the graph of two views, which the whole file had a say in; figures are reported from folds 3 and 4. Labels serve for two things: 15 images (5 a class) start the mixture, drawn five times from
-the first 500 held-out images; the others are scored. F1 is the mean over the draws, `worst` the lowest draw.
+The file is cut into five folds (permutation of seed 123). The recipe was chosen on folds 0 to 2, but for the graph of
+two views, which the whole file had a say in; figures are reported from folds 3 and 4. Labels serve for two things: 15
+images (5 a class) start the mixture, drawn five times from the first 500 held-out images; the others are scored. F1 is
+the mean over the draws, `worst` the lowest draw.
 """
 import argparse
 import dataclasses
