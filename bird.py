@@ -1,0 +1,946 @@
+"""Part I: a convolutional network, trained from scratch, that tells bird species apart.
+
+    python bird.py DATASET train bird.pth    photos in DATASET/<class>/; writes bird.pth and bird_history.json
+    python bird.py DATASET test bird.pth     writes bird.csv, one row a photo, in the order of torchvision's ImageFolder
+
+At test DATASET holds class folders again, or photos alone, or is one photo.
+
+The network.  A small residual network [1]: a 7 x 7 stem of stride 4, four stages, batch normalisation [2], average and
+maximum pooling side by side (a bird may fill the photo or be a dot in it), dropout, one linear layer.
+The training.  Photos are decoded once, to bytes in memory; crops [3], rotations, mirroring and colour changes are then
+drawn for a whole batch at a time. Class-weighted cross-entropy with label smoothing [4], mixup and CutMix [5, 6];
+AdamW [7] without decay of norms and biases, warm-up and cosine [8]; the weights that count are a running average [9].
+A fifth of the photos, drawn by class, is set aside: the average of the epoch with the best F1 on it is kept.
+The prediction.  Mirrored views at two sizes above the one trained on [10], probabilities averaged.
+
+[1] He et al. 2016, arXiv:1512.03385            [6] Yun et al. 2019 (CutMix), arXiv:1905.04899
+[2] Ioffe & Szegedy 2015, arXiv:1502.03167      [7] Loshchilov & Hutter 2019 (AdamW), arXiv:1711.05101
+[3] Szegedy et al. 2015, arXiv:1409.4842        [8] Loshchilov & Hutter 2017 (SGDR), arXiv:1608.03983
+[4] Szegedy et al. 2016, arXiv:1512.00567       [9] Polyak & Juditsky 1992, SIAM J. Control Optim. 30:838
+[5] Zhang et al. 2018 (mixup), arXiv:1710.09412 [10] Touvron et al. 2019 (FixRes), arXiv:1906.06423
+"""
+import argparse
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import re
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+if __name__ == "__main__":  # torch takes a second to import: Ctrl-C in that second must be one line as well
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"bird.py: interrupted\n"), os._exit(130)))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFile, ImageOps
+from torch import nn
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+STEM = 64                       # channels after the stem, at a quarter of the photo's side
+WIDTHS = (64, 128, 256, 512)    # channels of each stage; each after the first halves the side
+DEPTHS = (1, 1, 1, 1)           # residual blocks of each stage
+BANK_SIDE = 192                 # px; photos are kept in memory as squares of this side
+BANK_IN_MEMORY = 2 * 10 ** 9    # bytes; a larger bank lies in a temporary file
+PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What training does. Each field is one ingredient: an ablation changes a value here, never the code."""
+    # schedule
+    epochs: int = 120
+    batch: int = 64
+    learning_rate: float = 3e-3
+    warmup: float = 0.1         # share of the schedule
+    patience: float = 0.5       # share of the epochs without a better validation F1 after which training stops
+    # regularisation
+    weight_decay: float = 0.05
+    dropout: float = 0.2
+    label_smoothing: float = 0.1
+    mixup: float = 0.3          # share of the batches
+    cutmix: float = 0.3         # share of the batches
+    average: float = 0.998      # decay a step of the weights' running average; 0 keeps the last weights
+    class_weights: bool = True  # rare classes weigh as much as common ones
+    # augmentation
+    image_size: int = 128       # px, side of the square crops
+    area: float = 0.35          # least share of the photo that a crop covers
+    aspect: float = 1.33        # most stretch of a crop, either way
+    rotate: float = 15.0        # degrees, each way
+    mirror: bool = True
+    colour: float = 0.3         # most change of brightness, contrast and saturation
+    tint: float = 0.08          # most change of one channel
+    # validation
+    held_out: float = 0.2       # share of each class's photos
+    seed: int = 0
+
+
+TEST_VIEWS = (1.25, 1.5)        # sides of the views at test, over that of training
+
+
+class InputError(Exception):
+    """Bad input: one line that names the file, what was expected and what was found."""
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM arrived; the first argument is its number."""
+
+
+# ------------------------------------------------------------------------------------------------------------- data in
+
+def _is_photo(name):
+    return name.lower().endswith(PHOTO_ENDINGS) and not name.startswith(".")
+
+
+def _subfolders(folder):
+    try:
+        return sorted(entry.name for entry in os.scandir(folder)
+                      if entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX")
+    except OSError as error:
+        raise InputError(f"{folder}: expected a readable folder, found: {error.strerror}") from None
+
+
+def list_photos(folder):
+    """Class names, sorted as strings, and (path, class index) of each photo: the order of torchvision's ImageFolder.
+
+    A class is a sub-folder, its photos lie at any depth in it; hidden files and folders are passed over, a class
+    without photos keeps its index. Raises InputError for what is no folder."""
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder}: expected a folder of photos, found "
+                         f"{'a file' if os.path.exists(folder) else 'nothing there'}")
+    classes, photos = _subfolders(folder), []
+    for index, name in enumerate(classes):
+        for root, _, files in sorted(_walk(os.path.join(folder, name))):
+            photos += [(os.path.join(root, file), index) for file in sorted(files) if _is_photo(file)]
+    return classes, photos
+
+
+def _walk(folder):
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield root, folders, files
+
+
+def list_test_photos(path):
+    """Class names and (path, class index or None) of the photos of class folders, of a flat folder or of one photo.
+    Raises InputError when there is none."""
+    if os.path.isfile(path):
+        return [], [(path, None)]
+    classes, photos = list_photos(path)
+    if not photos:
+        classes, photos = [], [(os.path.join(path, name), None) for name in sorted(os.listdir(path))
+                               if _is_photo(name) and os.path.isfile(os.path.join(path, name))]
+    if not photos:
+        raise InputError(f"{path}: expected photos ({' '.join(PHOTO_ENDINGS)}), found none")
+    return classes, photos
+
+
+def read_photo(path, side=BANK_SIDE):
+    """Photo of any kind and size -> uint8 (3, side, side) in RGB, upright, squeezed to a square. A truncated file
+    gives what it has. Raises OSError or ValueError for what is no photo."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    Image.MAX_IMAGE_PIXELS = None  # a panorama is no attack
+    with Image.open(path) as image:
+        image.draft(None, (side, side))  # the JPEG decoder scales down while it decodes
+        with contextlib.suppress(Exception):  # a broken EXIF block must not cost the photo
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits, which `convert` would clip
+            pixels = np.asarray(image, dtype=np.float32)
+            top = max(1.0 if image.mode == "F" else 255.0, float(pixels.max()))
+            top = next(bits for bits in (1.0, 255.0, 65535.0, math.inf) if top <= bits)
+            top = float(pixels.max()) if top == math.inf else top
+            image = Image.fromarray((pixels * (255 / top)).clip(0, 255).astype(np.uint8))
+        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB").resize((side, side), Image.BICUBIC, reducing_gap=3.0)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _try_photo(path):
+    try:
+        return read_photo(path)
+    except Exception:  # broken bytes trip the decoders in a dozen ways
+        return None
+
+
+def read_bank(paths, workers):
+    """Photos as one uint8 tensor (N, 3, BANK_SIDE, BANK_SIDE), in memory or, when too large, in a temporary file; and
+    the indices of those that cannot be read, black in the bank."""
+    shape = (len(paths), 3, BANK_SIDE, BANK_SIDE)
+    if math.prod(shape) <= BANK_IN_MEMORY:
+        bank = np.zeros(shape, np.uint8)
+    else:
+        try:
+            bank = np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
+        except OSError as error:
+            raise InputError(f"{tempfile.gettempdir()}: expected room for {math.prod(shape) / 1e9:.1f} GB of photos, "
+                             f"found: {error.strerror}") from None
+    unreadable = []
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(paths), 256):  # not all at once: the pool would hold them twice
+            for index, photo in enumerate(pool.map(_try_photo, paths[start:start + 256]), start):
+                if photo is None:
+                    unreadable.append(index)
+                else:
+                    bank[index] = photo
+    return torch.from_numpy(bank), unreadable
+
+
+def stratified_split(labels, share, generator):
+    """Sorted indices of the training and the held-out photos; `share` of each class, rounded, is held out."""
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero()[:, 0]
+        members = members[torch.randperm(len(members), generator=generator)]
+        held_out[members[:min(round(share * len(members)), len(members) - 1)]] = True
+    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+def _convolution(inputs, outputs, side, stride=1):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResidualBlock(nn.Module):
+    """relu(shortcut(x) + conv(relu(conv(x)))), each convolution 3 x 3 with batch normalisation [1]. The shortcut of a
+    block that changes the shape is average pooling and a 1 x 1 convolution."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.first, self.second = _convolution(inputs, outputs, 3, stride), _convolution(outputs, outputs, 3)
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
+            _convolution(inputs, outputs, 1) if (inputs, stride) != (outputs, 1) else nn.Identity())
+        nn.init.zeros_(self.second[1].weight)  # each block starts as its shortcut
+
+    def forward(self, x):
+        return F.relu(self.shortcut(x) + self.second(F.relu(self.first(x))))
+
+
+class BirdClassifier(nn.Module):
+    """Residual network for square photos. Class names, how many photos of each it saw and the size it was trained at
+    travel in the state_dict; loading it sets the number of classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.about = {"classes": [str(index) for index in range(10)], "counts": [1] * 10,
+                      "image_size": Recipe.image_size}
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
+        self.register_buffer("std", torch.full((3, 1, 1), 0.25))
+        self.stem, blocks, width = _convolution(3, STEM, 7, 4), [], STEM
+        for stage, (channels, depth) in enumerate(zip(WIDTHS, DEPTHS)):
+            for block in range(depth):
+                blocks.append(ResidualBlock(width, channels, 2 if stage and not block else 1))
+                width = channels
+        self.stages, self.dropout, self.head = nn.Sequential(*blocks), nn.Dropout(0.0), nn.Linear(2 * width, 10)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x):
+        """Photos (B, 3, H, W) in [0, 1], of 32 px or more -> logits (B, classes)."""
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = self.stages(F.relu(self.stem(x)))                                     # (B, 512, H / 32, W / 32)
+        x = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
+        return self.head(self.dropout(x)).float()
+
+    def describe(self, classes, counts, image_size):
+        """Sets what travels with the weights, and a fresh head for as many classes."""
+        self.set_extra_state(self._encode({"classes": list(classes), "counts": list(counts),
+                                           "image_size": int(image_size)}))
+
+    @staticmethod
+    def _encode(about):
+        return torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
+
+    def get_extra_state(self):
+        """What travels with the weights, as a tensor of JSON's bytes, so that every value of the state_dict is one."""
+        return self._encode(self.about)
+
+    def set_extra_state(self, state):
+        about = json.loads(bytes(state.tolist()).decode())
+        classes, counts, size = (about[key] for key in ("classes", "counts", "image_size"))
+        if not (isinstance(size, int) and 32 <= size <= 4096 and len(classes) == len(counts) > 0
+                and all(isinstance(name, str) for name in classes) and all(isinstance(n, int) for n in counts)):
+            raise ValueError("class names, counts and size that do not fit")
+        self.about = {"classes": classes, "counts": counts, "image_size": size}
+        if self.head.out_features != len(classes):  # before load_state_dict comes to the head
+            self.head = nn.Linear(self.head.in_features, len(classes)).to(self.head.weight.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------- loss
+
+def soft_targets(labels, n_classes, smoothing):
+    """One-hot rows (B, K), of which `smoothing` is shared among all classes [4]."""
+    return F.one_hot(labels, n_classes).float() * (1 - smoothing) + smoothing / n_classes
+
+
+def weighted_cross_entropy(logits, targets, weights):
+    """Mean cross-entropy in nats between targets and logits, both (B, K), where class k counts weights[k]-fold."""
+    weighted = targets * weights
+    return -(weighted * F.log_softmax(logits, dim=1)).sum() / weighted.sum()
+
+
+def balanced_weights(counts):
+    """Weights (K,) in inverse proportion to the number of photos (K,); mean 1 over the photos, 0 without photos."""
+    counts = torch.as_tensor(counts, dtype=torch.float32)
+    return torch.where(counts > 0, counts.sum() / (counts.clamp(min=1) * (counts > 0).sum()), torch.zeros(()))
+
+
+def confusion(truth, predicted, n_classes):
+    """Counts (K, K): rows are the true classes, columns the predicted ones."""
+    return torch.bincount(truth * n_classes + predicted, minlength=n_classes ** 2).view(n_classes, n_classes)
+
+
+def average_f1(matrix):
+    """(macro F1 + micro F1) / 2 of a confusion matrix (K, K), as scikit-learn has them: a class that is neither there
+    nor predicted does not count."""
+    hits, total = matrix.diagonal().double(), (matrix.sum(0) + matrix.sum(1)).double()
+    return (((2 * hits / total)[total > 0]).mean().item() + (hits.sum() / matrix.sum()).item()) / 2
+
+
+# -------------------------------------------------------------------------------------------------------- augmentation
+
+def augment(photos, size, recipe, generator):
+    """Photos uint8 (B, 3, S, S) -> as many random crops, float32 (B, 3, size, size) in [0, 1], on the same device.
+    Each is one affine map of its own, sampled once, and a change of its colours."""
+    n, device = len(photos), photos.device
+
+    def uniform(low, high, shape=(n,)):
+        return torch.rand(shape, generator=generator) * (high - low) + low
+
+    area, stretch = uniform(recipe.area, 1), uniform(-math.log(recipe.aspect), math.log(recipe.aspect)).exp()
+    width, height = (area * stretch).sqrt().clamp(max=1), (area / stretch).sqrt().clamp(max=1)  # of the photo's
+    x, y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    angle = uniform(-recipe.rotate, recipe.rotate) * (math.pi / 180)
+    flip = 1 - 2 * (uniform(0, 1) < 0.5 * recipe.mirror).float()
+    affine = torch.stack([torch.stack([width * angle.cos() * flip, -width * angle.sin(), x], dim=1),
+                          torch.stack([height * angle.sin() * flip, height * angle.cos(), y], dim=1)], dim=1)
+    brightness, contrast, saturation = uniform(1 - recipe.colour, 1 + recipe.colour, (3, n, 1, 1, 1)).to(device)
+    tint = uniform(1 - recipe.tint, 1 + recipe.tint, (n, 3, 1, 1)).to(device)
+
+    grid = F.affine_grid(affine.to(device), (n, 3, size, size), align_corners=False)
+    crops = F.grid_sample(photos.float().div_(255), grid, padding_mode="reflection", align_corners=False)
+    grey = crops.mean((1, 2, 3), keepdim=True)
+    crops = (crops - grey) * contrast + grey * brightness
+    grey = crops.mean(1, keepdim=True)
+    return ((crops - grey) * saturation + grey).mul_(tint).clamp_(0, 1)
+
+
+def mix(photos, targets, recipe, generator):
+    """Some batches are blended with themselves in another order, whole [5] or by a rectangle [6]; targets likewise."""
+    kind = torch.rand((), generator=generator).item()
+    if kind >= recipe.mixup + recipe.cutmix:
+        return photos, targets
+    order = torch.randperm(len(photos), generator=generator).to(photos.device)
+    if kind < recipe.mixup:
+        share = 0.5 * torch.rand((), generator=generator).item()
+        photos = photos.lerp(photos[order], share)
+    else:
+        size = photos.shape[-1]
+        side = round(size * math.sqrt(torch.rand((), generator=generator).item()))
+        top, left = torch.randint(0, size - side + 1, (2,), generator=generator).tolist()
+        share = (side / size) ** 2
+        photos = photos.clone()
+        photos[:, :, top:top + side, left:left + side] = photos[order, :, top:top + side, left:left + side]
+    return photos, targets.lerp(targets[order], share)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+def pick_precision(device):
+    """dtype of the network's arithmetic: half precision where the device has it in hardware, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu":
+        with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+            if re.search(r"\b(avx512_bf16|amx_bf16)\b", file.read()):
+                return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device):
+    dtype = pick_precision(device)
+    return torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+class Schedule:
+    """Shares out the steps of training over the time that it may take.
+
+    Each step moves `progress` from 0 towards 1 by an equal share of what is left; the learning rate follows it. While
+    all steps of the recipe fit into the time, the shares depend on nothing else and the run is reproducible. When they
+    do not, fewer and larger ones follow: the learning rate comes down in time all the same.
+
+    steps     of the recipe that are left.
+    seconds   that may be spent from now on, finishing included.
+    finish    steps that would take as long as what follows the last of them.
+    """
+    WARM, MEASURED = 5, 15  # steps that are slower than the others, and how many then tell the pace
+
+    def __init__(self, steps, seconds, progress=0.0, finish=0, clock=time.monotonic):
+        self.steps, self.progress, self.finish, self.clock = steps, progress, finish, clock
+        self.deadline, self.taken, self.since = clock() + seconds, 0, None
+
+    @property
+    def pace(self):
+        """Seconds a step, validations between them included; None before it is known."""
+        measured = self.taken - self.WARM
+        return (self.clock() - self.since) / measured if measured >= self.MEASURED else None
+
+    @property
+    def planned(self):
+        """Steps still to take: those of the recipe or, if fewer, those that there is time for."""
+        if self.pace is None:
+            return self.steps if self.clock() < self.deadline else 0
+        return min(self.steps, max(0, int((self.deadline - self.clock()) / self.pace - self.finish)))
+
+    def advance(self):
+        """To be called after each step."""
+        self.progress += (1 - self.progress) / max(1, self.planned)
+        self.steps, self.taken = self.steps - 1, self.taken + 1
+        if self.taken == self.WARM:
+            self.since = self.clock()
+
+
+def learning_rate(progress, recipe):
+    """Linear warm-up, then a cosine down to 0 at progress 1 [8]."""
+    if progress < recipe.warmup:
+        return recipe.learning_rate * progress / recipe.warmup
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
+
+
+def _optimizer(model, recipe):
+    """AdamW that decays neither norms nor biases."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW([{"params": decayed, "weight_decay": recipe.weight_decay},
+                              {"params": others, "weight_decay": 0.0}], lr=recipe.learning_rate, betas=(0.9, 0.99))
+
+
+def _grad_scaler(enabled):
+    """For float16 alone: bfloat16 has the range of float32."""
+    scaler = getattr(torch.amp, "GradScaler", None)  # torch 2.3; before, it lay with CUDA
+    return scaler("cuda", enabled=enabled) if scaler else torch.cuda.amp.GradScaler(enabled=enabled)
+
+
+@torch.no_grad()
+def _follow(average, model, decay):
+    """average <- decay average + (1 - decay) model, running statistics of the norms included [9]."""
+    for kept, new in zip(average.parameters(), model.parameters()):
+        kept.lerp_(new, 1 - decay)
+    for kept, new in zip(average.buffers(), model.buffers()):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+
+
+def _on_cpu(state):
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_on_cpu(value) for value in state]
+    return state.detach().cpu().clone() if isinstance(state, torch.Tensor) else state
+
+
+def new_classifier(classes, counts, recipe):
+    """BirdClassifier for these class names, freshly initialised from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    model = BirdClassifier()
+    model.describe(classes, counts, recipe.image_size)
+    model.dropout.p = recipe.dropout
+    return model
+
+
+def train_classifier(model, bank, labels, train, val, recipe, device, seconds, measured, each_epoch,
+                     state=None):
+    """Trains `model` on photos bank[train], uint8 (N, 3, S, S), with labels (N,); keeps the best on bank[val].
+
+    seconds      the time it may take.
+    measured     called as measured(schedule) once the pace is known.
+    each_epoch   called as each_epoch(state, schedule) after every epoch, with all that is needed to go on from there.
+    state        of an earlier call: goes on from there, to the same weights.
+    Returns the best averaged weights and the history, a dict of numbers an epoch. The randomness of an epoch depends on
+    the seed and on its number alone."""
+    steps = max(1, len(train) // recipe.batch)
+    batch = min(recipe.batch, len(train))
+    model = model.to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(model)
+    optimizer, scaler = _optimizer(model, recipe), _grad_scaler(pick_precision(device) == torch.float16)
+    counts = model.about["counts"]
+    weights = balanced_weights(counts) if recipe.class_weights else torch.ones(len(counts))
+    n_classes, weights = len(weights), weights.to(device)
+    if state is None:
+        state = {"epoch": 0, "steps": steps * recipe.epochs, "progress": 0.0, "history": [], "best": None}
+    else:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+    history, best = list(state["history"]), state["best"]
+    best_epoch = max(history, key=_merit)["epoch"] if history else 0
+    schedule = Schedule(state["steps"], seconds, state["progress"], finish=math.ceil(3 * len(val) / batch))
+    epoch, generator = state["epoch"], torch.Generator()
+
+    while schedule.planned > 0 and epoch - best_epoch <= recipe.patience * recipe.epochs:
+        epoch, began, seen = epoch + 1, time.monotonic(), 0
+        torch.manual_seed(recipe.seed + 7919 * epoch)  # dropout's
+        generator.manual_seed(recipe.seed + 7919 * epoch)
+        order, totals = train[torch.randperm(len(train), generator=generator)], torch.zeros(2, device=device)
+        model.train()
+        for index in order.split(batch)[:steps]:
+            rate = learning_rate(schedule.progress, recipe)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            photos = bank[index.to(bank.device)].to(_workshop(device))
+            photos = augment(photos, recipe.image_size, recipe, generator).to(device)
+            truth = labels[index].to(device)
+            photos, targets = mix(photos, soft_targets(truth, n_classes, recipe.label_smoothing), recipe, generator)
+            with autocast(device):
+                logits = model(photos)
+            loss = weighted_cross_entropy(logits, targets, weights)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            taken = recipe.epochs * steps - schedule.steps
+            _follow(average, model, min(recipe.average, (1 + taken) / (10 + taken)))
+            totals += torch.stack([loss.detach(), (logits.argmax(1) == truth).float().mean()])
+            schedule.advance()
+            seen += 1
+            if schedule.taken == schedule.WARM + schedule.MEASURED:
+                measured(schedule)
+            if schedule.planned == 0:
+                break
+        train_loss, train_accuracy = (totals / seen).tolist()
+        train_seconds = time.monotonic() - began
+        val_loss, matrix = evaluate(average, bank, labels, val)
+        history.append({
+            "epoch": epoch, "train_loss": train_loss, "train_accuracy": train_accuracy, "val_loss": val_loss,
+            "val_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(), "val_f1": average_f1(matrix),
+            "learning_rate": rate, "photos_per_second": seen * batch / train_seconds,
+            "seconds": time.monotonic() - began})
+        if best is None or _merit(history[-1]) >= _merit(history[best_epoch - 1]):
+            best, best_epoch = _on_cpu(average.state_dict()), epoch
+        state = {"epoch": epoch, "steps": schedule.steps, "progress": schedule.progress, "history": history,
+                 "best": best, "model": model.state_dict(), "average": average.state_dict(),
+                 "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        each_epoch(state, schedule)
+    return best, history
+
+
+def _merit(row):
+    return row["val_f1"], -row["val_loss"]
+
+
+def _workshop(device):
+    """Where photos are cropped: MPS lacks some of the sampling."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+# ---------------------------------------------------------------------------------------------------------- prediction
+
+@torch.no_grad()
+def predict_probabilities(model, photos, views=TEST_VIEWS):
+    """Photos uint8 (B, 3, S, S) -> class probabilities (B, K): the mean over `views`, sides as shares of the training
+    size, and their mirror images. The model is in evaluation mode."""
+    device, total = model.mean.device, 0.0
+    photos = photos.to(_workshop(device)).float().div_(255)
+    for view in views:
+        side = max(32, round(view * model.about["image_size"]))
+        x = F.interpolate(photos, (side, side), mode="bilinear", align_corners=False, antialias=True).to(device)
+        with autocast(device):
+            logits = [model(x), model(x.flip(3))]
+        total = total + sum(part.softmax(1) for part in logits)
+    return (total / (2 * len(views))).cpu()
+
+
+@torch.no_grad()
+def evaluate(model, bank, labels, index, batch=128):
+    """Weighted cross-entropy in nats and confusion matrix (K, K) on the photos bank[index], seen as in training, once
+    and whole."""
+    model.eval()
+    device, size, n_classes = model.mean.device, model.about["image_size"], model.head.out_features
+    weights, logits = balanced_weights(model.about["counts"]).to(device), []
+    for part in index.split(batch):
+        photos = bank[part.to(bank.device)].to(_workshop(device)).float().div_(255)
+        photos = F.interpolate(photos, (size, size), mode="bilinear", align_corners=False, antialias=True).to(device)
+        with autocast(device):
+            logits.append(model(photos))
+    logits, truth = torch.cat(logits), labels[index].to(device)
+    loss = weighted_cross_entropy(logits, soft_targets(truth, n_classes, 0.0), weights)
+    return loss.item(), confusion(truth.cpu(), logits.argmax(1).cpu(), n_classes)
+
+
+def classify(model, paths, workers, views=TEST_VIEWS, batch=128):
+    """Labels (N,) of photo files, and the indices of those that cannot be read: they get the class that was most
+    frequent in training. Photos are decoded while the network is at work on those before."""
+    model.eval()
+    labels = np.full(len(paths), int(np.argmax(model.about["counts"])), np.int64)
+    unreadable, starts = [], range(0, len(paths), batch)
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = [pool.submit(_try_photo, path) for path in paths[:batch]]
+        for start in starts:
+            photos = [job.result() for job in ahead]
+            ahead = [pool.submit(_try_photo, path) for path in paths[start + batch:start + 2 * batch]]
+            there = [row for row, photo in enumerate(photos) if photo is not None]
+            unreadable += [start + row for row, photo in enumerate(photos) if photo is None]
+            if there:
+                stack = torch.from_numpy(np.stack([photos[row] for row in there]))
+                labels[start + np.array(there)] = predict_probabilities(model, stack, views).argmax(1).numpy()
+    return labels, unreadable
+
+
+# -------------------------------------------------------------------------------------------------- saving and loading
+
+def check_output(path, *others):
+    """Raises InputError unless a file can be written at `path` without loss of `others`: better before the training
+    than after."""
+    if os.path.realpath(path) in map(os.path.realpath, others):
+        raise InputError(f"{path}: expected a file of its own to write, found the same name twice")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise InputError(f"{path}: expected an existing folder, found none at {folder}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: expected a file to write, found a folder or a device")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: expected a folder to write in, found {folder} closed to writing")
+
+
+def write_files(payloads):
+    """Writes the bytes of each path beside it, then moves all into place: whatever stops this, no half file stands
+    there, and no new file beside an old one that it does not fit."""
+    beside = {}
+    try:
+        for path, payload in payloads.items():
+            check_output(path)
+            beside[path] = f"{os.path.realpath(path)}.{os.getpid()}.tmp"
+            with open(beside[path], "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in payloads:
+            os.replace(beside[path], os.path.realpath(path))
+    except OSError as error:
+        raise InputError(f"{path}: expected to write {len(payloads[path])} bytes, found: {error.strerror}") from None
+    finally:
+        for name in beside.values():
+            if os.path.exists(name):
+                os.remove(name)
+
+
+def saved_bytes(content):
+    """torch.save to memory. (To a file, its own name would become part of its bytes.)"""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def sibling(model_path, ending):
+    """bird.pth -> bird_<ending>, beside it."""
+    return os.path.splitext(model_path)[0] + "_" + ending
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _load(path, expected):
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: {expected}, found {'a folder' if os.path.isdir(path) else 'nothing there'}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+        return content
+    except pickle.UnpicklingError:  # torch's own text recommends to load it all the same
+        raise InputError(f"{path}: {expected}, found a file that is broken or holds more than tensors") from None
+    except Exception as error:  # broken bytes trip torch.load in a dozen ways
+        raise InputError(f"{path}: {expected}, found: {_one_line(error)}") from None
+
+
+def load_model(path):
+    """The BirdClassifier of a `bird.pth`, on the CPU, in evaluation mode. Raises InputError."""
+    expected = "expected the state_dict of this script's BirdClassifier"
+    model, state = BirdClassifier(), _load(path, expected)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:
+        raise InputError(f"{path}: {expected}, found: {_one_line(error)}") from None
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and (not value.isfinite().all() or ("running_var" in key and (value < 0).any())):
+            raise InputError(f"{path}: {expected}, found values of {key} that no training gives")
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+USAGE = "\n".join(__doc__.splitlines()[2:4])
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"bird.py: expected one of the two commands of --help, found: {message}")
+
+
+def parse_arguments(argv):
+    """Arguments of the command line, with `mode`, `dataset` and `model` apart. Raises InputError."""
+    parser = _Parser(prog="bird.py", usage="\n" + USAGE, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     description="DATASET: a folder of class folders of photos; at test also a flat folder or a photo.")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, metavar="N",
+                        help=f"passes over the training photos (default {Recipe.epochs}, fewer where time is short)")
+    parser.add_argument("--minutes", type=float, default=110.0, help="most that training may take (default 110)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best there)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random in training (default 0)")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode photos (default: one a core)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch (default: torch's own choice)")
+    parser.add_argument("--image-size", type=int, metavar="PX",
+                        help=f"side of the crops in training (default {Recipe.image_size})")
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
+    parser.add_argument("--output", metavar="FILE", help="in place of bird.csv")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and warnings")
+    args = parser.parse_intermixed_args(argv)
+    words = args.words
+    if len(words) != 3:
+        raise InputError(f"bird.py: expected 'DATASET train MODEL' or 'DATASET test MODEL', found "
+                         f"{len(words)} words: '{' '.join(words)}'; see --help")
+    if words[1] in ("train", "test"):
+        args.dataset, args.mode, args.model = words
+    elif words[0] in ("train", "test"):
+        args.mode, args.dataset, args.model = words
+    else:
+        raise InputError(f"bird.py: expected 'train' or 'test' after DATASET, found '{words[1]}'; see --help")
+    for name, least, most in (("epochs", 1, 10 ** 6), ("minutes", 0.01, 10 ** 6), ("threads", 1, 1024),
+                              ("workers", 1, 1024), ("image-size", 32, 1024), ("seed", 0, 2 ** 31 - 1)):
+        value = getattr(args, name.replace("-", "_"))
+        if value is not None and not least <= value <= most:
+            raise InputError(f"bird.py: expected --{name} from {least} to {most}, found {value}")
+    args.workers = args.workers or min(16, os.cpu_count() or 1)
+    return args
+
+
+def pick_device(name):
+    """torch.device of a --device word; `auto` is the best there is. Raises InputError."""
+    cuda, mps = torch.cuda.is_available, torch.backends.mps.is_available
+    if name == "auto":
+        name = "cuda" if cuda() else "mps" if mps() else "cpu"
+    there = {"cpu": lambda: True, "cuda": cuda, "mps": mps}.get(name.split(":")[0], lambda: False)
+    try:
+        if there():
+            return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError):
+        pass
+    raise InputError(f"bird.py: expected a --device that is here, found '{name}'")
+
+
+def _listed(things, most=5):
+    things = [str(thing) for thing in things]
+    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")
+
+
+def _warn(text):
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def _duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def train_command(args, say):
+    began = time.monotonic()
+    history_path, state_path = sibling(args.model, "history.json"), sibling(args.model, "resume.pth")
+    check_output(args.model)
+    check_output(history_path, args.model)
+    check_output(state_path, args.model)
+    device = pick_device(args.device)
+    classes, photos = list_photos(args.dataset)
+    counts = np.bincount([label for _, label in photos], minlength=len(classes))
+    if (counts > 0).sum() < 2:
+        raise InputError(f"{args.dataset}: expected photos in at least two class folders, found them in "
+                         f"{(counts > 0).sum()} of {len(classes)}")
+    if (counts == 0).any():
+        _warn(f"{args.dataset}: no photos of {_listed(np.array(classes)[counts == 0])}; the class keeps its index")
+    changed = {"epochs": args.epochs, "image_size": args.image_size}
+    recipe = dataclasses.replace(Recipe(), seed=args.seed, **{k: v for k, v in changed.items() if v is not None})
+    names = [os.path.relpath(path, args.dataset).replace(os.sep, "/") for path, _ in photos]
+    settings = {**dataclasses.asdict(recipe), "bank_side": BANK_SIDE}
+    key = hashlib.sha256(json.dumps([settings, classes, names]).encode()).hexdigest()
+    state = _resumed(state_path, key, args.resume, say)
+
+    bank, unreadable = read_bank([path for path, _ in photos], args.workers)
+    if unreadable:
+        _warn(f"{len(unreadable)} of {len(photos)} photos cannot be read and are left out: "
+              f"{_listed(photos[i][0] for i in unreadable)}")
+    labels = torch.tensor([label for _, label in photos])
+    readable = torch.ones(len(photos), dtype=torch.bool)
+    readable[unreadable] = False
+    readable = readable.nonzero()[:, 0]
+    if len(labels[readable].unique()) < 2:
+        raise InputError(f"{args.dataset}: expected readable photos of at least two classes, found "
+                         f"{len(readable)} readable photos")
+    train, val = (readable[part] for part in stratified_split(labels[readable], recipe.held_out,
+                                                              torch.Generator().manual_seed(recipe.seed)))
+    if len(val) == 0:
+        _warn("too few photos to set some aside: validated on the training photos")
+        val = train
+    counts = torch.bincount(labels[train], minlength=len(classes)).tolist()
+    model = new_classifier(classes, counts, recipe)
+    model.mean[:, 0, 0], model.std[:, 0, 0] = channel_statistics(bank, train)
+    bank = _nearest_place(bank, device)
+    parameters = sum(p.numel() for p in model.parameters())
+    say(f"{len(train)} photos to train on, {len(val)} to validate, {len(classes)} classes, decoded in "
+        f"{time.monotonic() - began:.0f} s; {parameters:,} parameters on {device}, {pick_precision(device)}")
+
+    before = state["spent"] if state else 0.0
+    budget = args.minutes * 60
+
+    def spent():
+        return before + time.monotonic() - began
+
+    def measured(schedule):
+        whole = spent() + (schedule.steps + schedule.finish) * schedule.pace
+        steps = max(1, len(train) // recipe.batch)
+        fits = schedule.planned == schedule.steps
+        say(f"the whole recipe, {recipe.epochs} epochs, would take about {_duration(whole)} of the "
+            f"{args.minutes:g} min allowed: " + ("it fits" if fits else
+            f"shortened to about {recipe.epochs - (schedule.steps - schedule.planned) / steps:.1f} epochs"))
+
+    def each_epoch(state, schedule):
+        row = state["history"][-1]
+        left = f"about {_duration(schedule.planned * schedule.pace)} left" if schedule.pace else ""
+        best = "*" if row is max(state["history"], key=_merit) else " "
+        say(f"epoch {row['epoch']:3}  train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:.3f}  "
+            f"validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.3f} F1 {row['val_f1']:.4f}{best} "
+            f"{row['photos_per_second']:.0f} photos/s  {left}")
+        write_files({state_path: saved_bytes({**state, "key": key, "spent": spent()})})
+
+    best, history = train_classifier(model, bank, labels, train, val, recipe, device, budget - spent(), measured,
+                                     each_epoch, state)
+    model.load_state_dict(best)
+    model.eval()
+    matrix = torch.zeros(len(classes), len(classes), dtype=torch.long)
+    for part in val.split(128):
+        predicted = predict_probabilities(model, bank[part.to(bank.device)]).argmax(1)
+        matrix += confusion(labels[part], predicted, len(classes))
+    chosen = max(history, key=_merit)["epoch"]
+    say(f"epoch {chosen} is kept: validation F1 {average_f1(matrix):.4f} on {len(val)} photos, seen as at test")
+    record = {
+        "settings": settings, "classes": classes, "counts": counts, "parameters": parameters, "device": str(device),
+        "precision": str(pick_precision(device)), "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "minutes": round(spent() / 60, 2), "chosen_epoch": chosen, "test_views": TEST_VIEWS,
+        "split": {"train": [names[i] for i in train], "validation": [names[i] for i in val],
+                  "unreadable": [names[i] for i in unreadable]},
+        "validation": {"average_f1": average_f1(matrix), "confusion": matrix.tolist()}, "epochs": history}
+    write_files({args.model: saved_bytes(best), history_path: (json.dumps(record, indent=1) + "\n").encode()})
+    os.remove(state_path)
+    say(f"wrote {args.model} and {history_path} after {_duration(spent())}")
+
+
+def _resumed(path, key, wanted, say):
+    """What an unfinished training left at `path`, or None to begin anew. Raises InputError."""
+    if not os.path.exists(path):
+        if wanted:
+            say(f"nothing to resume at {path}: training begins")
+        return None
+    if not wanted:
+        say(f"{path} is of an unfinished training, which --resume would continue; this one begins anew")
+        return None
+    state = _load(path, "expected what an unfinished training left")
+    if state.get("key") != key:
+        raise InputError(f"{path}: expected a training of the same photos with the same settings, found another; "
+                         "without --resume training begins anew")
+    say(f"resumed after epoch {state['epoch']}")
+    return state
+
+
+def channel_statistics(bank, index):
+    """Mean and standard deviation, each (3,), of the channels of bank[index] in [0, 1]."""
+    sums = torch.zeros(2, 3, dtype=torch.float64)
+    for part in index.split(256):
+        x = bank[part].float().div_(255)
+        sums += torch.stack([x.mean((2, 3)).sum(0), (x * x).mean((2, 3)).sum(0)]).double()
+    mean, square = sums / len(index)
+    return mean.float(), (square - mean ** 2).clamp(min=1e-4).sqrt().float()
+
+
+def _nearest_place(bank, device):
+    """The bank on the GPU where it takes less than half of the free memory."""
+    if device.type == "cuda" and bank.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        return bank.to(device)
+    return bank
+
+
+def test_command(args, say):
+    output = args.output or "bird.csv"
+    check_output(output, args.model)
+    model, (classes, photos) = load_model(args.model), list_test_photos(args.dataset)
+    device, known = pick_device(args.device), model.about["classes"]
+    strange, missing = sorted(set(classes) - set(known)), sorted(set(known) - set(classes))
+    if strange:
+        _warn(f"{args.dataset}: class folders that training did not know: {_listed(strange)}; labels are indices into "
+              f"the training classes ({_listed(known, 12)})")
+    if classes and missing:
+        say(f"no folder here for the classes {_listed(missing)}; labels are indices into all {len(known)} classes")
+    labels, unreadable = classify(model.to(device), [path for path, _ in photos], args.workers)
+    for index in unreadable[:20]:
+        _warn(f"{photos[index][0]}: cannot be read; its row says {labels[index]}, the most frequent class")
+    if len(unreadable) > 20:
+        _warn(f"{len(unreadable) - 20} more photos cannot be read")
+    write_files({output: ("Predicted_Label\n" + "".join(f"{label}\n" for label in labels)).encode()})
+    say(f"wrote {output}: {len(labels)} labels")
+    if classes and not strange:
+        truth = torch.tensor([known.index(classes[index]) for _, index in photos])
+        matrix = confusion(truth, torch.from_numpy(labels), len(known))
+        say(f"average F1 {average_f1(matrix):.4f} with the folders' names as truth")
+
+
+def _say(line):
+    try:
+        print(line, flush=True)
+    except OSError:  # a closed pipe or a full disk behind stdout must not cost the training
+        sys.stdout = open(os.devnull, "w")
+
+
+def _stop(number, frame):
+    raise Stopped(number)
+
+
+def main(argv=None):
+    """Runs one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    warnings.formatwarning = lambda message, *_, **__: f"bird.py: warning: {message}\n"
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        torch.manual_seed(0)  # the assignment's rule; --seed replaces it in training
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        say = (lambda line: None) if args.quiet else _say
+        {"train": train_command, "test": test_command}[args.mode](args, say)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print("bird.py: interrupted" + ("; --resume goes on from the last epoch" if args.mode == "train" else ""),
+              file=sys.stderr)
+        return 128 + stopped.args[0]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
