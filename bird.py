@@ -86,7 +86,8 @@ class Recipe:
     seed: int = 0
 
 
-TEST_VIEWS = (1.25, 1.5)        # sides of the views at test, over that of training
+# Views at test: their side over that of training, and whether mirrored. (Crops show birds larger than whole photos do.)
+TEST_VIEWS = ((1.0, False), (1.0, True), (1.25, False), (1.25, True), (1.5, False), (1.5, True))
 
 
 class InputError(Exception):
@@ -252,8 +253,7 @@ class BirdClassifier(nn.Module):
 
     def forward(self, x):
         """Photos (B, 3, H, W) in [0, 1], of 32 px or more -> logits (B, classes)."""
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        x = self.stages(F.relu(self.stem(x)))                                     # (B, 512, H / 32, W / 32)
+        x = self.stages(F.relu(self.stem((x - self.mean) / self.std)))  # (B, 512, H / 32, W / 32)
         x = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
         return self.head(self.dropout(x)).float()
 
@@ -553,17 +553,15 @@ def _workshop(device):
 
 @torch.no_grad()
 def predict_probabilities(model, photos, views=TEST_VIEWS):
-    """Photos uint8 (B, 3, S, S) -> class probabilities (B, K): the mean over `views`, sides as shares of the training
-    size, and their mirror images. The model is in evaluation mode."""
+    """Photos uint8 (B, 3, S, S) -> class probabilities (B, K), means over `views`. The model is in evaluation mode."""
     device, total = model.mean.device, 0.0
     photos = photos.to(_workshop(device)).float().div_(255)
-    for view in views:
-        side = max(32, round(view * model.about["image_size"]))
+    for scale, mirrored in views:
+        side = max(32, round(scale * model.about["image_size"]))
         x = F.interpolate(photos, (side, side), mode="bilinear", align_corners=False, antialias=True).to(device)
         with autocast(device):
-            logits = [model(x), model(x.flip(3))]
-        total = total + sum(part.softmax(1) for part in logits)
-    return (total / (2 * len(views))).cpu()
+            total = total + model(x.flip(3) if mirrored else x).softmax(1)
+    return (total / len(views)).cpu()
 
 
 @torch.no_grad()

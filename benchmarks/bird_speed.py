@@ -1,0 +1,165 @@
+"""How fast bird.py trains and predicts, beside the usual loops around the same network, in one run.
+
+    python -m benchmarks.bird_speed [DATASET] [--rounds 3] [--seconds 20]
+
+The usual training loop: ImageFolder, torchvision transforms a photo, DataLoader with a worker a core, float32,
+contiguous. The usual test loop: one photo at a time. Without DATASET 400 drawn photos of 1,200 px, the size of the
+course's, are used. The loops alternate; a ratio is of the medians. bird.py decodes once, before the first epoch: that
+is given apart.
+"""
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+import bird
+
+
+def draw_photos(folder, number=400, classes=10, width=1200, height=800):
+    """Smooth random photos with grain, as heavy to decode as real ones, in class folders."""
+    rng = np.random.default_rng(0)
+    for index in range(number):
+        small = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        pixels = np.asarray(small.resize((width, height), Image.BICUBIC), np.int16)
+        pixels = pixels + rng.integers(-12, 13, pixels.shape, dtype=np.int16)
+        place = Path(folder, str(index % classes), f"{index}.jpg")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, quality=90)
+
+
+def usual_training(dataset, recipe, workers):
+    """Generator of the usual loop: yields the number of photos of each step it has done."""
+    prepare = transforms.Compose([
+        transforms.RandomResizedCrop(recipe.image_size, scale=(recipe.area, 1)), transforms.RandomHorizontalFlip(),
+        transforms.RandomRotation(recipe.rotate), transforms.ColorJitter(recipe.colour, recipe.colour, recipe.colour),
+        transforms.ToTensor()])
+    folder = ImageFolder(dataset, prepare)
+    loader = DataLoader(folder, recipe.batch, shuffle=True, num_workers=workers, drop_last=True,
+                        persistent_workers=True)
+    model = bird.new_classifier(folder.classes, np.bincount(folder.targets).tolist(), recipe).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    while True:
+        for photos, labels in loader:
+            loss = F.cross_entropy(model(photos), labels, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield len(photos)
+
+
+class _Enough(Exception):
+    pass
+
+
+def our_training(bank, labels, classes, recipe, seconds):
+    """Photos a second of `train_classifier` in about so many seconds, the first steps left out."""
+    rows, times = torch.arange(len(labels)), []
+
+    def follow(average, model, decay):
+        followed(average, model, decay)
+        times.append(time.perf_counter())
+        if times[-1] - times[0] > seconds:
+            raise _Enough
+
+    followed, bird._follow = bird._follow, follow
+    try:
+        model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe)
+        bird.train_classifier(model, bank, labels, rows, rows[:recipe.batch], recipe, torch.device("cpu"), 1e6,
+                              lambda schedule: None, lambda state, schedule: None)
+    except _Enough:
+        pass
+    finally:
+        bird._follow = followed
+    return (len(times) - 1 - 3) * recipe.batch / (times[-1] - times[3])
+
+
+def measure(steps, seconds):
+    """Photos a second over about so many seconds of a generator of steps."""
+    began, done = time.perf_counter(), 0
+    for photos in steps:
+        done += photos
+        if time.perf_counter() - began > seconds:
+            return done / (time.perf_counter() - began)
+
+
+def one_at_a_time(model, paths):
+    """The usual test loop: decode, resize, predict, each photo by itself, in float32."""
+    labels = []
+    side = round(bird.TEST_VIEWS[0][0] * model.about["image_size"])
+    with torch.no_grad():
+        for path in paths:
+            with Image.open(path) as image:
+                photo = transforms.functional.to_tensor(image.convert("RGB").resize((side, side), Image.BICUBIC))
+            labels.append(int(model(photo[None]).argmax()))
+    return labels
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", nargs="?")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.dataset is None:
+            draw_photos(folder)
+        compare(args.dataset or folder, args.rounds, args.seconds)
+
+
+def compare(dataset, rounds, seconds):
+    """Prints the tables."""
+    recipe, workers, device = bird.Recipe(), os.cpu_count() or 1, torch.device("cpu")
+    classes, photos = bird.list_photos(dataset)
+    paths, labels = [path for path, _ in photos], torch.tensor([label for _, label in photos])
+    with Image.open(paths[0]) as image:
+        size = image.size
+    print(f"{len(paths)} photos, the first of {size[0]} x {size[1]} px; {torch.get_num_threads()} threads; crops of "
+          f"{recipe.image_size} px, batches of {recipe.batch}; ours in {bird.pick_precision(device)}")
+    began = time.perf_counter()
+    bank, _ = bird.read_bank(paths, workers)
+    print(f"decoded once: {len(paths) / (time.perf_counter() - began):.0f} photos/s")
+
+    usual, ours, steps = [], [], usual_training(dataset, recipe, workers)
+    next(steps)
+    for _ in range(rounds):
+        usual.append(measure(steps, seconds))
+        ours.append(our_training(bank, labels, classes, recipe, seconds))
+    report("training", usual, ours)
+    steps.close()
+
+    model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe)
+    some = list(itertools.islice(itertools.cycle(paths), 1000))
+    fast, usual, one_view, ours = model, [], [], []
+    for _ in range(rounds):
+        model = fast.to(memory_format=torch.contiguous_format).eval()
+        began = time.perf_counter()
+        one_at_a_time(model, some[:200])
+        usual.append(200 / (time.perf_counter() - began))
+        fast = model.to(memory_format=torch.channels_last)
+        for found, views in ((one_view, bird.TEST_VIEWS[:1]), (ours, bird.TEST_VIEWS)):
+            began = time.perf_counter()
+            bird.classify(fast, some, workers, views)
+            found.append(len(some) / (time.perf_counter() - began))
+    report("test, one view each", usual, one_view)
+    report(f"test, {len(bird.TEST_VIEWS)} views beside one", usual, ours)
+
+
+def report(what, usual, ours):
+    a, b = statistics.median(usual), statistics.median(ours)
+    print(f"{what}: usual {a:.0f} photos/s, bird.py {b:.0f} photos/s, {b / a:.1f} times as fast "
+          f"(usual {min(usual):.0f}-{max(usual):.0f}, ours {min(ours):.0f}-{max(ours):.0f}, {len(ours)} rounds)")
+
+
+if __name__ == "__main__":
+    main()
