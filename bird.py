@@ -51,7 +51,7 @@ from torch import nn
 STEM = 64                       # channels after the stem, at a quarter of the photo's side
 WIDTHS = (64, 128, 256, 512)    # channels of each stage; each after the first halves the side
 DEPTHS = (1, 1, 1, 1)           # residual blocks of each stage
-BANK_SIDE = 192                 # px; photos are kept in memory as squares of this side
+MARGIN = 1.5                    # side of the squares that photos are kept as, over that of the crops: room to zoom
 BANK_IN_MEMORY = 2 * 10 ** 9    # bytes; a larger bank lies in a temporary file
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
 
@@ -147,7 +147,7 @@ def list_test_photos(path):
     return classes, photos
 
 
-def read_photo(path, side=BANK_SIDE):
+def read_photo(path, side):
     """Photo of any kind and size -> uint8 (3, side, side) in RGB, upright, squeezed to a square. A truncated file
     gives what it has. Raises OSError or ValueError for what is no photo."""
     ImageFile.LOAD_TRUNCATED_IMAGES = True
@@ -169,17 +169,17 @@ def read_photo(path, side=BANK_SIDE):
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def _try_photo(path):
+def _try_photo(path, side):
     try:
-        return read_photo(path)
+        return read_photo(path, side)
     except Exception:  # broken bytes trip the decoders in a dozen ways
         return None
 
 
-def read_bank(paths, workers):
-    """Photos as one uint8 tensor (N, 3, BANK_SIDE, BANK_SIDE), in memory or, when too large, in a temporary file; and
+def read_bank(paths, side, workers):
+    """Photos as one uint8 tensor (N, 3, side, side), in memory or, when too large, in a temporary file; and
     the indices of those that cannot be read, black in the bank."""
-    shape = (len(paths), 3, BANK_SIDE, BANK_SIDE)
+    shape = (len(paths), 3, side, side)
     if math.prod(shape) <= BANK_IN_MEMORY:
         bank = np.zeros(shape, np.uint8)
     else:
@@ -191,7 +191,8 @@ def read_bank(paths, workers):
     unreadable = []
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), 256):  # not all at once: the pool would hold them twice
-            for index, photo in enumerate(pool.map(_try_photo, paths[start:start + 256]), start):
+            decoded = pool.map(lambda path: _try_photo(path, side), paths[start:start + 256])
+            for index, photo in enumerate(decoded, start):
                 if photo is None:
                     unreadable.append(index)
                 else:
@@ -585,13 +586,14 @@ def classify(model, paths, workers, views=TEST_VIEWS, batch=128):
     """Labels (N,) of photo files, and the indices of those that cannot be read: they get the class that was most
     frequent in training. Photos are decoded while the network is at work on those before."""
     model.eval()
+    side = round(MARGIN * model.about["image_size"])
     labels = np.full(len(paths), int(np.argmax(model.about["counts"])), np.int64)
     unreadable, starts = [], range(0, len(paths), batch)
     with ThreadPoolExecutor(workers) as pool:
-        ahead = [pool.submit(_try_photo, path) for path in paths[:batch]]
+        ahead = [pool.submit(_try_photo, path, side) for path in paths[:batch]]
         for start in starts:
             photos = [job.result() for job in ahead]
-            ahead = [pool.submit(_try_photo, path) for path in paths[start + batch:start + 2 * batch]]
+            ahead = [pool.submit(_try_photo, path, side) for path in paths[start + batch:start + 2 * batch]]
             there = [row for row, photo in enumerate(photos) if photo is not None]
             unreadable += [start + row for row, photo in enumerate(photos) if photo is None]
             if there:
@@ -775,11 +777,11 @@ def train_command(args, say):
     changed = {"epochs": args.epochs, "image_size": args.image_size}
     recipe = dataclasses.replace(Recipe(), seed=args.seed, **{k: v for k, v in changed.items() if v is not None})
     names = [os.path.relpath(path, args.dataset).replace(os.sep, "/") for path, _ in photos]
-    settings = {**dataclasses.asdict(recipe), "bank_side": BANK_SIDE}
+    settings = {**dataclasses.asdict(recipe), "margin": MARGIN}
     key = hashlib.sha256(json.dumps([settings, classes, names]).encode()).hexdigest()
     state = _resumed(state_path, key, args.resume, say)
 
-    bank, unreadable = read_bank([path for path, _ in photos], args.workers)
+    bank, unreadable = read_bank([path for path, _ in photos], round(MARGIN * recipe.image_size), args.workers)
     if unreadable:
         _warn(f"{len(unreadable)} of {len(photos)} photos cannot be read and are left out: "
               f"{_listed(photos[i][0] for i in unreadable)}")

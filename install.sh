@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash install.sh         sets everything up in .venv
-# bash install.sh demo    sets up and runs the main job on digits that scikit-learn ships
+# bash install.sh demo    sets up and runs the main job on data that needs no download
 # bash install.sh test    sets up and passes the tests
 # PYTHON names another interpreter, VENV another place for the environment.
 set -euo pipefail

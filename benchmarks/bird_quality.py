@@ -50,7 +50,8 @@ def measure(train_folder, test_folder, name, seed, epochs, threads):
     test_classes, test_photos = bird.list_photos(test_folder)
     if test_classes != classes:
         sys.exit(f"{test_folder}: expected the class folders of {train_folder}")
-    bank, unreadable = bird.read_bank([path for path, _ in photos], 2 * threads)
+    bank, unreadable = bird.read_bank([path for path, _ in photos], round(bird.MARGIN * recipe.image_size),
+                                      2 * threads)
     if unreadable:
         sys.exit(f"{photos[unreadable[0]][0]}: expected readable photos only")
     labels = torch.tensor([label for _, label in photos])

@@ -127,7 +127,7 @@ def compare(dataset, rounds, seconds):
     print(f"{len(paths)} photos, the first of {size[0]} x {size[1]} px; {torch.get_num_threads()} threads; crops of "
           f"{recipe.image_size} px, batches of {recipe.batch}; ours in {bird.pick_precision(device)}")
     began = time.perf_counter()
-    bank, _ = bird.read_bank(paths, workers)
+    bank, _ = bird.read_bank(paths, round(bird.MARGIN * recipe.image_size), workers)
     print(f"decoded once: {len(paths) / (time.perf_counter() - began):.0f} photos/s")
 
     usual, ours, steps = [], [], usual_training(dataset, recipe, workers)

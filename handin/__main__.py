@@ -3,7 +3,7 @@ import sys
 
 from handin import demo
 
-COMMANDS = {"demo": (demo.main, "runs the digit commands on data that needs no download, and scores them")}
+COMMANDS = {"demo": (demo.main, "runs the graders' commands on data that needs no download, and scores them")}
 
 
 def main(argv):
