@@ -5,8 +5,8 @@
 
 At test DATASET holds class folders again, or photos alone, or is one photo.
 
-The network.  A small residual network [1]: a 7 x 7 stem of stride 4, four stages, batch normalisation [2], average and
-maximum pooling side by side (a bird may fill the photo or be a dot in it), dropout, one linear layer.
+The network.  A small residual network [1]: two convolutions of stride 2, four stages, batch normalisation [2], average
+and maximum pooling side by side (a bird may fill the photo or be a dot in it), dropout, one linear layer.
 The training.  Photos are decoded once, to bytes in memory; crops [3], rotations, mirroring and colour changes are then
 drawn for a whole batch at a time. Class-weighted cross-entropy with label smoothing [4], mixup and CutMix [5, 6];
 AdamW [7] without decay of norms and biases, warm-up and cosine [8]; the weights that count are a running average [9].
@@ -48,9 +48,10 @@ from torch import nn
 
 # ------------------------------------------------------------------------------------------------------------ settings
 
-STEM = 64                       # channels after the stem, at a quarter of the photo's side
+STEM = (32, 64)                 # channels of the stem's convolutions; each halves the side
 WIDTHS = (64, 128, 256, 512)    # channels of each stage; each after the first halves the side
 DEPTHS = (1, 1, 1, 1)           # residual blocks of each stage
+POOLING = ("mean", "amax")      # over the last stage's places, side by side
 MARGIN = 1.5                    # side of the squares that photos are kept as, over that of the crops: room to zoom
 BANK_IN_MEMORY = 2 * 10 ** 9    # bytes; a larger bank lies in a temporary file
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
@@ -60,22 +61,22 @@ PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff
 class Recipe:
     """What training does. Each field is one ingredient: an ablation changes a value here, never the code."""
     # schedule
-    epochs: int = 120
-    batch: int = 64
-    learning_rate: float = 3e-3
+    epochs: int = 140
+    batch: int = 32
+    learning_rate: float = 2e-3
     warmup: float = 0.1         # share of the schedule
     patience: float = 0.5       # share of the epochs without a better validation F1 after which training stops
     # regularisation
     weight_decay: float = 0.05
     dropout: float = 0.2
     label_smoothing: float = 0.1
-    mixup: float = 0.3          # share of the batches
-    cutmix: float = 0.3         # share of the batches
+    mixup: float = 0.2          # share of the batches
+    cutmix: float = 0.4         # share of the batches
     average: float = 0.998      # decay a step of the weights' running average; 0 keeps the last weights
     class_weights: bool = True  # rare classes weigh as much as common ones
     # augmentation
-    image_size: int = 128       # px, side of the square crops
-    area: float = 0.35          # least share of the photo that a crop covers
+    image_size: int = 160       # px, side of the square crops
+    area: float = 0.3           # least share of the photo that a crop covers
     aspect: float = 1.33        # most stretch of a crop, either way
     rotate: float = 15.0        # degrees, each way
     mirror: bool = True
@@ -176,18 +177,37 @@ def _try_photo(path, side):
         return None
 
 
-def read_bank(paths, side, workers):
-    """Photos as one uint8 tensor (N, 3, side, side), in memory or, when too large, in a temporary file; and
-    the indices of those that cannot be read, black in the bank."""
-    shape = (len(paths), 3, side, side)
-    if math.prod(shape) <= BANK_IN_MEMORY:
-        bank = np.zeros(shape, np.uint8)
-    else:
+class FileBank:
+    """Photos uint8 (N, 3, side, side) in a temporary file, indexed like a tensor. They are read, not mapped: the pages
+    of a map would count as memory of this process. Raises InputError where the disk is full."""
+    device = torch.device("cpu")
+
+    def __init__(self, number, side):
+        self.shape, self.stride = (number, 3, side, side), 3 * side * side
+        self.file = tempfile.TemporaryFile()
+        self.file.truncate(number * self.stride)
+
+    def __setitem__(self, index, photo):
         try:
-            bank = np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
+            self.file.seek(index * self.stride)
+            self.file.write(photo.numpy().tobytes())
         except OSError as error:
-            raise InputError(f"{tempfile.gettempdir()}: expected room for {math.prod(shape) / 1e9:.1f} GB of photos, "
-                             f"found: {error.strerror}") from None
+            raise InputError(f"{tempfile.gettempdir()}: expected room for {self.shape[0] * self.stride / 1e9:.1f} GB "
+                             f"of photos, found: {error.strerror}") from None
+
+    def __getitem__(self, index):
+        photos = np.empty((len(index), *self.shape[1:]), np.uint8)
+        for photo, row in zip(photos, index.tolist()):
+            self.file.seek(row * self.stride)
+            self.file.readinto(photo)
+        return torch.from_numpy(photos)
+
+
+def read_bank(paths, side, workers):
+    """Photos as uint8 (N, 3, side, side), a tensor or, when that would be too large, a FileBank; and the indices of
+    those that cannot be read, black in the bank."""
+    shape = (len(paths), 3, side, side)
+    bank = torch.zeros(shape, dtype=torch.uint8) if math.prod(shape) <= BANK_IN_MEMORY else FileBank(len(paths), side)
     unreadable = []
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), 256):  # not all at once: the pool would hold them twice
@@ -196,8 +216,8 @@ def read_bank(paths, side, workers):
                 if photo is None:
                     unreadable.append(index)
                 else:
-                    bank[index] = photo
-    return torch.from_numpy(bank), unreadable
+                    bank[index] = torch.from_numpy(photo)
+    return bank, unreadable
 
 
 def stratified_split(labels, share, generator):
@@ -242,20 +262,23 @@ class BirdClassifier(nn.Module):
                       "image_size": Recipe.image_size}
         self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((3, 1, 1), 0.25))
-        self.stem, blocks, width = _convolution(3, STEM, 7, 4), [], STEM
+        self.stem = nn.Sequential(_convolution(3, STEM[0], 3, 2), nn.ReLU(), _convolution(STEM[0], STEM[1], 3, 2),
+                                  nn.ReLU())
+        blocks, width = [], STEM[1]
         for stage, (channels, depth) in enumerate(zip(WIDTHS, DEPTHS)):
             for block in range(depth):
                 blocks.append(ResidualBlock(width, channels, 2 if stage and not block else 1))
                 width = channels
-        self.stages, self.dropout, self.head = nn.Sequential(*blocks), nn.Dropout(0.0), nn.Linear(2 * width, 10)
+        self.stages, self.dropout = nn.Sequential(*blocks), nn.Dropout(0.0)
+        self.head = nn.Linear(len(POOLING) * width, 10)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
         """Photos (B, 3, H, W) in [0, 1], of 32 px or more -> logits (B, classes)."""
-        x = self.stages(F.relu(self.stem((x - self.mean) / self.std)))  # (B, 512, H / 32, W / 32)
-        x = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
+        x = self.stages(self.stem((x - self.mean) / self.std))  # (B, 512, H / 32, W / 32)
+        x = torch.cat([getattr(x, pooling)((2, 3)) for pooling in POOLING], dim=1)  # (B, 1024)
         return self.head(self.dropout(x)).float()
 
     def describe(self, classes, counts, image_size):
@@ -491,10 +514,10 @@ def train_classifier(model, bank, labels, train, val, recipe, device, seconds, m
         scaler.load_state_dict(state["scaler"])
     history, best = list(state["history"]), state["best"]
     best_epoch = max(history, key=_merit)["epoch"] if history else 0
-    schedule = Schedule(state["steps"], seconds, state["progress"], finish=math.ceil(3 * len(val) / batch))
+    schedule = Schedule(state["steps"], seconds, state["progress"], finish=math.ceil(4 * len(val) / batch))
     epoch, generator = state["epoch"], torch.Generator()
 
-    while schedule.planned > 0 and epoch - best_epoch <= recipe.patience * recipe.epochs:
+    while best is None or (schedule.planned > 0 and epoch - best_epoch <= recipe.patience * recipe.epochs):
         epoch, began, seen = epoch + 1, time.monotonic(), 0
         torch.manual_seed(recipe.seed + 7919 * epoch)  # dropout's
         generator.manual_seed(recipe.seed + 7919 * epoch)
@@ -532,7 +555,7 @@ def train_classifier(model, bank, labels, train, val, recipe, device, seconds, m
             "val_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(), "val_f1": average_f1(matrix),
             "learning_rate": rate, "photos_per_second": seen * batch / train_seconds,
             "seconds": time.monotonic() - began})
-        if best is None or _merit(history[-1]) >= _merit(history[best_epoch - 1]):
+        if best is None or _merit(history[-1]) > _merit(history[best_epoch - 1]):
             best, best_epoch = _on_cpu(average.state_dict()), epoch
         state = {"epoch": epoch, "steps": schedule.steps, "progress": schedule.progress, "history": history,
                  "best": best, "model": model.state_dict(), "average": average.state_dict(),
@@ -878,10 +901,10 @@ def channel_statistics(bank, index):
 
 
 def _nearest_place(bank, device):
-    """The bank on the GPU where it takes less than half of the free memory."""
-    if device.type == "cuda" and bank.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-        return bank.to(device)
-    return bank
+    """The bank, on the GPU where it takes less than half of the free memory."""
+    if device.type != "cuda" or isinstance(bank, FileBank) or bank.numel() > torch.cuda.mem_get_info(device)[0] / 2:
+        return bank
+    return bank.to(device)
 
 
 def test_command(args, say):

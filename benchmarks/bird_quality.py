@@ -9,6 +9,7 @@ again, so that an interrupted table goes on.
 """
 import argparse
 import dataclasses
+import importlib
 import json
 import os
 import sys
@@ -19,8 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
+# Fields of bird.Recipe, and in capitals constants of bird.py
 VARIANTS = {
     "the recipe": {},
+    "mean pooling alone": {"POOLING": ("mean",)},
+    "maximum pooling alone": {"POOLING": ("amax",)},
+    "twice as deep": {"DEPTHS": (2, 2, 2, 2)},
+    "half as wide": {"STEM": (16, 32), "WIDTHS": (32, 64, 128, 256)},
     "no label smoothing": {"label_smoothing": 0.0},
     "no mixup, no CutMix": {"mixup": 0.0, "cutmix": 0.0},
     "no running average": {"average": 0.0},
@@ -33,18 +39,23 @@ VARIANTS = {
     "no colour changes": {"colour": 0.0, "tint": 0.0},
     "no augmentation at all": {"area": 1.0, "aspect": 1.0, "rotate": 0.0, "mirror": False, "colour": 0.0, "tint": 0.0,
                                "mixup": 0.0, "cutmix": 0.0},
+    "batches of 64": {"batch": 64},
     "batches of 128": {"batch": 128},
-    "crops of 96 px": {"image_size": 96},
 }
 
 
-def measure(train_folder, test_folder, name, seed, epochs, threads):
+def measure(train_folder, test_folder, name, seed, epochs, size, threads):
     """One training; returns a dict of numbers."""
     import torch
     torch.set_num_threads(threads)
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     import bird
-    changes = {**VARIANTS[name], "seed": seed, **({"epochs": epochs} if epochs else {})}
+    importlib.reload(bird)  # a variant before this one may have changed constants
+    for constant, value in VARIANTS[name].items():
+        if constant.isupper():
+            setattr(bird, constant, value)
+    changes = {"epochs": epochs, "image_size": size, **VARIANTS[name], "seed": seed}
+    changes = {key: value for key, value in changes.items() if value is not None and not key.isupper()}
     recipe, device = dataclasses.replace(bird.Recipe(), **changes), bird.pick_device("auto")
     classes, photos = bird.list_photos(train_folder)
     test_classes, test_photos = bird.list_photos(test_folder)
@@ -78,6 +89,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=["the recipe"], help="names, or: all")
     parser.add_argument("--epochs", type=int, help="of every training (default: the recipe's)")
+    parser.add_argument("--image-size", type=int, help="of every training (default: the recipe's)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each training")
     parser.add_argument("--log", default="bird_quality.jsonl")
@@ -85,21 +97,21 @@ def main():
     names = list(VARIANTS) if args.variants == ["all"] else args.variants
     log = Path(args.log)
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {(row["variant"], row["seed"], row["epochs"], row["train"]): row for row in rows}
+    done = {(row["variant"], row["seed"], row["epochs"], row["image_size"], row["train"]): row for row in rows}
     print(f"mean ± standard deviation over seeds {args.seeds}; {args.jobs} training(s) at a time, {args.threads} "
-          f"thread(s) each; epochs: {args.epochs or 'the recipe'}")
+          f"thread(s) each; epochs: {args.epochs or 'the recipe'}, crops: {args.image_size or 'the recipe'}")
     columns = ("F1", "F1, one view", "validation F1", "minutes")
     print("| variant | " + " | ".join(columns) + " | n |\n" + "|---" * (len(columns) + 2) + "|", flush=True)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        keys = [(name, seed, args.epochs, args.train) for name in names for seed in args.seeds]
-        jobs = {key: pool.submit(measure, args.train, args.test, key[0], key[1], args.epochs, args.threads)
+        keys = [(name, seed, args.epochs, args.image_size, args.train) for name in names for seed in args.seeds]
+        jobs = {key: pool.submit(measure, args.train, args.test, *key[:4], args.threads)
                 for key in keys if key not in done}
         for name in names:
             results = []
             for key in (key for key in keys if key[0] == name):
                 if key in jobs:
-                    done[key] = {"variant": name, "seed": key[1], "epochs": key[2], "train": key[3],
-                                 **jobs[key].result()}
+                    done[key] = {"variant": name, "seed": key[1], "epochs": key[2], "image_size": key[3],
+                                 "train": key[4], **jobs[key].result()}
                     with log.open("a") as file:
                         file.write(json.dumps(done[key]) + "\n")
                 results.append(done[key])
