@@ -487,8 +487,21 @@ def new_classifier(classes, counts, recipe):
     return model
 
 
-def train_classifier(model, bank, labels, train, val, recipe, device, seconds, measured, each_epoch,
-                     state=None):
+def _step(model, optimizer, scaler, photos, targets, weights, rate):
+    """One step of the optimizer at this learning rate; returns the loss and the logits (B, K)."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with autocast(photos.device):
+        logits = model(photos)
+    loss = weighted_cross_entropy(logits, targets, weights)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), logits.detach()
+
+
+def train_classifier(model, bank, labels, train, val, recipe, device, seconds, measured, each_epoch, state=None):
     """Trains `model` on photos bank[train], uint8 (N, 3, S, S), with labels (N,); keeps the best on bank[val].
 
     seconds      the time it may take.
@@ -497,6 +510,7 @@ def train_classifier(model, bank, labels, train, val, recipe, device, seconds, m
     state        of an earlier call: goes on from there, to the same weights.
     Returns the best averaged weights and the history, a dict of numbers an epoch. The randomness of an epoch depends on
     the seed and on its number alone."""
+    torch.backends.cudnn.benchmark = True  # all batches are of one shape
     steps = max(1, len(train) // recipe.batch)
     batch = min(recipe.batch, len(train))
     model = model.to(device, memory_format=torch.channels_last)
@@ -524,23 +538,15 @@ def train_classifier(model, bank, labels, train, val, recipe, device, seconds, m
         order, totals = train[torch.randperm(len(train), generator=generator)], torch.zeros(2, device=device)
         model.train()
         for index in order.split(batch)[:steps]:
-            rate = learning_rate(schedule.progress, recipe)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             photos = bank[index.to(bank.device)].to(_workshop(device))
             photos = augment(photos, recipe.image_size, recipe, generator).to(device)
             truth = labels[index].to(device)
             photos, targets = mix(photos, soft_targets(truth, n_classes, recipe.label_smoothing), recipe, generator)
-            with autocast(device):
-                logits = model(photos)
-            loss = weighted_cross_entropy(logits, targets, weights)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            rate = learning_rate(schedule.progress, recipe)
+            loss, logits = _step(model, optimizer, scaler, photos, targets, weights, rate)
             taken = recipe.epochs * steps - schedule.steps
             _follow(average, model, min(recipe.average, (1 + taken) / (10 + taken)))
-            totals += torch.stack([loss.detach(), (logits.argmax(1) == truth).float().mean()])
+            totals += torch.stack([loss, (logits.argmax(1) == truth).float().mean()])
             schedule.advance()
             seen += 1
             if schedule.taken == schedule.WARM + schedule.MEASURED:
@@ -844,11 +850,11 @@ def train_command(args, say):
 
     def each_epoch(state, schedule):
         row = state["history"][-1]
-        left = f"about {_duration(schedule.planned * schedule.pace)} left" if schedule.pace else ""
+        left = f"  {_duration(schedule.planned * schedule.pace)} left" if schedule.pace else ""
         best = "*" if row is max(state["history"], key=_merit) else " "
-        say(f"epoch {row['epoch']:3}  train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:.3f}  "
-            f"validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.3f} F1 {row['val_f1']:.4f}{best} "
-            f"{row['photos_per_second']:.0f} photos/s  {left}")
+        say(f"epoch {row['epoch']:3}/{recipe.epochs}  train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
+            f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f} F1 {row['val_f1']:.4f}{best}  "
+            f"{row['photos_per_second']:.0f} photos/s{left}")
         write_files({state_path: saved_bytes({**state, "key": key, "spent": spent()})})
 
     best, history = train_classifier(model, bank, labels, train, val, recipe, device, budget - spent(), measured,
