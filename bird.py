@@ -852,9 +852,9 @@ def train_command(args, say):
         row = state["history"][-1]
         left = f"  {_duration(schedule.planned * schedule.pace)} left" if schedule.pace else ""
         best = "*" if row is max(state["history"], key=_merit) else " "
-        say(f"epoch {row['epoch']:3}/{recipe.epochs}  train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
-            f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f} F1 {row['val_f1']:.4f}{best}  "
-            f"{row['photos_per_second']:.0f} photos/s{left}")
+        say(f"epoch {row['epoch']:3}/{recipe.epochs}  "
+            f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  val loss {row['val_loss']:.3f} "
+            f"acc {row['val_accuracy']:.3f} F1 {row['val_f1']:.4f}{best}  {row['photos_per_second']:.0f} photos/s{left}")
         write_files({state_path: saved_bytes({**state, "key": key, "spent": spent()})})
 
     best, history = train_classifier(model, bank, labels, train, val, recipe, device, budget - spent(), measured,

@@ -1,4 +1,5 @@
-"""Shared fixtures: the script as a module and as a command, small drawn images, and one model trained on them."""
+"""Shared fixtures: the scripts as modules and as commands, small drawn images, and one model trained on them."""
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -13,9 +14,12 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 SCRIPT = Path(__file__).resolve().parent.parent / "vae.py"
+BIRD = SCRIPT.parent / "bird.py"
 FAST = ("--epochs", "2", "--threads", "1", "--device", "cpu")
+BIRD_FAST = ("--epochs", "6", "--image-size", "48", "--threads", "1", "--device", "cpu")
 
 hypothesis.settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True, database=None,
                                      suppress_health_check=list(hypothesis.HealthCheck))
@@ -27,10 +31,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: trains on the real digits; runs only where DIGITS names their folder")
 
 
-def _load_script():
-    spec = importlib.util.spec_from_file_location("vae", SCRIPT)
+def _load_script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["vae"] = module
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
 
@@ -71,7 +75,7 @@ def _run(script, *words, cwd, **options):
 @pytest.fixture(scope="session")
 def vae():
     """The script as a module."""
-    return _load_script()
+    return _load_script(SCRIPT)
 
 
 @pytest.fixture(scope="session")
@@ -138,15 +142,10 @@ def model(vae, trained):
     return vae.load_model(str(trained.model))
 
 
-@pytest.fixture
-def call(vae, capsys, monkeypatch, tmp_path):
-    """call(*words): the command in this process, in an empty folder. Gives its exit code, stdout and stderr, warnings
-    among the latter as they are for a user; what `main` changes in the interpreter is put back."""
-    monkeypatch.chdir(tmp_path)
-
+def _caller(script, capsys):
     def call(*words):
-        handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
-        formatwarning = warnings.formatwarning
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        threads, formatwarning = torch.get_num_threads(), warnings.formatwarning
         capsys.readouterr()
         try:
             with warnings.catch_warnings():
@@ -154,12 +153,131 @@ def call(vae, capsys, monkeypatch, tmp_path):
                 for quiet in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
                     warnings.simplefilter("ignore", quiet)
                 warnings.showwarning = lambda *parts, **_: sys.stderr.write(warnings.formatwarning(*parts[:4]))
-                code = vae.main([str(word) for word in words])
+                code = script.main([str(word) for word in words])
         finally:
-            signal.signal(signal.SIGINT, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             warnings.formatwarning = formatwarning
             torch.set_num_threads(threads)
         out, err = capsys.readouterr()
         return types.SimpleNamespace(code=code, out=out, err=err)
 
     return call
+
+
+@pytest.fixture
+def call(vae, capsys, monkeypatch, tmp_path):
+    """call(*words): the command in this process, in an empty folder. Gives its exit code, stdout and stderr, warnings
+    among the latter as they are for a user; what `main` changes in the interpreter is put back."""
+    monkeypatch.chdir(tmp_path)
+    return _caller(vae, capsys)
+
+
+# --------------------------------------------------------------------------------------------------------------- birds
+
+def _draw_photo(kind, rng):
+    """A PIL photo of 60 to 120 px: a disc, square, triangle or cross, each in its colour, on noise."""
+    width, height = (int(side) for side in rng.integers(60, 121, 2))
+    photo = Image.fromarray(rng.integers(90, 160, (height, width, 3)).astype(np.uint8))
+    ink, radius = ImageDraw.Draw(photo), min(width, height) * rng.uniform(0.25, 0.35)
+    x, y = width * rng.uniform(0.4, 0.6), height * rng.uniform(0.4, 0.6)
+    left, top, right, bottom = box = (x - radius, y - radius, x + radius, y + radius)
+    colour = ((220, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))[kind]
+    colour = tuple(int(value + rng.integers(-25, 26)) for value in colour)
+    if kind == 0:
+        ink.ellipse(box, fill=colour)
+    elif kind == 1:
+        ink.rectangle(box, fill=colour)
+    elif kind == 2:
+        ink.polygon([(left, bottom), (right, bottom), (x, top)], fill=colour)
+    else:
+        ink.line((left, top, right, bottom), fill=colour, width=10)
+        ink.line((left, bottom, right, top), fill=colour, width=10)
+    return photo
+
+
+def _draw_photos(folder, names, seed=0):
+    """Saves photos: {path below the folder: kind}."""
+    rng = np.random.default_rng(seed)
+    for name, kind in names.items():
+        path = Path(str(folder)) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _draw_photo(kind, rng).save(str(path), quality=90)
+
+
+@pytest.fixture(scope="session")
+def bird():
+    """bird.py as a module."""
+    return _load_script(BIRD)
+
+
+@pytest.fixture(scope="session")
+def bird_script():
+    return BIRD
+
+
+@pytest.fixture(scope="session")
+def bird_draw():
+    """bird_draw(folder, {path below it: kind 0..3}, seed): draws photos."""
+    return _draw_photos
+
+
+@pytest.fixture(scope="session")
+def bird_fast():
+    """The flags of `bird_trained`: long enough to learn the drawn kinds. A later flag overrides an earlier one."""
+    return BIRD_FAST
+
+
+@pytest.fixture(scope="session")
+def bird_alone(tmp_path_factory):
+    """bird.py copied alone into an empty folder."""
+    return Path(shutil.copy(str(BIRD), str(tmp_path_factory.mktemp("bird_alone"))))
+
+
+@pytest.fixture(scope="session")
+def bird_data(tmp_path_factory):
+    """Photos of four kinds in class folders whose order as strings is not that as numbers, the third the most
+    frequent; at test some lie in sub-folders and end in upper case."""
+    folder, classes = tmp_path_factory.mktemp("bird_data"), ["1", "10", "2", "9"]
+    counts = [30, 34, 48, 30]
+    _draw_photos(folder / "photos", {f"{name}/{i}.jpg": kind for kind, name in enumerate(classes)
+                                     for i in range(counts[kind])}, seed=1)
+    forms = ("{}.jpg", "{}.JPG", "a/{}.jpeg", "a/b/{}.Jpg", "B/{}.jpg", "{}.jpg")
+    _draw_photos(folder / "unseen", {f"{name}/{form.format(i)}": kind for kind, name in enumerate(classes)
+                                     for i, form in enumerate(forms)}, seed=2)
+    return types.SimpleNamespace(folder=folder, train=folder / "photos", test=folder / "unseen", classes=classes,
+                                 counts=counts, frequent=2)
+
+
+@pytest.fixture(scope="session")
+def bird_trained(bird_alone, bird_data, tmp_path_factory):
+    """Both commands, run once with absolute paths from another folder: the folder of the model, that of the command,
+    the processes."""
+    models, folder = tmp_path_factory.mktemp("bird_models"), tmp_path_factory.mktemp("bird_elsewhere")
+    model = models / "bird.pth"
+    processes = [_run(bird_alone, bird_data.train, "train", model, *BIRD_FAST, cwd=folder),
+                 _run(bird_alone, bird_data.test, "test", model, cwd=folder)]
+    yield types.SimpleNamespace(models=models, folder=folder, model=model, history=models / "bird_history.json",
+                                csv=folder / "bird.csv", processes=processes)
+    shutil.rmtree(str(models))  # pytest keeps the folders of three runs
+
+
+@pytest.fixture(scope="session")
+def bird_untrained(bird, tmp_path_factory):
+    """A model file of three classes a, b, c, of which b was the most frequent, with random weights."""
+    folder = tmp_path_factory.mktemp("bird_untrained")
+    recipe = dataclasses.replace(bird.Recipe(), image_size=32)
+    model = bird.new_classifier(["a", "b", "c"], [2, 5, 3], recipe)
+    (folder / "bird.pth").write_bytes(bird.saved_bytes(model.state_dict()))
+    yield folder / "bird.pth"
+    shutil.rmtree(str(folder))
+
+
+@pytest.fixture
+def bird_call(bird, capsys, monkeypatch, tmp_path):
+    """As `call`, for bird.py."""
+    monkeypatch.chdir(tmp_path)
+    yield _caller(bird, capsys)
+    for path in tmp_path.rglob("*.pth"):
+        if path.is_file():
+            path.unlink()
