@@ -53,6 +53,7 @@ WIDTHS = (64, 128, 256, 512)    # channels of each stage; each after the first h
 DEPTHS = (1, 1, 1, 1)           # residual blocks of each stage
 POOLING = ("mean", "amax")      # over the last stage's places, side by side
 MARGIN = 1.5                    # side of the squares that photos are kept as, over that of the crops: room to zoom
+MOST_PIXELS = 2 ** 28           # of a photo, after JPEG's scaling: what claims more is no photo
 BANK_IN_MEMORY = 2 * 10 ** 9    # bytes; a larger bank lies in a temporary file
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
 
@@ -95,20 +96,24 @@ class InputError(Exception):
     """Bad input: one line that names the file, what was expected and what was found."""
 
 
-class Stopped(Exception):
-    """SIGINT or SIGTERM arrived; the first argument is its number."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; the first argument is its number. No `except Exception` takes it for an error."""
 
 
 # ------------------------------------------------------------------------------------------------------------- data in
 
+def _is_hidden(name):
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _is_photo(name):
-    return name.lower().endswith(PHOTO_ENDINGS) and not name.startswith(".")
+    return name.lower().endswith(PHOTO_ENDINGS) and not _is_hidden(name)
 
 
 def _subfolders(folder):
     try:
         return sorted(entry.name for entry in os.scandir(folder)
-                      if entry.is_dir() and not entry.name.startswith(".") and entry.name != "__MACOSX")
+                      if entry.is_dir() and not _is_hidden(entry.name))
     except OSError as error:
         raise InputError(f"{folder}: expected a readable folder, found: {error.strerror}") from None
 
@@ -130,7 +135,7 @@ def list_photos(folder):
 
 def _walk(folder):
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
         yield root, folders, files
 
 
@@ -142,7 +147,7 @@ def list_test_photos(path):
     classes, photos = list_photos(path)
     if not photos:
         classes, photos = [], [(os.path.join(path, name), None) for name in sorted(os.listdir(path))
-                               if _is_photo(name) and os.path.isfile(os.path.join(path, name))]
+                               if _is_photo(name) and not os.path.isdir(os.path.join(path, name))]
     if not photos:
         raise InputError(f"{path}: expected photos ({' '.join(PHOTO_ENDINGS)}), found none")
     return classes, photos
@@ -152,11 +157,14 @@ def read_photo(path, side):
     """Photo of any kind and size -> uint8 (3, side, side) in RGB, upright, squeezed to a square. A truncated file
     gives what it has. Raises OSError or ValueError for what is no photo."""
     ImageFile.LOAD_TRUNCATED_IMAGES = True
-    Image.MAX_IMAGE_PIXELS = None  # a panorama is no attack
+    Image.MAX_IMAGE_PIXELS = None  # ours is below
     with Image.open(path) as image:
         image.draft(None, (side, side))  # the JPEG decoder scales down while it decodes
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} px")
         with contextlib.suppress(Exception):  # a broken EXIF block must not cost the photo
-            image = ImageOps.exif_transpose(image)
+            if image.getexif().get(0x0112, 1) != 1:
+                image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits, which `convert` would clip
             pixels = np.asarray(image, dtype=np.float32)
             top = max(1.0 if image.mode == "F" else 255.0, float(pixels.max()))
@@ -184,22 +192,29 @@ class FileBank:
 
     def __init__(self, number, side):
         self.shape, self.stride = (number, 3, side, side), 3 * side * side
-        self.file = tempfile.TemporaryFile()
-        self.file.truncate(number * self.stride)
+        with self._disk():
+            self.file = tempfile.TemporaryFile()
+            self.file.truncate(number * self.stride)
+
+    @contextlib.contextmanager
+    def _disk(self):
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"temporary folder: expected room for {self.shape[0] * self.stride / 1e9:.1f} GB of "
+                             f"photos, found: {error.strerror or error}") from None
 
     def __setitem__(self, index, photo):
-        try:
+        with self._disk():
             self.file.seek(index * self.stride)
             self.file.write(photo.numpy().tobytes())
-        except OSError as error:
-            raise InputError(f"{tempfile.gettempdir()}: expected room for {self.shape[0] * self.stride / 1e9:.1f} GB "
-                             f"of photos, found: {error.strerror}") from None
 
     def __getitem__(self, index):
         photos = np.empty((len(index), *self.shape[1:]), np.uint8)
-        for photo, row in zip(photos, index.tolist()):
-            self.file.seek(row * self.stride)
-            self.file.readinto(photo)
+        with self._disk():
+            for photo, row in zip(photos, index.tolist()):
+                self.file.seek(row * self.stride)
+                self.file.readinto(photo)
         return torch.from_numpy(photos)
 
 
@@ -433,10 +448,10 @@ class Schedule:
 
     def advance(self):
         """To be called after each step."""
-        self.progress += (1 - self.progress) / max(1, self.planned)
         self.steps, self.taken = self.steps - 1, self.taken + 1
         if self.taken == self.WARM:
             self.since = self.clock()
+        self.progress += (1 - self.progress) / (self.planned + 1)
 
 
 def learning_rate(progress, recipe):
@@ -647,6 +662,11 @@ def check_output(path, *others):
         raise InputError(f"{path}: expected a folder to write in, found {folder} closed to writing")
 
 
+def _standing_in(output, photos):
+    """Paths of the photos that an output could replace: none where nothing stands yet."""
+    return [path for path, _ in photos] if os.path.exists(output) else []
+
+
 def write_files(payloads):
     """Writes the bytes of each path beside it, then moves all into place: whatever stops this, no half file stands
     there, and no new file beside an old one that it does not fit."""
@@ -710,7 +730,8 @@ def load_model(path):
     except Exception as error:
         raise InputError(f"{path}: {expected}, found: {_one_line(error)}") from None
     for key, value in model.state_dict().items():
-        if value.is_floating_point() and (not value.isfinite().all() or ("running_var" in key and (value < 0).any())):
+        if value.is_floating_point() and (not value.isfinite().all() or ("running_var" in key and (value < 0).any())
+                                          or (key == "std" and (value <= 0).any())):
             raise InputError(f"{path}: {expected}, found values of {key} that no training gives")
     return model.to(memory_format=torch.channels_last).eval()
 
@@ -797,6 +818,7 @@ def train_command(args, say):
     check_output(state_path, args.model)
     device = pick_device(args.device)
     classes, photos = list_photos(args.dataset)
+    check_output(args.model, *_standing_in(args.model, photos))
     counts = np.bincount([label for _, label in photos], minlength=len(classes))
     if (counts > 0).sum() < 2:
         raise InputError(f"{args.dataset}: expected photos in at least two class folders, found them in "
@@ -807,7 +829,8 @@ def train_command(args, say):
     recipe = dataclasses.replace(Recipe(), seed=args.seed, **{k: v for k, v in changed.items() if v is not None})
     names = [os.path.relpath(path, args.dataset).replace(os.sep, "/") for path, _ in photos]
     settings = {**dataclasses.asdict(recipe), "margin": MARGIN}
-    key = hashlib.sha256(json.dumps([settings, classes, names]).encode()).hexdigest()
+    sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path, _ in photos]
+    key = hashlib.sha256(json.dumps([settings, classes, names, sizes]).encode()).hexdigest()
     state = _resumed(state_path, key, args.resume, say)
 
     bank, unreadable = read_bank([path for path, _ in photos], round(MARGIN * recipe.image_size), args.workers)
@@ -852,9 +875,9 @@ def train_command(args, say):
         row = state["history"][-1]
         left = f"  {_duration(schedule.planned * schedule.pace)} left" if schedule.pace else ""
         best = "*" if row is max(state["history"], key=_merit) else " "
-        say(f"epoch {row['epoch']:3}/{recipe.epochs}  "
-            f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  val loss {row['val_loss']:.3f} "
-            f"acc {row['val_accuracy']:.3f} F1 {row['val_f1']:.4f}{best}  {row['photos_per_second']:.0f} photos/s{left}")
+        say(f"epoch {row['epoch']:3}/{recipe.epochs}  train loss {row['train_loss']:.3f} "
+            f"acc {row['train_accuracy']:.3f}  val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f} "
+            f"F1 {row['val_f1']:.4f}{best}  {row['photos_per_second']:.0f} photos/s{left}")
         write_files({state_path: saved_bytes({**state, "key": key, "spent": spent()})})
 
     best, history = train_classifier(model, bank, labels, train, val, recipe, device, budget - spent(), measured,
@@ -917,6 +940,7 @@ def test_command(args, say):
     output = args.output or "bird.csv"
     check_output(output, args.model)
     model, (classes, photos) = load_model(args.model), list_test_photos(args.dataset)
+    check_output(output, *_standing_in(output, photos))
     device, known = pick_device(args.device), model.about["classes"]
     strange, missing = sorted(set(classes) - set(known)), sorted(set(known) - set(classes))
     if strange:
@@ -945,6 +969,8 @@ def _say(line):
 
 
 def _stop(number, frame):
+    for other in (signal.SIGINT, signal.SIGTERM):  # one is enough: the way out is short
+        signal.signal(other, signal.SIG_IGN)
     raise Stopped(number)
 
 
@@ -952,7 +978,9 @@ def main(argv=None):
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    warnings.formatwarning = lambda message, *_, **__: f"bird.py: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"bird.py: warning: {' '.join(str(message).splitlines())}\n"
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know the letters of a class's name
     warnings.filterwarnings("ignore", module="PIL")
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -962,7 +990,7 @@ def main(argv=None):
         say = (lambda line: None) if args.quiet else _say
         {"train": train_command, "test": test_command}[args.mode](args, say)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except Stopped as stopped:
         print("bird.py: interrupted" + ("; --resume goes on from the last epoch" if args.mode == "train" else ""),

@@ -1,0 +1,691 @@
+"""The two bird commands as the grader gives them: what they write, in which order, that they repeat themselves, go on
+where they were stopped, and end in time."""
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+EPOCHS, SIZE = 6, 48  # as in the flags of `bird_fast`
+
+
+def _labels(path):
+    content = path.read_bytes()
+    assert re.fullmatch(rb"Predicted_Label\n(\d+\n)*", content)
+    return [int(line) for line in content.split()[1:]]
+
+
+def _epochs(out):
+    """Numbers of the epochs whose lines stand in `out`."""
+    return [int(number) for number in re.findall(r"^epoch +(\d+)\b.*photos/s", out, re.M)]
+
+
+def _files(folder):
+    return sorted(os.listdir(str(folder)))
+
+
+@pytest.fixture(scope="module")
+def truth(bird_data):
+    """Labels of the unseen photos in the order of torchvision's ImageFolder."""
+    folder = pytest.importorskip("torchvision").datasets.ImageFolder(str(bird_data.test))
+    assert folder.classes == bird_data.classes
+    return folder.targets
+
+
+@pytest.fixture
+def image_folder():
+    """torchvision's own class, the reference for classes, indices and order."""
+    return pytest.importorskip("torchvision").datasets.ImageFolder
+
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+def test_both_commands_succeed_in_silence_on_stderr(bird_trained):
+    for process in bird_trained.processes:
+        assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_model_and_history_go_where_told_and_the_table_to_the_working_folder(bird_trained, bird_alone, bird_data):
+    assert _files(bird_trained.models) == ["bird.pth", "bird_history.json"]
+    assert _files(bird_trained.folder) == ["bird.csv"]
+    assert _files(bird_alone.parent) == ["bird.py"]
+    assert _files(bird_data.folder) == ["photos", "unseen"]
+
+
+def test_table_has_the_header_and_one_row_a_photo(bird_trained, bird_data):
+    labels = _labels(bird_trained.csv)
+    assert len(labels) == 24 and set(labels) <= set(range(4))
+
+
+def test_the_kinds_are_learned_and_the_rows_stand_in_the_order_of_image_folder(bird_trained, truth):
+    """The photos of a class lie in folders of several depths: in another order the labels would not fit."""
+    assert np.mean(np.array(_labels(bird_trained.csv)) == truth) >= 0.8
+
+
+def test_a_row_holds_the_label_of_its_own_photo(bird_trained, bird_data, image_folder, bird_call, tmp_path):
+    """Each photo alone gets what it got among the others."""
+    samples, labels = image_folder(str(bird_data.test)).samples, _labels(bird_trained.csv)
+    for row in (0, 7, 16, 23):
+        assert bird_call(samples[row][0], "test", bird_trained.model).code == 0
+        assert _labels(tmp_path / "bird.csv") == [labels[row]]
+
+
+def test_model_file_is_a_state_dict_that_needs_no_trust(bird, bird_trained):
+    state = torch.load(str(bird_trained.model), weights_only=True)
+    assert set(torch.load(str(bird_trained.model))) == set(state)
+    model = bird.BirdClassifier()
+    model.load_state_dict(state)
+    assert all(type(value) is torch.Tensor and value.device.type == "cpu" for value in state.values())
+    assert all(value.isfinite().all() for value in state.values())
+    assert sum(value.numel() for value in state.values()) <= 30_000_000
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 30_000_000
+
+
+def test_what_a_grader_loads_predicts_what_the_command_wrote(bird, bird_trained, bird_data, image_folder):
+    """The bare network, one view: the starter code's way."""
+    model = bird.BirdClassifier()
+    model.load_state_dict(torch.load(str(bird_trained.model)))
+    model.eval()
+    photos = np.stack([bird.read_photo(path, SIZE) for path, _ in image_folder(str(bird_data.test)).samples])
+    with torch.no_grad():
+        found = model(torch.from_numpy(photos).float() / 255).argmax(1).numpy()
+    assert np.mean(found == np.array(_labels(bird_trained.csv))) >= 0.8
+
+
+def test_classes_counts_size_and_statistics_come_back_with_the_weights(bird, bird_trained, bird_data):
+    history = json.loads(bird_trained.history.read_text())
+    model = bird.load_model(str(bird_trained.model))
+    assert model.about == {"classes": bird_data.classes, "counts": history["counts"], "image_size": SIZE}
+    assert model(torch.zeros(2, 3, SIZE, SIZE)).shape == (2, 4)
+    pixels = np.stack([bird.read_photo(str(bird_data.train / name), 100) for name in history["split"]["train"]]) / 255
+    assert model.mean.flatten().numpy() == pytest.approx(pixels.mean((0, 2, 3)), abs=0.01)
+    assert model.std.flatten().numpy() == pytest.approx(pixels.std((0, 2, 3)), abs=0.03)
+
+
+def test_bare_model_has_the_ten_classes_of_the_course(bird):
+    assert bird.BirdClassifier().eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+
+
+def test_training_reports_every_epoch_with_its_speed(bird_trained):
+    assert _epochs(bird_trained.processes[0].stdout) == list(range(1, EPOCHS + 1))
+    parameters = json.loads(bird_trained.history.read_text())["parameters"]
+    assert f"{parameters:,} parameters" in bird_trained.processes[0].stdout
+
+
+def test_testing_prints_the_score_where_the_folders_tell_the_truth(bird_trained, truth):
+    metrics = pytest.importorskip("sklearn.metrics")
+    labels = _labels(bird_trained.csv)
+    expected = np.mean([metrics.f1_score(truth, labels, average=average) for average in ("macro", "micro")])
+    assert f"{expected:.4f}" in bird_trained.processes[1].stdout
+
+
+# ------------------------------------------------------------------------------------------------------------- history
+
+@pytest.fixture(scope="module")
+def history(bird_trained):
+    return json.loads(bird_trained.history.read_text())
+
+
+def test_history_has_numbers_for_each_epoch(history):
+    wanted = {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_f1", "learning_rate", "seconds"}
+    assert [row["epoch"] for row in history["epochs"]] == list(range(1, EPOCHS + 1))
+    for row in history["epochs"]:
+        assert wanted <= set(row) and all(np.isfinite(value) for value in row.values())
+        assert all(0 <= row[name] <= 1 for name in ("train_accuracy", "val_accuracy", "val_f1"))
+
+
+def test_history_holds_settings_and_classes(bird, history, bird_data):
+    assert history["classes"] == bird_data.classes
+    assert {field.name for field in dataclasses.fields(bird.Recipe)} <= set(history["settings"])
+    assert (history["settings"]["epochs"], history["settings"]["image_size"]) == (EPOCHS, SIZE)
+
+
+def test_split_covers_all_photos_once_and_a_fifth_of_each_class(history, bird_data):
+    train, val = history["split"]["train"], history["split"]["validation"]
+    assert not set(train) & set(val) and history["split"]["unreadable"] == []
+    assert sorted(train + val) == sorted(str(path.relative_to(bird_data.train)).replace(os.sep, "/")
+                                         for path in bird_data.train.rglob("*.jpg"))
+    for name, count, trained_on in zip(bird_data.classes, bird_data.counts, history["counts"]):
+        held_out = sum(path.startswith(name + "/") for path in val)
+        assert abs(held_out - count / 5) <= 0.5 and trained_on == count - held_out
+
+
+def test_history_holds_the_confusion_matrix_of_the_validation_photos(history):
+    metrics, matrix = pytest.importorskip("sklearn.metrics"), np.array(history["validation"]["confusion"])
+    true = [history["classes"].index(path.split("/")[0]) for path in history["split"]["validation"]]
+    assert matrix.shape == (4, 4) and matrix.sum(1).tolist() == np.bincount(true, minlength=4).tolist()
+    rows, columns = (np.repeat(part, matrix.flatten()) for part in np.indices((4, 4)).reshape(2, -1))
+    expected = np.mean([metrics.f1_score(rows, columns, average=average) for average in ("macro", "micro")])
+    assert history["validation"]["average_f1"] == pytest.approx(expected)
+
+
+def test_the_epoch_that_is_kept_is_the_best_on_the_photos_set_aside(history):
+    best = max(row["val_f1"] for row in history["epochs"])
+    assert history["epochs"][history["chosen_epoch"] - 1]["val_f1"] == best
+
+
+# ------------------------------------------------------------------------------------------- order, against ImageFolder
+
+NAMES = ["1/a.jpg", "10/a.jpg", "11/a.jpg", "12/a.jpg", "2/a.jpg", "2/B.jpg", "2/b.JPG", "2/10.png", "2/9.png",
+         "2/_.bmp", "2/é.jpg", "2/x/1.jpg", "2/x.jpg", "2/x y.jpg", "2/x-y/1.TIFF", "2/x/deep/1.webp", "2/X/1.ppm",
+         "3/only/below.pgm", "4/a.tif", "5/a.Jpeg", "6/a.jpg", "7/a.jpg", "8/a.jpg", "9/a.jpg", "Aa/a.jpg", "a/a.jpg"]
+
+
+def test_order_is_that_of_image_folder_for_1_to_12_nested_and_mixed_names(bird, image_folder, tmp_path):
+    for name in [*NAMES, "2/notes.txt", "2/a.gif", "2/jpg", "2/x/list.csv", "loose.jpg"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    reference = image_folder(str(tmp_path))
+    classes, photos = bird.list_photos(str(tmp_path))
+    assert len(photos) == len(NAMES)
+    assert (classes, photos) == (reference.classes, reference.samples)
+    assert photos == bird.list_test_photos(str(tmp_path))[1]
+
+
+@given(names=st.lists(st.lists(st.text("aB1_ -é", min_size=1, max_size=3).map(lambda name: name.strip() or "x"),
+                               min_size=2, max_size=4), min_size=1, max_size=12))
+def test_order_is_that_of_image_folder_for_any_names(bird, tmp_path_factory, names):
+    image_folder = pytest.importorskip("torchvision").datasets.ImageFolder
+    root = tmp_path_factory.mktemp("names")
+    for parts in names:
+        path = root.joinpath("class" + parts[0], *parts[1:-1], parts[-1] + ".jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert bird.list_photos(str(root)) == (image_folder(str(root)).classes, image_folder(str(root)).samples)
+
+
+def test_endings_are_those_of_image_folder_without_the_hidden(bird):
+    folder = pytest.importorskip("torchvision").datasets.folder
+    assert set(bird.PHOTO_ENDINGS) == set(folder.IMG_EXTENSIONS)
+
+
+def test_linked_folders_are_followed_as_image_folder_follows_them(bird, image_folder, bird_data, tmp_path):
+    for name in bird_data.classes[:2]:
+        os.symlink(str(bird_data.test / name), str(tmp_path / name))
+    (tmp_path / "third").mkdir()
+    os.symlink(str(bird_data.test / "2"), str(tmp_path / "third" / "inner"))
+    assert bird.list_photos(str(tmp_path))[1] == image_folder(str(tmp_path)).samples
+
+
+# --------------------------------------------------------------------------------------------------- datasets at test
+
+def _test(bird_call, bird_trained, dataset, folder, *flags):
+    found = bird_call(dataset, "test", bird_trained.model, *flags)
+    assert found.code == 0
+    return found, _labels(folder / "bird.csv")
+
+
+def test_missing_classes_leave_the_other_labels_as_they_are(bird_call, bird_trained, bird_data, truth, tmp_path):
+    """Labels are indices into the classes of training, whatever folders there are at test."""
+    for name in ("10", "9"):
+        shutil.copytree(str(bird_data.test / name), str(tmp_path / "some" / name))
+    found, labels = _test(bird_call, bird_trained, "some", tmp_path)
+    whole = _labels(bird_trained.csv)
+    assert labels == whole[6:12] + whole[18:] and found.err == ""
+    assert np.mean(np.array(labels) == np.array(truth)[[*range(6, 12), *range(18, 24)]]) >= 0.8
+
+
+def test_folders_that_contradict_the_training_classes_are_reported(bird_call, bird_trained, bird_data, tmp_path):
+    for old, new in zip(bird_data.classes, ("1", "eagle", "2", "9")):
+        shutil.copytree(str(bird_data.test / old), str(tmp_path / "other" / new))
+    found, labels = _test(bird_call, bird_trained, "other", tmp_path)
+    assert len(found.err.splitlines()) == 1 and "warning" in found.err and "eagle" in found.err
+    assert len(labels) == 24 and "average F1" not in found.out
+
+
+def test_flat_folder_of_photos(bird_call, bird_trained, bird_data, tmp_path):
+    (tmp_path / "flat").mkdir()
+    expected = {}
+    for label, name in enumerate(bird_data.classes):
+        for path in (bird_data.test / name).glob("*.jpg"):
+            new = f"{9 - label}{path.name}"
+            shutil.copy(str(path), str(tmp_path / "flat" / new))
+            expected[new] = label
+    (tmp_path / "flat" / "notes.txt").write_text("no photo")
+    found, labels = _test(bird_call, bird_trained, "flat", tmp_path)
+    assert found.err == "" and len(labels) == len(expected)
+    assert np.mean([expected[name] == label for name, label in zip(sorted(expected), labels)]) >= 0.8
+
+
+def test_single_photo(bird_call, bird_trained, bird_data, tmp_path):
+    found, labels = _test(bird_call, bird_trained, bird_data.test / "2" / "0.jpg", tmp_path)
+    assert labels == [2] and found.err == ""
+
+
+def test_output_names_another_table_and_quiet_says_nothing(bird_call, bird_trained, bird_data, tmp_path):
+    found = bird_call("--quiet", bird_data.test, "test", "--output", "mine.csv", bird_trained.model)
+    assert (found.code, found.out, found.err) == (0, "", "")
+    assert _files(tmp_path) == ["mine.csv"]
+    assert (tmp_path / "mine.csv").read_bytes() == bird_trained.csv.read_bytes()
+
+
+def test_an_old_table_is_replaced_whole(bird_call, bird_trained, bird_data, tmp_path):
+    (tmp_path / "bird.csv").write_text("old\n" * 1000)
+    _test(bird_call, bird_trained, bird_data.test, tmp_path)
+    assert (tmp_path / "bird.csv").read_bytes() == bird_trained.csv.read_bytes()
+
+
+def test_names_beyond_ascii_pass_a_terminal_that_knows_ascii_alone(bird, bird_call, bird_data, monkeypatch, tmp_path):
+    model = bird.new_classifier(["Eule", "M\u00f6we"], [1, 1], dataclasses.replace(bird.Recipe(), image_size=32))
+    (tmp_path / "m\u00f6we.pth").write_bytes(bird.saved_bytes(model.state_dict()))
+    shutil.copytree(str(bird_data.test / "1"), str(tmp_path / "V\u00f6gel" / "Eule"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    found = bird_call("V\u00f6gel", "test", "m\u00f6we.pth", "--output", "\u00e4.csv")
+    assert (found.code, found.err) == (0, "")
+    assert len(_labels(tmp_path / "\u00e4.csv")) == 6
+
+
+# ------------------------------------------------------------------------------------------------------------ dispatch
+
+@pytest.mark.parametrize("words, expected", [
+    (("photos", "train", "m.pth"), ("train", "photos", "m.pth")),
+    (("photos", "test", "m.pth"), ("test", "photos", "m.pth")),
+    (("train", "photos", "m.pth"), ("train", "photos", "m.pth")),
+    (("test", "photos", "m.pth"), ("test", "photos", "m.pth")),
+    (("train", "train", "m.pth"), ("train", "train", "m.pth")),
+    (("test", "test", "m.pth"), ("test", "test", "m.pth")),
+    (("train", "test", "m.pth"), ("test", "train", "m.pth")),
+    (("test", "train", "m.pth"), ("train", "test", "m.pth")),
+    (("photos", "test", "train"), ("test", "photos", "train")),
+    (("/a/train", "test", "/b/test"), ("test", "/a/train", "/b/test")),
+    (("--seed", "3", "photos", "--quiet", "test", "m.pth"), ("test", "photos", "m.pth")),
+], ids=lambda words: " ".join(words))
+def test_mode_is_the_second_word_or_else_the_first(bird, words, expected):
+    args = bird.parse_arguments(list(words))
+    assert (args.mode, args.dataset, args.model) == expected
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_photos_in_folders_called_train_and_test(bird_call, bird_trained, bird_data, tmp_path, name):
+    os.symlink(str(bird_data.test), str(tmp_path / name))
+    _test(bird_call, bird_trained, name, tmp_path)
+    assert (tmp_path / "bird.csv").read_bytes() == bird_trained.csv.read_bytes()
+
+
+def test_mode_word_in_first_place(bird_call, bird_trained, bird_data, tmp_path):
+    assert bird_call("test", bird_data.test, bird_trained.model).code == 0
+    assert (tmp_path / "bird.csv").read_bytes() == bird_trained.csv.read_bytes()
+
+
+def test_help_lists_both_commands(bird_call, capsys):
+    with pytest.raises(SystemExit) as end:
+        bird_call("--help")
+    out, err = capsys.readouterr()
+    assert not end.value.code and err == ""
+    for words in ("train bird.pth", "test bird.pth", "--epochs", "--minutes", "--device", "--seed", "--workers",
+                  "--image-size", "--resume"):
+        assert words in out
+
+
+# ------------------------------------------------------------------------------------------------------- repeatability
+
+@pytest.fixture(scope="module")
+def words(bird_data, bird_fast):
+    """The command of `bird_trained`, its model going to the working folder."""
+    return (bird_data.train, "train", "bird.pth", *bird_fast)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(bird_trained):
+    """The bytes of the model of that command."""
+    return bird_trained.model.read_bytes()
+
+
+def test_training_repeats_itself_to_the_bit(bird_call, words, uninterrupted, tmp_path):
+    """In another process, from another folder, and however many threads decode the photos."""
+    assert bird_call(*words, "--workers", "5").code == 0
+    assert (tmp_path / "bird.pth").read_bytes() == uninterrupted
+
+
+def test_another_seed_gives_another_model(bird_call, words, uninterrupted, tmp_path):
+    assert bird_call(*words, "--seed", "1").code == 0
+    assert (tmp_path / "bird.pth").read_bytes() != uninterrupted
+
+
+def test_a_bank_in_a_temporary_file_changes_no_bit(bird, bird_call, words, uninterrupted, monkeypatch, tmp_path):
+    monkeypatch.setattr(bird, "BANK_IN_MEMORY", 0)
+    assert bird_call(*words).code == 0
+    assert (tmp_path / "bird.pth").read_bytes() == uninterrupted
+    assert _files(tmp_path) == ["bird.pth", "bird_history.json"]
+
+
+# ----------------------------------------------------------------------------------------------- stopping, and going on
+
+@pytest.fixture(scope="module")
+def stopped(bird_alone, words, environment, tmp_path_factory):
+    """stopped(number): folder, exit code and stderr of a training that got signal `number` after its first epochs."""
+    known = {}
+
+    def stop(number):
+        folder = tmp_path_factory.mktemp("stopped")
+        command = list(map(str, (sys.executable, bird_alone, *words)))
+        with subprocess.Popen(command, cwd=str(folder), env=environment, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True) as process:
+            try:
+                for line in process.stdout:
+                    if _epochs(line) == [2]:
+                        break
+                assert (folder / "bird_resume.pth").exists()
+                process.send_signal(number)
+                err = process.communicate(timeout=60)[1]
+            finally:
+                process.kill()
+        return types.SimpleNamespace(folder=folder, code=process.returncode, err=err)
+
+    def get(number):
+        if number not in known:
+            known[number] = stop(number)
+        return known[number]
+
+    yield get
+    for found in known.values():
+        shutil.rmtree(str(found.folder))
+
+
+@pytest.fixture
+def half_way(stopped, tmp_path):
+    """The folder of `bird_call` with the resume file of a training that was stopped."""
+    shutil.copy(str(stopped(signal.SIGTERM).folder / "bird_resume.pth"), str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_a_stopped_training_is_one_line_and_leaves_its_resume_file_alone(stopped, number, code):
+    found = stopped(number)
+    assert found.code == code
+    assert found.err.startswith("bird.py: interrupted") and len(found.err.splitlines()) == 1
+    assert "--resume" in found.err
+    assert _files(found.folder) == ["bird_resume.pth"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_stopped_training_goes_on_to_the_same_bits(stopped, uninterrupted, bird_call, words, tmp_path, number):
+    shutil.copy(str(stopped(number).folder / "bird_resume.pth"), str(tmp_path))
+    found = bird_call(*words, "--resume")
+    assert (found.code, found.err) == (0, "")
+    assert _epochs(found.out)[0] > 1
+    assert (tmp_path / "bird.pth").read_bytes() == uninterrupted
+    assert _files(tmp_path) == ["bird.pth", "bird_history.json"]
+    history = json.loads((tmp_path / "bird_history.json").read_text())
+    assert [row["epoch"] for row in history["epochs"]] == list(range(1, len(history["epochs"]) + 1))
+
+
+def test_a_killed_training_goes_on_to_the_same_bits_by_the_real_command(stopped, uninterrupted, run, bird_alone,
+                                                                        words):
+    found = stopped(signal.SIGKILL)
+    assert found.code == -signal.SIGKILL and "bird.pth" not in _files(found.folder)
+    process = run(bird_alone, *words, "--resume", cwd=found.folder)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert (found.folder / "bird.pth").read_bytes() == uninterrupted
+    assert not (found.folder / "bird_resume.pth").exists()
+
+
+def test_a_training_stopped_after_its_last_epoch_goes_on_to_the_same_bits(bird, uninterrupted, bird_call, words,
+                                                                          monkeypatch, tmp_path):
+    """The signal comes when nothing but the last prediction and the writing is left."""
+    predict = bird.predict_probabilities
+
+    def late(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return predict(*args)
+
+    monkeypatch.setattr(bird, "predict_probabilities", late)
+    assert bird_call(*words).code == 143
+    assert _files(tmp_path) == ["bird_resume.pth"]
+    monkeypatch.setattr(bird, "predict_probabilities", predict)
+    assert bird_call(*words, "--resume").code == 0
+    assert (tmp_path / "bird.pth").read_bytes() == uninterrupted
+
+
+def test_a_signal_while_a_model_loads_is_no_broken_model(bird_call, bird_trained, bird_data, monkeypatch, tmp_path):
+    def slow(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    monkeypatch.setattr(torch, "load", slow)
+    found = bird_call(bird_data.test, "test", bird_trained.model)
+    assert (found.code, found.err) == (130, "bird.py: interrupted\n")
+    assert _files(tmp_path) == []
+
+
+def test_a_second_ctrl_c_while_the_first_is_told_is_still_one_line(bird, bird_call, bird_trained, bird_data,
+                                                                   monkeypatch, tmp_path):
+    class Impatient(io.StringIO):
+        def write(self, text):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().write(text)
+
+    monkeypatch.setattr(bird, "predict_probabilities", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(sys, "stderr", Impatient())
+    assert bird_call(bird_data.test, "test", bird_trained.model).code == 130
+    assert sys.stderr.getvalue() == "bird.py: interrupted\n"
+    assert _files(tmp_path) == []
+
+
+def test_nothing_to_resume_begins_anew(bird_call, words, tmp_path):
+    found = bird_call(*words, "--epochs", "1", "--resume")
+    assert (found.code, found.err) == (0, "")
+    assert "resume" in found.out and _files(tmp_path) == ["bird.pth", "bird_history.json"]
+
+
+def test_without_resume_an_unfinished_training_begins_anew(half_way, bird_call, words):
+    found = bird_call(*words, "--epochs", "1")
+    assert (found.code, found.err) == (0, "")
+    assert _epochs(found.out) == [1]
+    assert _files(half_way) == ["bird.pth", "bird_history.json"]
+
+
+def _refused_to_resume(found, folder):
+    assert found.code == 2 and len(found.err.splitlines()) == 1
+    assert "bird_resume.pth" in found.err
+    assert _files(folder) == ["bird_resume.pth"]
+
+
+@pytest.mark.parametrize("flags", [("--epochs", "7"), ("--image-size", "32"), ("--seed", "5")], ids=" ".join)
+def test_another_setting_is_not_resumed(half_way, bird_call, words, flags):
+    _refused_to_resume(bird_call(*words, *flags, "--resume"), half_way)
+
+
+def test_other_photos_are_not_resumed(half_way, bird_call, bird_data, words):
+    _refused_to_resume(bird_call(bird_data.test, *words[1:], "--resume"), half_way)
+
+
+def test_a_resumed_training_keeps_to_the_time_of_the_whole(half_way, bird_call, words):
+    """What it took before counts: the time is up, so what there is gets written."""
+    found = bird_call(*words, "--resume", "--minutes", "0.01")
+    assert (found.code, found.err) == (0, "")
+    assert _epochs(found.out) == []
+    assert _files(half_way) == ["bird.pth", "bird_history.json"]
+
+
+def test_ctrl_c_while_the_libraries_load_is_one_line_too(bird_script, run, tmp_path):
+    """A numpy.py beside the script that presses Ctrl-C stands for the second that the imports take."""
+    (tmp_path / "bird.py").write_bytes(bird_script.read_bytes())
+    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    process = run(tmp_path / "bird.py", "photos", "test", "bird.pth", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (130, "bird.py: interrupted\n")
+
+
+def test_a_reader_that_leaves_is_no_traceback(bird_alone, bird_data, environment, bird_trained, tmp_path):
+    """As in `bird.py ... | head -1`: whoever read the output has closed the pipe."""
+    read, write = os.pipe()
+    os.close(read)
+    command = map(str, (sys.executable, bird_alone, bird_data.test, "test", bird_trained.model))
+    process = subprocess.run(list(command), cwd=str(tmp_path), env=environment, stdout=write, stderr=subprocess.PIPE,
+                             timeout=60)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert (tmp_path / "bird.csv").read_bytes() == bird_trained.csv.read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+class Clock:
+    """Stands still unless told to go on."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def _follow_schedule(bird, steps, seconds, pace, finish=0, progress=0.0):
+    """Progress after each step, and the seconds after which the last one ended; pace(i) is what step i takes."""
+    clock = Clock()
+    schedule, trail = bird.Schedule(steps, seconds, progress, finish, clock), []
+    while schedule.planned > 0:
+        clock.now += pace(len(trail))
+        schedule.advance()
+        trail.append(schedule.progress)
+    return trail, clock.now - 1000
+
+
+def test_where_all_fits_the_shares_are_equal_and_the_clock_has_no_say(bird):
+    trail, _ = _follow_schedule(bird, 200, 1e4, lambda i: 1.0)
+    assert trail == pytest.approx(np.arange(1, 201) / 200)
+    for pace in (lambda i: 0.01, lambda i: 40.0, lambda i: 10 * (i < 5) + 0.3, lambda i: 1 + i % 7):
+        assert _follow_schedule(bird, 200, 1e4, pace)[0] == trail
+
+
+def test_a_schedule_in_two_parts_is_the_schedule_in_one(bird):
+    whole, _ = _follow_schedule(bird, 200, 1e6, lambda i: 1.0)
+    rest, _ = _follow_schedule(bird, 127, 1e6, lambda i: 2.0, progress=whole[72])
+    assert rest == whole[73:]
+
+
+def _ended_well(trail, took, seconds, least=0.97):
+    assert took <= seconds
+    assert (np.diff([0.0, *trail]) >= 0).all() and least <= trail[-1] <= 1
+
+
+@pytest.mark.parametrize("too_many", [1.05, 2, 10, 300])
+def test_a_machine_that_is_too_slow_gets_a_shorter_schedule(bird, too_many):
+    trail, took = _follow_schedule(bird, int(1000 * too_many), 1000, lambda i: 1.0, finish=20)
+    _ended_well(trail, took, 1000 - 20)
+    assert took >= 0.9 * 1000
+    assert np.diff(trail[30:]).max() < 2 * np.median(np.diff(trail[30:]))  # no jump at the end
+
+
+@pytest.mark.parametrize("factor", [1.5, 3, 8])
+def test_a_machine_that_becomes_slower_half_way_still_ends_in_time(bird, factor):
+    trail, took = _follow_schedule(bird, 2000, 1000, lambda i: 0.5 if i < 1000 else 0.5 * factor, finish=20)
+    _ended_well(trail, took, 1000)
+
+
+def test_a_machine_that_becomes_faster_half_way_uses_the_time(bird):
+    trail, took = _follow_schedule(bird, 2000, 1000, lambda i: 1.0 if i < 300 else 0.2, finish=20)
+    _ended_well(trail, took, 1000)
+    assert len(trail) >= 1500
+
+
+@pytest.mark.parametrize("moment", [0, 3, 10, 500, 900])
+def test_a_hiccup_does_not_break_the_schedule(bird, moment):
+    trail, took = _follow_schedule(bird, 1500, 1000, lambda i: 60.0 if i == moment else 0.9, finish=10)
+    _ended_well(trail, took, 1000)
+
+
+def test_a_hiccup_that_leaves_time_enough_leaves_all_steps(bird):
+    trail, _ = _follow_schedule(bird, 1000, 1000, lambda i: 100.0 if i == 300 else 0.5)
+    assert len(trail) == 1000 and trail[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3, 21, 30])
+def test_very_little_time_is_kept_too(bird, seconds):
+    """The step that was begun is ended; before the pace is known there is nothing to plan with."""
+    trail, took = _follow_schedule(bird, 5000, seconds, lambda i: 1.0)
+    assert took < seconds + 1
+    assert (np.diff([0.0, *trail]) >= 0).all() and trail[-1] <= 1
+
+
+def test_no_time_at_all_is_no_step(bird):
+    assert _follow_schedule(bird, 100, 0, lambda i: 1.0)[0] == []
+    assert _follow_schedule(bird, 100, -5, lambda i: 1.0)[0] == []
+
+
+@given(seed=st.integers(0, 2 ** 32 - 1), steps=st.integers(1, 3000), seconds=st.floats(1, 2000),
+       finish=st.integers(0, 30))
+def test_progress_rises_from_0_to_at_most_1_on_any_machine(bird, seed, steps, seconds, finish):
+    paces = np.random.default_rng(seed).gamma(0.5, 2.0, steps + 1)
+    trail, took = _follow_schedule(bird, steps, seconds, lambda i: paces[i], finish)
+    assert 1 <= len(trail) <= steps
+    assert (np.diff([0.0, *trail]) >= 0).all() and trail[-1] <= 1
+    assert took - paces[len(trail) - 1] < seconds  # no step begins too late
+
+
+SLOW = """
+import dataclasses, sys, time
+sys.path.insert(0, sys.argv[1])
+import bird
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(bird.Recipe):
+    batch: int = 16
+
+bird.Recipe, quick = Recipe, bird.augment
+
+def slow(*args):
+    time.sleep(0.05)
+    return quick(*args)
+
+bird.augment = slow
+sys.exit(bird.main(sys.argv[2:]))
+"""
+
+
+def test_a_slow_machine_says_its_plan_and_ends_in_time_with_the_rate_come_down(bird_alone, words, run, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = run(tmp_path / "slow.py", bird_alone.parent, *words, "--epochs", "30", "--minutes", "0.11",
+                  cwd=tmp_path)
+    (tmp_path / "bird.pth").unlink()
+    assert (process.returncode, process.stderr) == (0, "")
+    history = json.loads((tmp_path / "bird_history.json").read_text())
+    assert 0.06 < history["minutes"] <= 0.14  # 6.6 seconds, and a little for a machine with other work
+    (plan,) = [line for line in process.stdout.splitlines() if "whole recipe" in line]
+    assert "30 epochs" in plan and "shortened" in plan
+    rates = [row["learning_rate"] for row in history["epochs"]]
+    assert 2 < len(rates) < 30 and rates[-1] < 0.1 * max(rates)
+
+
+def test_a_fast_machine_says_that_all_fits(bird, bird_call, words, monkeypatch, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Recipe(bird.Recipe):
+        batch: int = 16
+
+    monkeypatch.setattr(bird, "Recipe", Recipe)
+    found = bird_call(*words, "--epochs", "5")
+    (plan,) = [line for line in found.out.splitlines() if "whole recipe" in line]
+    assert "fits" in plan and "shortened" not in plan
+    assert len(json.loads((tmp_path / "bird_history.json").read_text())["epochs"]) == 5
+
+
+def test_hardly_any_time_still_gives_a_model(bird_call, bird_data, words):
+    """Reading the photos alone may take longer."""
+    found = bird_call(*words, "--minutes", "0.01")
+    assert (found.code, found.err) == (0, "")
+    assert bird_call(bird_data.test, "test", "bird.pth").code == 0
+
+
+def test_time_that_reading_used_up_still_gives_a_model(bird, bird_call, bird_data, words, monkeypatch):
+    read = bird.read_bank
+
+    def slow(*args):
+        bank = read(*args)
+        monkeypatch.setattr(bird.time, "monotonic", lambda now=bird.time.monotonic: now() + 3600)
+        return bank
+
+    monkeypatch.setattr(bird, "read_bank", slow)
+    found = bird_call(*words, "--minutes", "1")
+    assert (found.code, found.err) == (0, "")
+    assert bird_call(bird_data.test, "test", "bird.pth").code == 0

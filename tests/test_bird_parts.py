@@ -1,0 +1,586 @@
+"""The parts of the bird half, each against a reference or a property that defines it."""
+import ast
+import copy
+import dataclasses
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+seeds = st.integers(0, 2 ** 32 - 1)
+CPU = torch.device("cpu")
+PLAIN = {"area": 1.0, "aspect": 1.0, "rotate": 0.0, "mirror": False, "colour": 0.0, "tint": 0.0}
+
+
+def _recipe(bird, **changes):
+    return dataclasses.replace(bird.Recipe(), **changes)
+
+
+def _generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def _photos(n, side=40, seed=0):
+    """Smooth random photos uint8 (n, 3, side, side)."""
+    coarse = torch.rand(n, 3, 5, 5, generator=_generator(seed))
+    return (F.interpolate(coarse, (side, side), mode="bilinear", align_corners=True) * 255).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(bird):
+    """A small-sized classifier of five classes with random weights and lively running statistics, not trained."""
+    model = bird.new_classifier(list("abcde"), [3, 1, 4, 1, 5], _recipe(bird, image_size=32))
+    with torch.no_grad():
+        for _ in range(3):
+            model(_photos(16, 32).float() / 255)
+    return model.eval()
+
+
+@pytest.fixture
+def exact(bird, monkeypatch):
+    """Arithmetic in float32, whatever this machine would pick."""
+    monkeypatch.setattr(bird, "pick_precision", lambda device: torch.float32)
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+@given(seed=seeds, n=st.integers(1, 60), n_classes=st.integers(1, 7))
+def test_average_f1_is_that_of_scikit_learn(bird, seed, n, n_classes):
+    """Classes that are neither there nor predicted included: they do not count."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    truth, predicted = torch.randint(0, n_classes, (2, n), generator=_generator(seed))
+    matrix = bird.confusion(truth, predicted, n_classes + 2)
+    expected = [metrics.f1_score(truth, predicted, average=average) for average in ("macro", "micro")]
+    assert bird.average_f1(matrix) == pytest.approx(np.mean(expected))
+
+
+@given(seed=seeds, n=st.integers(0, 60), n_classes=st.integers(2, 7))
+def test_confusion_matrix_is_that_of_scikit_learn(bird, seed, n, n_classes):
+    metrics = pytest.importorskip("sklearn.metrics")
+    truth, predicted = torch.randint(0, n_classes, (2, n), generator=_generator(seed))
+    matrix = bird.confusion(truth, predicted, n_classes)
+    assert matrix.shape == (n_classes, n_classes) and matrix.sum() == n
+    if n:
+        expected = metrics.confusion_matrix(truth, predicted, labels=range(n_classes))
+        assert (matrix.numpy() == expected).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------- loss
+
+@given(seed=seeds, n=st.integers(1, 20), n_classes=st.integers(2, 8))
+def test_cross_entropy_with_weights_is_that_of_torch(bird, seed, n, n_classes):
+    generator = _generator(seed)
+    logits = torch.randn(n, n_classes, generator=generator) * 4
+    weights = torch.rand(n_classes, generator=generator) + 0.1
+    labels = torch.randint(0, n_classes, (n,), generator=generator)
+    found = bird.weighted_cross_entropy(logits, bird.soft_targets(labels, n_classes, 0.0), weights)
+    assert float(found) == pytest.approx(float(F.cross_entropy(logits, labels, weight=weights)), rel=1e-4, abs=1e-5)
+
+
+@given(seed=seeds, smoothing=st.floats(0, 0.9), n_classes=st.integers(2, 8))
+def test_cross_entropy_with_label_smoothing_is_that_of_torch(bird, seed, smoothing, n_classes):
+    """Under equal weights; under others torch divides by the weights of the labels alone."""
+    generator = _generator(seed)
+    logits = torch.randn(9, n_classes, generator=generator)
+    labels = torch.randint(0, n_classes, (9,), generator=generator)
+    found = bird.weighted_cross_entropy(logits, bird.soft_targets(labels, n_classes, smoothing), torch.ones(n_classes))
+    assert float(found) == pytest.approx(float(F.cross_entropy(logits, labels, label_smoothing=smoothing)), rel=1e-4)
+
+
+@given(smoothing=st.floats(0, 1), n_classes=st.integers(1, 8))
+def test_soft_targets_are_distributions_with_the_label_on_top(bird, smoothing, n_classes):
+    labels = torch.arange(n_classes)
+    targets = bird.soft_targets(labels, n_classes, smoothing)
+    assert targets.sum(1).numpy() == pytest.approx(1) and (targets >= 0).all()
+    assert smoothing > 0.999 or (targets.argmax(1) == labels).all()
+
+
+@given(counts=st.lists(st.integers(1, 2000), min_size=1, max_size=12))
+def test_balanced_weights_are_those_of_scikit_learn(bird, counts):
+    utils = pytest.importorskip("sklearn.utils.class_weight")
+    labels = np.repeat(np.arange(len(counts)), counts)
+    expected = utils.compute_class_weight("balanced", classes=np.arange(len(counts)), y=labels)
+    assert bird.balanced_weights(counts).numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_class_without_photos_weighs_nothing_and_changes_no_other(bird):
+    weights = bird.balanced_weights([0, 30, 0, 10])
+    assert weights.tolist() == pytest.approx([0, 2 / 3, 0, 2])
+    assert weights[[1, 3]].tolist() == bird.balanced_weights([30, 10]).tolist()
+
+
+# --------------------------------------------------------------------------------------------------------------- split
+
+@given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=6), share=st.floats(0, 0.6), seed=st.integers(0, 99))
+def test_split_parts_the_photos_and_holds_out_the_share_of_each_class(bird, counts, share, seed):
+    labels = torch.from_numpy(np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts)))
+    train, val = bird.stratified_split(labels, share, _generator(seed))
+    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
+    assert train.tolist() == sorted(train.tolist()) and val.tolist() == sorted(val.tolist())
+    for label, count in enumerate(counts):
+        held_out, kept = (labels[val] == label).sum(), (labels[train] == label).sum()
+        assert abs(held_out - share * count) <= 1 and kept >= min(count, 1)
+    again = bird.stratified_split(labels, share, _generator(seed))
+    assert torch.equal(again[0], train) and torch.equal(again[1], val)
+
+
+def test_another_seed_splits_otherwise(bird):
+    labels = torch.arange(50) % 3
+    first, second = (bird.stratified_split(labels, 0.2, _generator(seed))[1].tolist() for seed in (0, 1))
+    assert first != second
+
+
+def test_photos_aside_are_drawn_not_the_last_of_each_folder(bird):
+    """Photos of one bird often stand side by side."""
+    val = bird.stratified_split(torch.zeros(100, dtype=torch.long), 0.2, _generator())[1]
+    assert val.min() < 20 and val.max() >= 80 and val.diff().max() > 1
+
+
+# -------------------------------------------------------------------------------------------------------- augmentation
+
+@given(seed=seeds, size=st.sampled_from([32, 40, 57]), n=st.integers(1, 5))
+def test_crops_have_the_size_and_range_asked_for(bird, seed, size, n):
+    photos = _photos(n, seed=seed % 99)
+    before = photos.clone()
+    crops = bird.augment(photos, size, bird.Recipe(), _generator(seed))
+    assert crops.dtype == torch.float32 and crops.shape == (n, 3, size, size) and torch.equal(photos, before)
+    assert crops.isfinite().all() and crops.min() >= 0 and crops.max() <= 1
+
+
+def test_crops_follow_from_the_generator_alone(bird):
+    photos = _photos(6)
+    torch.manual_seed(1)
+    first = bird.augment(photos, 40, bird.Recipe(), _generator(5))
+    torch.manual_seed(2)
+    assert torch.equal(bird.augment(photos, 40, bird.Recipe(), _generator(5)), first)
+    assert not torch.equal(bird.augment(photos, 40, bird.Recipe(), _generator(6)), first)
+
+
+def test_each_photo_of_a_batch_is_changed_in_its_own_way(bird):
+    crops = bird.augment(_photos(1).repeat(8, 1, 1, 1), 40, bird.Recipe(), _generator())
+    apart = (crops[:, None] - crops[None]).abs().mean((2, 3, 4)) + torch.eye(8)
+    assert apart.min() > 0.005
+
+
+def test_with_everything_off_a_crop_is_the_photo_itself(bird):
+    photos = _photos(4)
+    crops = bird.augment(photos, 40, _recipe(bird, **PLAIN), _generator())
+    assert crops.numpy() == pytest.approx(photos.numpy() / 255, abs=2e-3)
+
+
+def test_mirroring_turns_about_half_of_the_photos_and_does_nothing_else(bird):
+    photos = _photos(1).repeat(200, 1, 1, 1)
+    crops = bird.augment(photos, 40, _recipe(bird, **{**PLAIN, "mirror": True}), _generator())
+    upright = (crops - photos / 255).abs().amax((1, 2, 3)) < 2e-3
+    mirrored = (crops - photos.flip(3) / 255).abs().amax((1, 2, 3)) < 2e-3
+    assert (upright ^ mirrored).all() and 70 <= int(mirrored.sum()) <= 130
+
+
+def test_a_crop_of_full_size_shows_what_the_photo_shows(bird):
+    """A smaller crop of the whole photo is the photo made smaller."""
+    photos = _photos(3, 80)
+    crops = bird.augment(photos, 40, _recipe(bird, **PLAIN), _generator())
+    assert crops.numpy() == pytest.approx(F.avg_pool2d(photos / 255, 2).numpy(), abs=0.02)
+
+
+def test_crops_cover_the_share_asked_for(bird):
+    """On a photo whose colour is its place, a crop's range of colours is the share of the side that it shows."""
+    ramp = torch.linspace(0, 255, 200).round().to(torch.uint8)
+    photos = torch.stack([ramp.expand(200, 200), ramp[:, None].expand(200, 200), ramp.expand(200, 200)])
+    crops = bird.augment(photos.expand(300, 3, 200, 200), 32, _recipe(bird, **{**PLAIN, "area": 0.25}), _generator())
+    width, height = (crops[:, channel].amax((1, 2)) - crops[:, channel].amin((1, 2)) for channel in (0, 1))
+    area = width * height / (31 / 32) ** 2
+    assert 0.23 < area.min() < 0.32 and 0.93 < area.max() < 1.02
+    assert (width - height).abs().max() < 0.02
+
+
+def test_stretching_changes_the_shape_and_not_the_mean_area(bird):
+    ramp = torch.linspace(0, 255, 200).round().to(torch.uint8)
+    photos = torch.stack([ramp.expand(200, 200), ramp[:, None].expand(200, 200), ramp.expand(200, 200)])
+    recipe = _recipe(bird, **{**PLAIN, "area": 0.3, "aspect": 1.5})
+    crops = bird.augment(photos.expand(300, 3, 200, 200), 32, recipe, _generator())
+    width, height = (crops[:, channel].amax((1, 2)) - crops[:, channel].amin((1, 2)) for channel in (0, 1))
+    assert 1.3 < (width / height).max() < 1.55 and 0.65 < (width / height).min() < 0.77
+    assert (width * height).min() > 0.25
+
+
+def test_colours_change_within_their_bounds(bird):
+    photos = torch.full((300, 3, 8, 8), 100, dtype=torch.uint8)
+    tinted = bird.augment(photos, 8, _recipe(bird, **{**PLAIN, "tint": 0.1}), _generator()) * 255
+    assert 89.9 <= tinted.min() < 92 and 108 < tinted.max() <= 110.1
+    assert tinted.std((2, 3)).max() < 0.01 and tinted.mean((2, 3)).std(1).max() > 3  # a tint is of one channel
+    brighter = bird.augment(photos, 8, _recipe(bird, **{**PLAIN, "colour": 0.3}), _generator()) * 255
+    assert 69.9 <= brighter.min() < 75 and 125 < brighter.max() <= 130.1
+
+
+# -------------------------------------------------------------------------------------------------------------- mixing
+
+@given(seed=seeds, mixup=st.sampled_from([0.0, 0.5, 1.0]), cutmix=st.sampled_from([0.0, 0.5]))
+def test_mixed_targets_stay_distributions_and_photos_stay_photos(bird, seed, mixup, cutmix):
+    generator = _generator(seed)
+    photos, targets = torch.rand(6, 3, 32, 32, generator=generator), torch.eye(6)[:, :4].clone()
+    targets[4:, 0] = 1
+    before = photos.clone(), targets.clone()
+    mixed, new = bird.mix(photos, targets, _recipe(bird, mixup=mixup, cutmix=cutmix), generator)
+    assert new.sum(1).numpy() == pytest.approx(1) and (new >= 0).all()
+    assert mixed.shape == photos.shape and mixed.min() >= 0 and mixed.max() <= 1
+    assert torch.equal(photos, before[0]) and torch.equal(targets, before[1])
+
+
+def test_mixing_switched_off_gives_back_what_came_in(bird):
+    photos, targets = torch.rand(4, 3, 32, 32), torch.eye(4)
+    for seed in range(20):
+        mixed, new = bird.mix(photos, targets, _recipe(bird, mixup=0.0, cutmix=0.0), _generator(seed))
+        assert torch.equal(mixed, photos) and torch.equal(new, targets)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_targets_say_how_much_of_each_photo_is_there(bird, kind):
+    """Photo i is everywhere of the colour i: the mean colours of the mixture are the shares in its target."""
+    photos, changed = torch.eye(3)[:, :, None, None].expand(3, 3, 64, 64), 0
+    for seed in range(30):
+        recipe = _recipe(bird, **{"mixup": 0.0, "cutmix": 0.0, kind: 1.0})
+        mixed, targets = bird.mix(photos, torch.eye(3), recipe, _generator(seed))
+        assert mixed.mean((2, 3)).numpy() == pytest.approx(targets.numpy(), abs=1e-5)
+        changed += not torch.equal(mixed, photos)
+        whole = ((mixed == 0) | (mixed == 1)).all()
+        assert whole if kind == "cutmix" else not whole or torch.equal(mixed, photos)
+    assert changed >= 10
+
+
+def test_the_share_of_mixed_batches_is_that_of_the_recipe(bird):
+    photos, targets, generator = torch.rand(8, 3, 32, 32), torch.eye(8), _generator()
+    recipe = _recipe(bird, mixup=0.2, cutmix=0.3)
+    same = sum(bird.mix(photos, targets, recipe, generator)[0] is photos for _ in range(400))
+    assert 160 <= same <= 240
+
+
+# ------------------------------------------------------------------------------------------------------------ schedule
+
+def test_rate_warms_up_to_its_peak_and_comes_down_to_0(bird):
+    recipe = _recipe(bird, learning_rate=0.5, warmup=0.2)
+    rates = np.array([bird.learning_rate(progress, recipe) for progress in np.linspace(0, 1, 501)])
+    assert rates[0] == pytest.approx(0, abs=1e-9) and rates[-1] == pytest.approx(0, abs=1e-9)
+    assert rates.argmax() == 100 and rates[100] == pytest.approx(0.5)
+    assert (np.diff(rates[:101]) > 0).all() and (np.diff(rates[100:]) < 0).all()
+
+
+def test_rate_without_warm_up_starts_at_its_peak(bird):
+    assert bird.learning_rate(0.0, _recipe(bird, learning_rate=0.5, warmup=0.0)) == pytest.approx(0.5)
+
+
+@given(progress=st.floats(0, 1), warmup=st.floats(0, 0.5))
+def test_rate_is_never_negative_nor_above_its_peak(bird, progress, warmup):
+    assert 0 <= bird.learning_rate(progress, _recipe(bird, learning_rate=0.5, warmup=warmup)) <= 0.5
+
+
+def test_running_average_follows_weights_and_statistics(bird, model):
+    average, target = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        for value in target.state_dict().values():
+            if value.is_floating_point():
+                value.add_(1.0)
+    start = {name: value.clone() for name, value in average.state_dict().items()}
+    for _ in range(3):
+        bird._follow(average, target, 0.5)
+    for name, value in average.state_dict().items():
+        assert not value.is_floating_point() or torch.allclose(value, start[name] + 0.875, atol=1e-5), name
+    bird._follow(average, target, 0.0)
+    for name, value in average.state_dict().items():
+        assert not value.is_floating_point() or torch.allclose(value, target.state_dict()[name]), name
+
+
+def test_only_weights_of_more_than_one_dimension_decay(bird, model):
+    decays = {}
+    for group in bird._optimizer(model, _recipe(bird, weight_decay=0.3)).param_groups:
+        decays.update({id(parameter): group["weight_decay"] for parameter in group["params"]})
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.3 if parameter.ndim > 1 else 0), name
+
+
+# ------------------------------------------------------------------------------------------------------------- network
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 33), (48, 48), (97, 97), (64, 96), (160, 40)],
+                         ids="{0[0]} x {0[1]}".format)
+@pytest.mark.parametrize("n", [1, 3])
+def test_network_takes_photos_of_any_size_from_32(model, size, n):
+    logits = model(torch.rand(n, 3, *size))
+    assert logits.shape == (n, 5) and logits.dtype == torch.float32 and logits.isfinite().all()
+
+
+def test_network_at_rest_is_deterministic_and_takes_each_photo_by_itself(model):
+    photos = torch.rand(4, 3, 48, 48, generator=_generator())
+    with torch.no_grad():
+        together = model(photos)
+        assert torch.equal(model(photos), together)
+        assert torch.cat([model(photo[None]) for photo in photos]).numpy() == pytest.approx(together.numpy(), abs=1e-4)
+
+
+def test_network_cares_for_memory_layout_only_in_speed(model):
+    photos = torch.rand(2, 3, 48, 48, generator=_generator())
+    with torch.no_grad():
+        assert model(photos.contiguous(memory_format=torch.channels_last)).numpy() == pytest.approx(
+            model(photos).numpy(), abs=1e-4)
+
+
+def test_gradient_reaches_all_parameters(bird):
+    """After a nudge: weights that start at 0 keep it from those before them."""
+    model = bird.new_classifier(list("abc"), [1, 1, 1], _recipe(bird, image_size=48, dropout=0.0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=_generator(parameter.numel())))
+    F.cross_entropy(model(torch.rand(6, 3, 48, 48, generator=_generator())), torch.arange(6) % 3).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_a_new_classifier_follows_from_the_seed_alone(bird):
+    def weights(seed):
+        return bird.saved_bytes(bird.new_classifier(list("ab"), [1, 1], _recipe(bird, seed=seed)).state_dict())
+
+    assert weights(0) == weights(0) != weights(1)
+
+
+@settings(max_examples=8)  # each makes two whole networks
+@given(classes=st.lists(st.text(min_size=0, max_size=8).filter(lambda name: name.isprintable()), min_size=1,
+                        max_size=40), size=st.integers(32, 500))
+def test_what_travels_with_the_weights_comes_back(bird, classes, size):
+    """Any number of classes of any name, into a fresh model that knows nothing."""
+    first, second = bird.BirdClassifier(), bird.BirdClassifier()
+    first.describe(classes, list(range(len(classes))), size)
+    second.set_extra_state(first.get_extra_state())
+    assert second.about == {"classes": classes, "counts": list(range(len(classes))), "image_size": size}
+    assert second.head.out_features == len(classes)
+
+
+def test_a_model_is_reread_as_it_was_kept(bird, model, tmp_path):
+    path = tmp_path / "m.pth"
+    path.write_bytes(bird.saved_bytes(model.state_dict()))
+    again = bird.load_model(str(path))
+    path.unlink()
+    assert not again.training and again.about == model.about
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_model_saved_on_a_gpu_loads_on_the_cpu(bird, model, tmp_path):
+    path, photos = tmp_path / "m.pth", torch.rand(2, 3, 48, 48)
+    moved = copy.deepcopy(model).cuda()
+    path.write_bytes(bird.saved_bytes(moved.state_dict()))
+    again = bird.load_model(str(path))
+    path.unlink()
+    with torch.no_grad():
+        assert again(photos).numpy() == pytest.approx(moved(photos.cuda()).cpu().numpy(), abs=0.02)
+
+
+# ---------------------------------------------------------------------------------------------------------- prediction
+
+def test_probabilities_sum_to_1(bird, model):
+    found = bird.predict_probabilities(model, _photos(5))
+    assert found.shape == (5, 5) and found.sum(1).numpy() == pytest.approx(1, abs=1e-5) and (found >= 0).all()
+
+
+def test_a_mirrored_photo_gets_the_same_probabilities(bird, model, exact):
+    photos = _photos(5)
+    found = bird.predict_probabilities(model, photos)
+    assert bird.predict_probabilities(model, photos.flip(3)).numpy() == pytest.approx(found.numpy(), abs=1e-4)
+    assert found.std(0).max() > 1e-4  # the photos do differ
+
+
+def test_probabilities_are_the_mean_over_the_views(bird, model, exact):
+    photos = _photos(3, 48)
+    parts = torch.stack([bird.predict_probabilities(model, photos, (view,)) for view in bird.TEST_VIEWS])
+    assert bird.predict_probabilities(model, photos).numpy() == pytest.approx(parts.mean(0).numpy(), abs=1e-5)
+    assert parts.std(0).max() > 1e-5  # the views do differ
+
+
+def test_the_plain_view_is_the_network_alone(bird, model, exact):
+    photos = _photos(3, 32)
+    with torch.no_grad():
+        expected = model(photos / 255).softmax(1), model(photos.flip(3) / 255).softmax(1)
+    for mirrored in (False, True):
+        found = bird.predict_probabilities(model, photos, ((1.0, mirrored),))
+        assert found.numpy() == pytest.approx(expected[mirrored].numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_evaluation_is_that_of_the_plain_definition(bird, model, exact, batch):
+    photos, labels = _photos(20, 32), torch.arange(20) % 5
+    index = torch.tensor([0, 3, 4, 5, 11, 12, 19])
+    loss, matrix = bird.evaluate(model, photos, labels, index, batch=batch)
+    with torch.no_grad():
+        logits = model(photos[index] / 255)
+    expected = F.cross_entropy(logits, labels[index], weight=bird.balanced_weights(model.about["counts"]))
+    assert loss == pytest.approx(float(expected), rel=1e-3)
+    assert torch.equal(matrix, bird.confusion(labels[index], logits.argmax(1), 5))
+
+
+@given(seed=seeds, n=st.integers(1, 12))
+def test_channel_statistics_are_those_of_numpy(bird, seed, n):
+    photos = torch.randint(0, 256, (n + 2, 3, 8, 8), generator=_generator(seed)).to(torch.uint8)
+    index = torch.randperm(n + 2, generator=_generator(seed))[:n]
+    mean, std = bird.channel_statistics(photos, index)
+    expected = photos[index].numpy() / 255
+    assert mean.numpy() == pytest.approx(expected.mean((0, 2, 3)), abs=1e-5)
+    assert std.numpy() == pytest.approx(expected.std((0, 2, 3)), abs=1e-4)
+
+
+def test_photos_of_one_colour_have_a_deviation_to_divide_by(bird):
+    std = bird.channel_statistics(torch.full((4, 3, 8, 8), 77, dtype=torch.uint8), torch.arange(4))[1]
+    assert (std > 0).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+def _train(bird, n_epochs=1, **changes):
+    """Trains on random bytes; the weights, the history, and what each epoch was told."""
+    recipe, states = _recipe(bird, **{"epochs": n_epochs, "batch": 8, "image_size": 32, **changes}), []
+    photos, labels = _photos(20, 48, seed=4), torch.arange(20) % 3
+    model = bird.new_classifier(list("abc"), [6, 5, 5], recipe)
+    best, history = bird.train_classifier(model, photos, labels, torch.arange(16), torch.arange(16, 20), recipe, CPU,
+                                          1e6, lambda schedule: None, lambda state, _: states.append(state))
+    return best, history, states
+
+
+INGREDIENTS = [
+    {"warmup": 0.0}, {"patience": 0.0}, {"weight_decay": 0.0}, {"dropout": 0.0}, {"label_smoothing": 0.0},
+    {"mixup": 0.0}, {"cutmix": 0.0}, {"mixup": 0.0, "cutmix": 0.0}, {"mixup": 1.0, "cutmix": 0.0},
+    {"mixup": 0.0, "cutmix": 1.0}, {"average": 0.0}, {"class_weights": False}, {"area": 1.0}, {"aspect": 1.0},
+    {"rotate": 0.0}, {"mirror": False}, {"colour": 0.0}, {"tint": 0.0}, PLAIN]
+
+
+@pytest.mark.parametrize("changes", INGREDIENTS, ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()))
+def test_every_ingredient_is_switched_off_by_a_value(bird, changes):
+    best, (row,), _ = _train(bird, **changes)
+    assert all(value.isfinite().all() for value in best.values())
+    assert all(math.isfinite(value) for value in row.values())
+
+
+def test_every_field_of_the_recipe_is_an_ingredient_or_a_setting(bird):
+    """Whoever adds an ingredient adds its line above."""
+    switched = {name for changes in INGREDIENTS for name in changes}
+    settings = {"epochs", "batch", "learning_rate", "image_size", "held_out", "seed"}
+    assert {field.name for field in dataclasses.fields(bird.Recipe)} == switched | settings
+
+
+def test_without_an_average_the_last_weights_are_kept(bird):
+    state = _train(bird, average=0.0)[2][-1]
+    for name, value in state["model"].items():
+        if value.is_floating_point():
+            assert torch.allclose(value, state["average"][name], atol=1e-6), name
+
+
+def test_with_an_average_other_weights_are_kept(bird):
+    state = _train(bird, average=0.9)[2][-1]
+    assert not torch.allclose(state["model"]["head.weight"], state["average"]["head.weight"], atol=1e-6)
+
+
+def test_training_stops_when_nothing_gets_better(bird, monkeypatch):
+    """Patience is a share of the epochs; the weights that come back are those of the best one."""
+    scores = iter([0.1, 0.9, *[0.5] * 20])
+    monkeypatch.setattr(bird, "average_f1", lambda matrix: next(scores))
+    best, history, states = _train(bird, n_epochs=10, patience=0.3)
+    assert 5 <= len(history) <= 6
+    assert max(history, key=lambda row: row["val_f1"])["epoch"] == 2
+    for name, value in best.items():
+        assert torch.equal(value, states[1]["best"][name]), name
+
+
+def test_training_memorises_a_few_photos(bird):
+    """With everything off that would keep it from that."""
+    off = {**PLAIN, "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0, "label_smoothing": 0.0, "average": 0.5}
+    _, history, _ = _train(bird, n_epochs=18, learning_rate=2e-3, patience=1.0, **off)
+    assert history[-1]["train_accuracy"] >= 0.9 and history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
+
+
+def test_training_does_not_touch_the_photos_set_aside(bird):
+    """Validation photos may be anything: not a bit of the trained weights depends on them."""
+    recipe = _recipe(bird, epochs=1, batch=8, image_size=32)
+    found = []
+    for seed in (1, 2):
+        photos, states = torch.cat([_photos(16, 48), _photos(4, 48, seed=seed)]), []
+        model = bird.new_classifier(list("abc"), [6, 5, 5], recipe)
+        bird.train_classifier(model, photos, torch.arange(20) % 3, torch.arange(16), torch.arange(16, 20), recipe, CPU,
+                              1e6, lambda schedule: None, lambda state, _, states=states: states.append(state))
+        found.append(bird.saved_bytes(states[-1]["model"]))
+    assert found[0] == found[1]
+
+
+# --------------------------------------------------------------------------------------------------------------- device
+
+def test_precision_of_the_cpu_is_one_that_autocast_knows(bird):
+    assert bird.pick_precision(CPU) in (torch.float32, torch.bfloat16)
+    with bird.autocast(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == bird.pick_precision(CPU)
+
+
+def test_auto_picks_a_device_that_works(bird):
+    assert torch.ones(2, device=bird.pick_device("auto")).sum() == 2
+    assert bird.pick_device("cpu") == CPU
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+ALLOWED = {"torch", "torchvision", "numpy", "PIL", "sklearn", "skimage", "matplotlib", "scipy"}
+
+
+@pytest.fixture(scope="module")
+def tree(bird_script):
+    return ast.parse(bird_script.read_text())
+
+
+def _imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="needs sys.stdlib_module_names")
+def test_the_script_imports_only_what_the_grader_has(tree):
+    for name in _imported(tree):
+        assert name.split(".")[0] in sys.stdlib_module_names | ALLOWED, name
+
+
+def test_the_script_takes_no_ready_made_network_and_nothing_from_the_net(tree, bird_script):
+    for name in _imported(tree):
+        assert not name.startswith(("torchvision.models", "torch.hub", "torch.utils.model_zoo", "urllib", "http",
+                                    "socket", "ftplib", "requests", "timm")), name
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"models", "hub", "model_zoo", "load_state_dict_from_url", "pretrained", "urlopen"}
+    assert "http" not in bird_script.read_text()
+
+
+def test_the_script_seeds_torch_with_0(tree):
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    assert any(call.func.attr == "manual_seed" and [getattr(arg, "value", None) for arg in call.args] == [0]
+               for call in calls)
+
+
+def test_importing_the_script_does_no_work(tree):
+    """Imports, definitions, constants, and the two guards against being imported."""
+    guards = []
+    for node in tree.body[1:]:
+        if isinstance(node, ast.If):
+            guards.append(ast.dump(node.test))
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            calls = [part for part in ast.walk(node.value) if isinstance(part, ast.Call)]
+            assert all(getattr(call.func, "attr", "") in ("join", "splitlines", "strip") for call in calls)
+        else:
+            assert isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)), ast.dump(node)
+    assert isinstance(tree.body[0], ast.Expr) and isinstance(tree.body[0].value, ast.Constant)
+    assert len(guards) == 2 and all("__name__" in guard and "__main__" in guard for guard in guards)
+
+
+def test_the_docstring_gives_the_two_commands(tree):
+    lines = ast.get_docstring(tree).splitlines()
+    assert any("python bird.py DATASET train bird.pth" in line for line in lines)
+    assert any("python bird.py DATASET test bird.pth" in line for line in lines)
