@@ -100,6 +100,23 @@ def test_any_number_of_classes_with_any_labels(names, alone, draw, run, call, tm
     assert np.mean(np.array(_labels(tmp_path / "vae.csv")) == np.array(names)[val]) >= 0.9
 
 
+@pytest.mark.parametrize("line, mode, files", [
+    ("a b train c d", "train", "a b c d"),
+    ("train a b c d", "train", "a b c d"),
+    ("train b train c d", "train", "train b c d"),  # a file of that name: the documented order comes first
+    ("train train train c d", "train", "train train c d"),
+    ("a test_reconstruction c", "test_reconstruction", "a c"),
+    ("test_reconstruction a c", "test_reconstruction", "a c"),
+    ("train test_reconstruction c", "test_reconstruction", "train c"),
+    ("a test_classifier c d", "test_classifier", "a c d"),
+    ("test_classifier a c d", "test_classifier", "a c d"),
+    ("test_classifier test_classifier c d", "test_classifier", "test_classifier c d"),
+])
+def test_the_mode_stands_after_the_data_or_in_first_place(vae, line, mode, files):
+    args = vae.parse_arguments(line.split())
+    assert (args.mode, args.files) == (mode, files.split())
+
+
 def test_one_image_goes_through_both_test_commands(call, data, trained, tmp_path):
     np.savez("one.npz", data=np.load(str(data.test))["data"][:1])
     assert call("one.npz", "test_reconstruction", trained.model).code == 0
