@@ -1,19 +1,51 @@
 """python -m handin COMMAND"""
+import argparse
+import importlib
 import sys
 
-from handin import demo
+from handin.errors import InputError
 
-COMMANDS = {"demo": (demo.main, "runs the graders' commands on data that needs no download, and scores them")}
+COMMANDS = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code; what it does
+    "grade": ("grade", "runs the graders' commands on any pair of scripts, checks and scores what they write"),
+    "figures": ("figures", "draws what the report needs from trained models, and measures it"),
+    "ablate": ("ablate", "trains without one ingredient at a time: the table 'effect of optimisation'"),
+    "report": ("report", "lays out the PDF of each part from the figures and the numbers"),
+    "zip": ("pack", "checks and packs a submission"),
+    "demo": ("demo", "runs the graders' commands on data that needs no download, and scores them"),
+}
 
 
-def main(argv):
-    if len(argv) != 1 or argv[0] not in COMMANDS:
-        lines = [f"  {name:8} {what}" for name, (_, what) in COMMANDS.items()]
-        asked = argv[:1] == ["--help"]
-        print("\n".join(["python -m handin COMMAND", *lines]), file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
-    return COMMANDS[argv[0]][0]()
+def _parser():
+    listed = "\n".join(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items())
+    return argparse.ArgumentParser(
+        prog="python -m handin", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"From the two scripts to a hand-in. Commands, each with its own --help:\n\n{listed}")
+
+
+def main(argv=None):
+    """Runs one command; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    name = parser.parse_args(argv[:1]).command
+    module = importlib.import_module(f"handin.{COMMANDS[name][0]}")  # one alone: each takes seconds to import
+    parser = argparse.ArgumentParser(
+        prog=f"python -m handin {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    args = parser.parse_args(argv[1:])
+    try:
+        return module.run(args)
+    except InputError as error:
+        print(" ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"python -m handin {name}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -13,6 +13,7 @@ import numpy as np
 from handin.drawn_birds import KINDS, write_photos
 from handin.scores import average_f1, mean_ssim, one_minus_mse, read_labels
 
+EXAMPLE = "python -m handin demo"
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = (1, 4, 8)
 VAL_PER_CLASS = 5
@@ -40,7 +41,7 @@ def write_files(folder):
         np.savez(folder / f"{name}.npz", data=images[index], labels=labels[index])
 
 
-def run(folder, script, *words):
+def command(folder, script, *words):
     """Runs a script in `folder` as a grader would."""
     print(f"\n$ python {script} {' '.join(words)}", flush=True)
     done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=str(folder), check=False)
@@ -52,9 +53,9 @@ def digits(folder):
     """Trains and tests vae.py in `folder`; prints the scores."""
     write_files(folder)
     print(f"digits {CLASSES} of sklearn.datasets.load_digits, 28 x 28, in {folder}")
-    run(folder, "vae.py", "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl")
-    run(folder, "vae.py", "test.npz", "test_reconstruction", "vae.pth")
-    run(folder, "vae.py", "test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")
+    command(folder, "vae.py", "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl")
+    command(folder, "vae.py", "test.npz", "test_reconstruction", "vae.pth")
+    command(folder, "vae.py", "test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")
     with np.load(folder / "test.npz") as test, np.load(folder / "vae_reconstructed.npz") as made:
         truth, labels, drawn = test["data"] / 255.0, test["labels"], made["data"].astype(np.float64)
     print(f"\nscores on {len(labels)} digits that were not trained on")
@@ -69,15 +70,19 @@ def birds(folder):
         shutil.rmtree(str(folder / f"birds_{part}"), ignore_errors=True)
         write_photos(folder / f"birds_{part}", per_class, seed)
     print(f"\nbirds of {len(KINDS)} kinds, DRAWN by a program, in {folder}")
-    run(folder, "bird.py", "birds_train", "train", "bird.pth", "--epochs", str(BIRD_EPOCHS))
-    run(folder, "bird.py", "birds_test", "test", "bird.pth")
+    command(folder, "bird.py", "birds_train", "train", "bird.pth", "--epochs", str(BIRD_EPOCHS))
+    command(folder, "bird.py", "birds_test", "test", "bird.pth")
     truth = np.repeat(np.arange(len(KINDS)), BIRDS_PER_CLASS["test"])
     print(f"\nscore on {len(truth)} drawn birds that were not trained on (a sign of life, not of skill with photos)")
     print(f"  average F1  {average_f1(truth, read_labels(folder / 'bird.csv')):.4f}")
 
 
-def main(folder=ROOT / "demo"):
-    """Runs the demo in `folder`; returns the exit code."""
-    digits(folder)
-    birds(folder)
+def add_arguments(parser):
+    parser.add_argument("--out", type=Path, default=ROOT / "demo", metavar="FOLDER", help="where to work")
+
+
+def run(args):
+    """Runs the demo; returns the exit code."""
+    digits(args.out)
+    birds(args.out)
     return 0
