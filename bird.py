@@ -52,6 +52,7 @@ STEM = (32, 64)                 # channels of the stem's convolutions; each halv
 WIDTHS = (64, 128, 256, 512)    # channels of each stage; each after the first halves the side
 DEPTHS = (1, 1, 1, 1)           # residual blocks of each stage
 POOLING = ("mean", "amax")      # over the last stage's places, side by side
+BATCH_NORM = True               # after each convolution; without it each has a bias
 MARGIN = 1.5                    # side of the squares that photos are kept as, over that of the crops: room to zoom
 MOST_PIXELS = 2 ** 28           # of a photo, after JPEG's scaling: what claims more is no photo
 BANK_IN_MEMORY = 2 * 10 ** 9    # bytes; a larger bank lies in a temporary file
@@ -248,7 +249,8 @@ def stratified_split(labels, share, generator):
 # --------------------------------------------------------------------------------------------------------------- model
 
 def _convolution(inputs, outputs, side, stride=1):
-    return nn.Sequential(nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=not BATCH_NORM),
+                         nn.BatchNorm2d(outputs) if BATCH_NORM else nn.Identity())
 
 
 class ResidualBlock(nn.Module):
@@ -261,7 +263,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Sequential(
             nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
             _convolution(inputs, outputs, 1) if (inputs, stride) != (outputs, 1) else nn.Identity())
-        nn.init.zeros_(self.second[1].weight)  # each block starts as its shortcut
+        if BATCH_NORM:
+            nn.init.zeros_(self.second[1].weight)  # each block starts as its shortcut
 
     def forward(self, x):
         return F.relu(self.shortcut(x) + self.second(F.relu(self.first(x))))

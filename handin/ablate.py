@@ -1,0 +1,222 @@
+"""The table "effect of optimisation": bird.py trained with its recipe and without one ingredient at a time.
+
+All trainings have the same number of epochs; without --epochs it is what the time allows, learned from one epoch of the
+recipe. F1 is that of photos that took no part in training: those of TEST or, without it, a fifth of TRAIN set aside
+before anything else. FIGURES/ablation.json is rewritten after each training: a second call with the same data and
+settings goes on where the first one stopped.
+"""
+import dataclasses
+import hashlib
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from tqdm import tqdm
+
+import bird
+from handin.errors import InputError, bad_input_of
+
+EXAMPLE = "python -m handin ablate birds/train --minutes 60 --seeds 2 --out figures"
+
+# What changes: fields of bird.Recipe and, in capitals, constants of bird.py
+VARIANTS = {
+    "the recipe": {},
+    "no augmentation": {"area": 1.0, "aspect": 1.0, "rotate": 0.0, "mirror": False, "colour": 0.0, "tint": 0.0,
+                        "mixup": 0.0, "cutmix": 0.0},
+    "no batch normalisation": {"BATCH_NORM": False},
+    "no weight decay": {"weight_decay": 0.0},
+    "no dropout": {"dropout": 0.0},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "no mixup, no CutMix": {"mixup": 0.0, "cutmix": 0.0},
+    "no running average": {"average": 0.0},
+    "no class weights": {"class_weights": False},
+    "no crops": {"area": 1.0, "aspect": 1.0},
+    "no rotation": {"rotate": 0.0},
+    "no mirroring": {"mirror": False},
+    "no colour changes": {"colour": 0.0, "tint": 0.0},
+    "mean pooling alone": {"POOLING": ("mean",)},
+    "maximum pooling alone": {"POOLING": ("amax",)},
+    "batches of 128": {"batch": 128},
+    "half as wide": {"STEM": (16, 32), "WIDTHS": (32, 64, 128, 256)},
+    "twice as deep": {"DEPTHS": (2, 2, 2, 2)},
+    "one view at test": {"TEST_VIEWS": ((1.0, False),)},
+}
+USUAL = ("the recipe", "no augmentation", "no batch normalisation", "no weight decay", "no dropout",
+         "no label smoothing", "no mixup, no CutMix", "no running average", "no class weights")
+
+
+@dataclasses.dataclass
+class Photos:
+    """Decoded photos, their labels and which of them are scored. `names` tells them from those of another folder."""
+    bank: object
+    labels: torch.Tensor
+    classes: list
+    learn: torch.Tensor
+    score: torch.Tensor
+    names: list
+
+
+def read_photos(train, test, image_size, workers=4):
+    """Photos of TRAIN, and of TEST or a fifth of TRAIN to be scored. Raises InputError."""
+    classes, photos = bird.list_photos(train)
+    extra = []
+    if test is not None:
+        test_classes, extra = bird.list_photos(test)
+        if test_classes != classes:
+            raise InputError(f"{test}: expected the class folders of {train}, found others")
+    paths = [path for path, _ in photos + extra]
+    labels = torch.tensor([label for _, label in photos + extra], dtype=torch.long)
+    bank, unreadable = bird.read_bank(paths, round(bird.MARGIN * image_size), workers)
+    readable = torch.ones(len(paths), dtype=torch.bool)
+    readable[unreadable] = False
+    learn, score = torch.arange(len(photos)), torch.arange(len(photos), len(paths))
+    learn, score = learn[readable[learn]], score[readable[score]]
+    if test is None:
+        rest, apart = bird.stratified_split(labels[learn], 0.2, torch.Generator().manual_seed(20))
+        learn, score = learn[rest], learn[apart]
+    if len(score) == 0 or len(labels[learn].unique()) < 2:
+        raise InputError(f"{test or train}: expected readable photos of at least two classes to learn and some to "
+                         f"score, found {len(learn)} and {len(score)}")
+    roots = [Path(train)] * len(photos) + [Path(test or train)] * len(extra)
+    names = [str(Path(path).relative_to(root)) for path, root in zip(paths, roots)]
+    return Photos(bank, labels, classes, learn, score, names)
+
+
+def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lambda: None):
+    """One training; returns the average F1 on the scored photos and the minutes it took."""
+    constants = {key: value for key, value in VARIANTS[name].items() if key.isupper()}
+    changes = {key: value for key, value in VARIANTS[name].items() if not key.isupper()}
+    recipe = dataclasses.replace(bird.Recipe(), epochs=epochs, image_size=image_size, seed=seed, **changes)
+    began = time.monotonic()
+    with mock.patch.dict(vars(bird), constants):
+        parts = bird.stratified_split(photos.labels[photos.learn], recipe.held_out, torch.Generator().manual_seed(seed))
+        train, val = (photos.learn[part] for part in parts)
+        counts = torch.bincount(photos.labels[train], minlength=len(photos.classes)).tolist()
+        model = bird.new_classifier(photos.classes, counts, recipe)
+        model.mean[:, 0, 0], model.std[:, 0, 0] = bird.channel_statistics(photos.bank, train)
+        best, _ = bird.train_classifier(model, photos.bank, photos.labels, train, val if len(val) else train, recipe,
+                                        device, 1e9, lambda schedule: None, lambda state, schedule: each_epoch())
+        model.load_state_dict(best)
+        model.eval()
+        found = torch.cat([bird.predict_probabilities(model, photos.bank[part], bird.TEST_VIEWS).argmax(1)
+                           for part in photos.score.split(128)])
+    matrix = bird.confusion(photos.labels[photos.score], found, len(photos.classes))
+    return bird.average_f1(matrix), (time.monotonic() - began) / 60
+
+
+def affordable_epochs(photos, trainings, seconds, image_size, device):
+    """Epochs that each of so many trainings may have: 1 to those of the recipe. Trains one to learn its time."""
+    began = time.monotonic()
+    train_variant(photos, "the recipe", 0, 1, image_size, device)
+    epoch = time.monotonic() - began
+    left = seconds - epoch
+    return max(1, min(bird.Recipe.epochs, int(0.95 * left / (epoch * trainings))))
+
+
+def table(results):
+    """Rows of the table from the runs: a dict a variant, in the order of VARIANTS, those not yet trained left out."""
+    rows = []
+    for name in VARIANTS:
+        runs = sorted((run for run in results["runs"] if run["variant"] == name), key=lambda run: run["seed"])
+        if runs:
+            f1 = [run["f1"] for run in runs]
+            rows.append({"variant": name, "seeds": [run["seed"] for run in runs], "f1": f1,
+                         "f1_mean": statistics.fmean(f1), "f1_sd": statistics.stdev(f1) if len(f1) > 1 else None,
+                         "minutes_mean": statistics.fmean(run["minutes"] for run in runs)})
+    return rows
+
+
+def markdown(results):
+    """The table as text."""
+    lines = ["| variant | average F1 | minutes | trainings |", "|---|---|---|---|"]
+    for row in results["rows"]:
+        spread = "" if row["f1_sd"] is None else f" ± {row['f1_sd']:.4f}"
+        lines.append(f"| {row['variant']} | {row['f1_mean']:.4f}{spread} | {row['minutes_mean']:.1f} | "
+                     f"{len(row['f1'])} |")
+    lines.append(f"\nF1 = (macro + micro) / 2 on {results['photos']} photos that took no part in training; "
+                 f"{results['epochs']} epochs at {results['image_size']} px; mean ± standard deviation over seeds; "
+                 f"{results['device']}.")
+    return "\n".join(lines)
+
+
+def _begin(path, settings, epochs):
+    """What an earlier call left at `path`, or a fresh start. Raises InputError for an ablation of something else."""
+    if not path.exists():
+        return {**settings, "epochs": epochs, "runs": [], "rows": []}
+    try:
+        results = json.loads(path.read_text())
+        same = all(results[key] == value for key, value in settings.items()) and epochs in (None, results["epochs"])
+    except (ValueError, KeyError, TypeError, OSError):
+        raise InputError(f"{path}: expected an earlier ablation, found something else; move it away") from None
+    if not same:
+        raise InputError(f"{path}: expected an ablation of the same photos, size and epochs to go on with, found "
+                         "another; move it away or name another --out")
+    return results
+
+
+def _fingerprint(photos):
+    return hashlib.sha256("\n".join(photos.names).encode()).hexdigest()[:16]
+
+
+def add_arguments(parser):
+    parser.add_argument("train", metavar="TRAIN", help="class folders of photos")
+    parser.add_argument("test", metavar="TEST", nargs="?", help="class folders to score (default: a fifth of TRAIN)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="for all trainings together (default 60)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings a variant (default 1)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", default=list(USUAL),
+                        help=f"'all' or some of: {', '.join(VARIANTS)}")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of every training (default: what the time allows)")
+    parser.add_argument("--image-size", type=int, metavar="PX", default=96, help="side of the crops (default 96)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best there)")
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="default: figures")
+
+
+def run(args):
+    """Trains what is missing; returns 0, or 1 when the time was not enough for all."""
+    began = time.monotonic()
+    names = list(VARIANTS) if args.variants == ["all"] else ["the recipe", *args.variants]
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise InputError(f"ablate: expected variants of --help, found '{unknown[0]}'")
+    for flag, value in (("--minutes", args.minutes), ("--seeds", args.seeds), ("--epochs", args.epochs or 1)):
+        if value <= 0:
+            raise InputError(f"ablate: expected {flag} above 0, found {value}")
+    if not 32 <= args.image_size <= 1024:
+        raise InputError(f"ablate: expected --image-size from 32 to 1024, found {args.image_size}")
+    path = args.out / "ablation.json"
+    with bad_input_of(bird):
+        args.out.mkdir(parents=True, exist_ok=True)
+        bird.check_output(str(path))
+        device = bird.pick_device(args.device)
+        photos = read_photos(args.train, args.test, args.image_size)
+        settings = {"image_size": args.image_size, "photos": len(photos.score), "data": _fingerprint(photos),
+                    "device": str(device), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        results = _begin(path, settings, args.epochs)
+        wanted = [(name, seed) for seed in range(args.seeds) for name in dict.fromkeys(names)]
+        done = {(row["variant"], row["seed"]) for row in results["runs"]}
+        missing = [key for key in wanted if key not in done]
+
+        def left():
+            return 60 * args.minutes - (time.monotonic() - began)
+
+        if missing and results["epochs"] is None:
+            results["epochs"] = affordable_epochs(photos, len(missing), left(), args.image_size, device)
+        longest = 60 * max((row["minutes"] for row in results["runs"]), default=0)
+        bar = tqdm(total=len(missing) * (results["epochs"] or 0), unit="epoch", file=sys.stderr, disable=not missing)
+        with bar:
+            for number, (name, seed) in enumerate(missing):
+                if left() < longest:  # the next one might not end in time
+                    bar.write(f"ablate: {len(missing) - number} trainings are left for another call", file=sys.stderr)
+                    break
+                bar.set_description(f"{name}, seed {seed}")
+                f1, minutes = train_variant(photos, name, seed, results["epochs"], args.image_size, device, bar.update)
+                longest = max(longest, 60 * minutes)
+                results["runs"].append({"variant": name, "seed": seed, "f1": f1, "minutes": minutes})
+                results["rows"] = table(results)
+                bird.write_files({str(path): (json.dumps(results, indent=1) + "\n").encode()})
+    print(markdown(results))
+    return 0 if {(row["variant"], row["seed"]) for row in results["runs"]} >= set(wanted) else 1

@@ -1,0 +1,105 @@
+"""python -m handin ablate: variants really differ, the table is that of the runs, a second call goes on."""
+import json
+import statistics
+
+import pytest
+import torch
+
+from handin import ablate
+from handin.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, bird_draw):
+    folder = tmp_path_factory.mktemp("photos")
+    bird_draw(folder, {f"{kind}/{i}.jpg": kind for kind in range(3) for i in range(14)})
+    return folder
+
+
+@pytest.fixture
+def command(photos, tmp_path):
+    def call(*words):
+        return main(["ablate", str(photos), "--image-size", "32", "--device", "cpu", "--out", str(tmp_path / "figures"),
+                     *words])
+    return call
+
+
+def _results(tmp_path):
+    return json.loads((tmp_path / "figures" / "ablation.json").read_text())
+
+
+def test_every_variant_changes_what_there_is_to_change():
+    fields = {field.name for field in ablate.dataclasses.fields(ablate.bird.Recipe)}
+    for name, changes in ablate.VARIANTS.items():
+        for key, value in changes.items():
+            now = getattr(ablate.bird, key) if key.isupper() else getattr(ablate.bird.Recipe, key)
+            assert now != value, (name, key)
+            assert key.isupper() or key in fields
+    assert set(ablate.USUAL) <= set(ablate.VARIANTS)
+
+
+def test_constants_are_those_of_the_variant_while_it_trains_and_are_put_back(photos):
+    read, seen = ablate.read_photos(str(photos), None, 32), []
+    for name in ("no batch normalisation", "half as wide"):
+        ablate.train_variant(read, name, 0, 1, 32, torch.device("cpu"),
+                             lambda: seen.append((ablate.bird.BATCH_NORM, ablate.bird.WIDTHS)))
+    assert seen == [(False, (64, 128, 256, 512)), (True, (32, 64, 128, 256))]
+    assert (ablate.bird.BATCH_NORM, ablate.bird.WIDTHS) == (True, (64, 128, 256, 512))
+
+
+def test_what_is_scored_took_no_part_in_training(photos):
+    read = ablate.read_photos(str(photos), None, 32)
+    assert not set(read.learn.tolist()) & set(read.score.tolist())
+    assert len(read.learn) + len(read.score) == 42 and len(read.score) == 9
+
+
+def test_a_second_call_trains_only_what_is_missing(command, tmp_path, capsys, monkeypatch):
+    trained, real = [], ablate.train_variant
+
+    def counted(photos, name, seed, *rest):
+        trained.append((name, seed))
+        return real(photos, name, seed, *rest)
+
+    monkeypatch.setattr(ablate, "train_variant", counted)
+    assert command("--epochs", "1", "--variants", "no dropout") == 0
+    assert trained == [("the recipe", 0), ("no dropout", 0)]
+    assert command("--epochs", "1", "--variants", "no dropout", "--seeds", "2") == 0
+    assert trained[2:] == [("the recipe", 1), ("no dropout", 1)]
+    rows = _results(tmp_path)["rows"]
+    assert [row["variant"] for row in rows] == ["the recipe", "no dropout"]
+    assert all(row["f1_mean"] == pytest.approx(statistics.mean(row["f1"])) and
+               row["f1_sd"] == pytest.approx(statistics.stdev(row["f1"])) for row in rows)
+    out = capsys.readouterr().out
+    assert f"| no dropout | {rows[1]['f1_mean']:.4f} ± {rows[1]['f1_sd']:.4f} |" in out and "on 9 photos" in out
+    assert command("--epochs", "2", "--variants", "no dropout") == 2  # of other epochs
+    assert "found another" in capsys.readouterr().err
+
+
+def test_the_time_is_kept_and_what_is_left_is_said(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ablate, "train_variant", lambda *words: (0.5, 1.0))  # each a minute
+    monkeypatch.setattr(ablate, "affordable_epochs", lambda *words: 3)
+    ticks = iter(range(0, 10 ** 6, 60))
+    monkeypatch.setattr(ablate.time, "monotonic", lambda: next(ticks))
+    assert command("--minutes", "5") == 1
+    assert 1 <= len(_results(tmp_path)["runs"]) < len(ablate.USUAL) and "are left" in capsys.readouterr().err
+    while command("--minutes", "5"):
+        pass
+    assert len(_results(tmp_path)["runs"]) == len(ablate.USUAL) and _results(tmp_path)["epochs"] == 3
+
+
+@pytest.mark.parametrize("seconds, expected", [(10 ** 9, 140), (0.0, 1)])
+def test_epochs_are_those_that_the_time_allows(photos, seconds, expected):
+    read = ablate.read_photos(str(photos), None, 32)
+    assert ablate.affordable_epochs(read, 4, seconds, 32, torch.device("cpu")) == expected
+
+
+def test_bad_input_is_one_line(command, photos, tmp_path, capsys):
+    assert main(["ablate", str(photos), "--variants", "no sense"]) == 2
+    assert main(["ablate", str(tmp_path / "nowhere")]) == 2
+    assert command("--minutes", "0") == 2
+    assert command("--image-size", "7") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 4
+    (tmp_path / "figures" / "ablation.json").parent.mkdir(exist_ok=True)
+    (tmp_path / "figures" / "ablation.json").write_text("[]")
+    assert command("--epochs", "1") == 2
+    assert "expected an earlier ablation" in capsys.readouterr().err
