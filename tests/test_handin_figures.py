@@ -1,0 +1,375 @@
+"""`python -m handin figures`: the pictures and numbers.json, from models trained on drawn shapes."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+from pypdf import PdfReader
+from sklearn import metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from handin import __main__ as command_line
+from handin import figures, figures_birds, figures_digits, scores
+
+BIRDS = {"birds_architecture", "birds_learning_curves", "birds_confusion", "birds_gradcam"}
+DIGITS = {"digits_reconstructions", "digits_manifold", "digits_latents", "digits_mixture", "digits_ssim"}
+LONG = ["Asian-Green-Bee-Eater", "Cattle-Egret", "Common-Kingfisher", "Hoopoe", "House-Crow", "Indian-Peacock",
+        "Indian-Pitta", "Ruddy-Shelduck", "Rufous-Treepie", "White-Breasted-Waterhen"]
+
+
+@pytest.fixture(scope="module")
+def labelled(data, tmp_path_factory):
+    """The digits of the test with their labels."""
+    path = tmp_path_factory.mktemp("labelled") / "test.npz"
+    with np.load(str(data.test)) as content:
+        np.savez(str(path), data=content["data"], labels=data.test_labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(bird_trained, bird_data, trained, data, labelled):
+    """The command of each part, less --out."""
+    return {"birds": ["birds", bird_data.test, "--model", bird_trained.model, "--device", "cpu"],
+            "digits": ["digits", data.val, labelled, "--model", trained.model, "--mixture", trained.mixture,
+                       "--device", "cpu"]}
+
+
+@pytest.fixture(scope="module")
+def made(words, environment, tmp_path_factory):
+    """Both parts drawn into one folder, each by a process without a display: the folder, the processes, the numbers."""
+    out = tmp_path_factory.mktemp("made") / "new" / "figures"
+    surroundings = {name: value for name, value in environment.items()
+                    if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
+    done = [subprocess.run([sys.executable, "-m", "handin", "figures", *map(str, words[part]), "--out", str(out)],
+                           cwd=str(ROOT), env={**surroundings, "PYTHONHASHSEED": str(seed)}, capture_output=True,
+                           text=True, timeout=100) for seed, part in enumerate(words)]
+    assert [process.returncode for process in done] == [0, 0], done
+    return SimpleNamespace(out=out, processes=done, numbers=json.loads((out / "numbers.json").read_text()))
+
+
+@pytest.fixture
+def call(capsys):
+    """call(*words): the command in this process. Gives its exit code, stdout and stderr."""
+    def called(*words):
+        code = command_line.main(["figures", *map(str, words)])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+    return called
+
+
+# ------------------------------------------------------------------------------------------------------------ the files
+
+def test_every_figure_is_there_as_png_and_pdf_and_nothing_else(made):
+    expected = {name + ending for name in BIRDS | DIGITS for ending in (".png", ".pdf")} | {"numbers.json"}
+    assert {path.name for path in made.out.iterdir()} == expected
+    assert all(process.stdout.count("\n") == 1 and "step" in process.stderr for process in made.processes)
+
+
+@pytest.mark.parametrize("name", sorted(BIRDS | DIGITS))
+def test_a_figure_is_not_blank_and_as_wide_as_a_column_or_a_page(made, name):
+    with Image.open(str(made.out / f"{name}.png")) as image:
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        inches = image.width / 200
+        pixels = np.asarray(image.convert("RGB"))
+    assert figures.COLUMN - 0.01 <= inches <= figures.PAGE + 0.01
+    assert len(set(map(tuple, pixels[::3, ::3].reshape(-1, 3).tolist()))) > 10 and pixels.std() > 10
+    (page,) = PdfReader(str(made.out / f"{name}.pdf")).pages
+    assert float(page.mediabox.width) / 72 == pytest.approx(inches, abs=0.02) and page.extract_text().strip()
+
+
+@pytest.mark.parametrize("part", ["birds", "digits"])
+def test_the_same_input_gives_the_same_bytes(part, made, words, call, tmp_path):
+    """Another process with another hash seed, at another time, in another folder; the other part is left alone."""
+    other = {"birds": "digits", "digits": "birds"}[part]
+    (tmp_path / "numbers.json").write_text(json.dumps({other: {"kept": 1}, part: {"old": 2}}))
+    assert call(*words[part], "--out", tmp_path).code == 0
+    for path in tmp_path.glob("*.p*"):
+        assert path.read_bytes() == (made.out / path.name).read_bytes(), path.name
+    assert json.loads((tmp_path / "numbers.json").read_text()) == {other: {"kept": 1}, part: made.numbers[part]}
+
+
+# ---------------------------------------------------------------------------------------------------------- the numbers
+
+def test_the_numbers_of_the_birds_are_those_of_bird_csv(made, bird_trained, bird_data):
+    predicted, found = scores.read_labels(bird_trained.csv), made.numbers["birds"]
+    truth = np.repeat(range(4), 6)
+    precision, recall, f1, photos = metrics.precision_recall_fscore_support(truth, predicted, zero_division=0)
+    assert found["per_class"] == [dict(zip(("class", "precision", "recall", "f1", "photos"), row))
+                                  for row in zip(bird_data.classes, precision, recall, f1, photos)]
+    assert (found["macro_precision"], found["macro_recall"], found["macro_f1"]) == pytest.approx(
+        (precision.mean(), recall.mean(), f1.mean()))
+    assert found["average_f1"] == pytest.approx(scores.average_f1(truth, predicted))
+    assert found["accuracy"] == pytest.approx((truth == predicted).mean())
+    history = json.loads(bird_trained.history.read_text())
+    assert found["validation_f1"] == history["validation"]["average_f1"] and found["minutes"] == history["minutes"]
+    assert (found["photos"], found["epochs"], found["image_size"], found["classes"]) == (24, 6, 48, bird_data.classes)
+    assert found["train_photos"] + found["validation_photos"] == sum(bird_data.counts)
+    assert found["parameters"] == history["parameters"] and found["settings"] == history["settings"]
+    assert found["chosen_epoch"] == history["chosen_epoch"] and found["device"] == "cpu"
+
+
+def test_the_numbers_of_the_digits_are_those_of_the_graded_files(made, trained, data):
+    predicted, found = scores.read_labels(trained.csv), made.numbers["digits"]
+    for name, metric in (("precision", metrics.precision_score), ("recall", metrics.recall_score),
+                         ("f1", metrics.f1_score)):
+        expected = metric(data.test_labels, predicted, average="macro", zero_division=0)
+        assert found[f"macro_{name}"] == pytest.approx(expected)
+    assert found["average_f1"] == pytest.approx(scores.average_f1(data.test_labels, predicted))
+    with np.load(str(data.test)) as test, np.load(str(trained.npz)) as made_before:
+        truth, drawn = test["data"] / np.float32(255), made_before["data"]
+    assert found["ssim"] == pytest.approx(scores.mean_ssim(truth, drawn), abs=1e-6)
+    assert found["one_minus_mse"] == pytest.approx(scores.one_minus_mse(truth, drawn), abs=1e-9)
+    assert found["classes"] == [3, 7, 30] and sum(found["mixture_weights"]) == pytest.approx(1)
+    assert (found["images"], found["labelled_images"]) == (50, 45) and found["ssim_sd"] > 0
+
+
+def test_digits_without_labels_are_drawn_and_the_scores_that_need_them_left_out(words, data, made, call, tmp_path,
+                                                                                monkeypatch):
+    monkeypatch.setattr(figures, "figure_bytes", lambda figure: {".png": b""})  # spares the seconds of rendering
+    done = call(*words["digits"][:2], data.test, *words["digits"][3:], "--out", tmp_path)
+    assert done.code == 0 and done.err.splitlines()[-1].startswith(f"{data.test}: no labels")
+    assert {path.stem for path in tmp_path.glob("*.png")} == DIGITS
+    found, with_labels = json.loads((tmp_path / "numbers.json").read_text())["digits"], made.numbers["digits"]
+    assert set(with_labels) - set(found) == {"average_f1", "accuracy", "macro_precision", "macro_recall", "macro_f1"}
+    assert all(with_labels[key] == value for key, value in found.items())
+
+
+def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird_trained, bird_data, tmp_path):
+    model = figures_birds.bird.load_model(str(bird_trained.model))
+    shutil.copytree(str(bird_data.test), str(tmp_path / "photos"))
+    (tmp_path / "photos" / "10" / "0.jpg").write_bytes(b"no photo")
+    paths, truth = figures_birds.list_labelled(str(tmp_path / "photos"), bird_data.classes)
+    predicted, probabilities, readable = figures_birds.predict(model, paths, workers=1)
+    assert (predicted == figures_birds.bird.classify(model, paths, workers=1)[0]).all()
+    assert [Path(paths[i]).name for i in np.flatnonzero(~readable)] == ["0.jpg"]
+    assert np.isnan(probabilities[~readable]).all() and probabilities[readable].sum(1) == pytest.approx(1)
+    chosen = figures_birds.choose_examples(truth, predicted, readable, 4, each=6)
+    drawn = {i for groups in chosen for group in groups for i in group}
+    assert drawn == set(np.flatnonzero(readable))
+
+
+# --------------------------------------------------------------------------------------------------------- the drawings
+
+def test_the_architecture_table_has_every_parameter_and_the_shapes_of_the_trained_size(bird_untrained):
+    model = figures_birds.bird.load_model(str(bird_untrained))
+    rows = figures_birds.architecture(model)
+    assert sum(row.parameters for row in rows) == sum(p.numel() for p in model.parameters())
+    assert [row.shape for row in rows] == [(3, 32, 32), (32, 16, 16), (64, 8, 8), (64, 8, 8), (128, 4, 4), (256, 2, 2),
+                                           (512, 1, 1), (1024,), (3,)]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained):
+    """Channels of the last stage, each weighed by its mean gradient, rectified (Selvaraju et al. 2017, eq. 1 and 2)."""
+    model = figures_birds.bird.load_model(str(bird_trained.model))
+    photos, targets = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8), np.array([2, 0, 2])
+    kept = []
+    handle = model.stages[-1].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    logits = model(photos.float() / 255)
+    handle.remove()
+    gradient, = torch.autograd.grad(logits[range(3), targets].sum(), kept)
+    expected = (gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1, keepdim=True).relu().detach()
+    expected -= expected.amin((2, 3), keepdim=True)
+    expected /= expected.amax((2, 3), keepdim=True) + 1e-7
+    expected = torch.nn.functional.interpolate(expected, (96, 96), mode="bilinear", align_corners=False)[:, 0].numpy()
+    found = figures_birds.grad_cam(model, photos, targets, batch=2)
+    assert found.shape == (3, 96, 96) and found == pytest.approx(expected, abs=0.02) and found.max() > 0.9
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_examples_are_right_and_wrong_ones_of_their_own_class():
+    rng = np.random.default_rng(0)
+    truth, predicted, usable = rng.integers(0, 3, 90), rng.integers(0, 2, 90), rng.random(90) < 0.8
+    chosen = figures_birds.choose_examples(truth, predicted, usable, 4)
+    assert [tuple(map(len, groups)) for groups in chosen] == [(2, 2), (2, 2), (0, 2), (0, 0)]
+    for k, (right, wrong) in enumerate(chosen):
+        assert all(usable[i] and truth[i] == k for i in right + wrong)
+        assert all(predicted[i] == k for i in right) and not any(predicted[i] == k for i in wrong)
+
+
+def test_the_manifold_is_the_assignments_grid_with_z2_upwards():
+    from scipy.stats import norm
+    values = figures_digits.grid_values()
+    assert values == pytest.approx(norm.ppf(np.linspace(0.05, 0.95, 20))) and len(values) == 20
+    assert figures_digits.grid_values(3, 2) == pytest.approx(3 + 2 * values)
+    model = SimpleNamespace(decode=lambda z: z.sum(1, keepdim=True) + 10 * z[:, :1] + torch.zeros(1, 784))
+    images = figures_digits.manifold(model, [0.0, 1.0], [0.0, 0.1, 0.2])
+    assert images[:, :, 0, 0] == pytest.approx(np.array([[0, 11], [0.1, 11.1], [0.2, 11.2]]), abs=1e-5)
+    figure = figures_digits.manifold_figure([("title", [0.0, 1.0], [0.0, 0.1, 0.2], images)])
+    (image,) = figure.axes[0].images
+    sheet = np.asarray(image.get_array())
+    assert image.get_cmap().name == "gnuplot2" and image.origin == "upper"
+    assert sheet[[0, -1]][:, [0, -1]] == pytest.approx(np.array([[0.2, 11.2], [0, 11]]), abs=1e-5)
+
+
+def test_ellipses_enclose_what_a_gaussian_says():
+    """Points drawn from a component lie within its 1, 2 and 3 sigma ellipses as often as chi-squared says."""
+    covariance = np.array([[[2.0, 1.2], [1.2, 1.0]], [[0.3, -0.1], [-0.1, 0.5]]])
+    mixture = figures_digits.vae.GaussianMixture.from_parameters(np.array([0.5, 0.5]), np.array([[0, 0], [6.0, 1]]),
+                                                                 covariance)
+    codes, component = mixture.sample(4000)
+    labels = np.array([1, 8])
+    figure = figures_digits.mixture_figure(codes, labels[component], mixture, labels, codes[:5])
+    ellipses = figure.axes[0].patches
+    assert len(ellipses) == 6
+    for k in range(2):
+        for sigmas, ellipse in zip((1, 2, 3), ellipses[3 * k:]):
+            points = ellipse.get_patch_transform().inverted().transform(codes[component == k])
+            assert ((points ** 2).sum(1) <= 1).mean() == pytest.approx(1 - np.exp(-sigmas ** 2 / 2), abs=0.03)
+
+
+def test_reconstructions_are_drawn_evenly_from_the_classes():
+    labels = np.repeat([8, 1, 4], [50, 30, 2])
+    chosen = figures_digits.spread_over_classes(labels, 82, 10)
+    assert labels[chosen].tolist() == [1] * 4 + [4] * 2 + [8] * 4 and len(set(chosen)) == 10
+    assert figures_digits.spread_over_classes(None, 3, 10).tolist() == [0, 1, 2]
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """texts(figure): what is really written (a tick beyond the limits is not), its box in px, its size in pt."""
+    written, draw = {}, Text.draw
+
+    def watched(text, renderer, *args, **kwargs):
+        if text.get_visible() and text.get_text().strip():
+            written[text] = text.get_window_extent(renderer)
+        return draw(text, renderer, *args, **kwargs)
+
+    monkeypatch.setattr(Text, "draw", watched)
+
+    def read(figure):
+        written.clear()
+        FigureCanvasAgg(figure).draw()
+        return [(text.get_text(), box, text.get_fontsize()) for text, box in written.items()]
+    return read
+
+
+def _history(n):
+    return [{"epoch": i + 1, "train_loss": 2 / (i + 1), "val_loss": 1 / (i + 1), "train_accuracy": 0.5,
+             "val_accuracy": 1.0} for i in range(n)]
+
+
+@pytest.mark.parametrize("names", [[str(k) for k in range(10)], LONG, list("abc")], ids=["short", "long", "three"])
+def test_no_text_among_class_names_is_cut_off_or_covers_another(names, texts):
+    rng, n = np.random.default_rng(0), len(names)
+    photo, heat = rng.random((8, 8, 3)), rng.random((8, 8))
+    examples = [figures_birds.Example(photo, heat, name, names[-1], 1.0) for name in names]
+    _check_texts(texts, [
+        figures_birds.confusion_figure(rng.integers(0, 1200, (n, n)), names),
+        figures_birds.gradcam_figure([[example, example, example, None] for example in examples], names)])
+
+
+def test_no_text_of_a_curve_a_table_or_a_latent_is_cut_off_or_covers_another(texts):
+    mixture = figures_digits.vae.GaussianMixture.from_parameters(
+        np.full(3, 1 / 3), figures_digits.vae.prior_means(3).double().numpy(), np.stack([np.eye(2)] * 3))
+    codes, component = mixture.sample(100)
+    labels, images = np.array([1, 4, 8]), np.random.default_rng(0).random((10, 28, 28))
+    _check_texts(texts, [
+        figures_birds.architecture_figure(figures_birds.architecture(figures_birds.bird.BirdClassifier())),
+        figures_birds.learning_curves_figure(_history(140), 140),
+        figures_birds.learning_curves_figure(_history(1), 1),
+        figures_digits.reconstructions_figure(images, images, np.full(10, -0.5)),
+        figures_digits.latents_figure(codes, labels[component], mixture, labels),
+        figures_digits.mixture_figure(codes, labels[component], mixture, labels, codes[:15]),
+        figures_digits.ssim_figure(images[0, 0], labels[component[:28]], labels)])
+
+
+def _check_texts(texts, drawn):
+    for figure in drawn:
+        written = texts(figure)
+        for i, (text, box, size) in enumerate(written):
+            assert 5.5 <= size <= 8.5, text  # pt; drawn outside of the style, as a notebook does
+            assert box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1, text
+            for other, other_box, _ in written[:i]:
+                width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
+                height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
+                assert width < 1 or height < 1.5, (text, other)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+def _without_history(words, folder):
+    shutil.copy(str(words["birds"][3]), str(folder / "bird.pth"))
+    return [*words["birds"][:3], folder / "bird.pth"], "bird_history.json"
+
+
+def _with_history(change):
+    def arrange(words, folder):
+        record = json.loads(Path(figures_birds.bird.sibling(str(words["birds"][3]), "history.json")).read_text())
+        (folder / "other.json").write_text(change(record))
+        return [*words["birds"], "--history", folder / "other.json"], "other.json"
+    return arrange
+
+
+def _without_epochs(record):
+    return json.dumps({**record, "epochs": [{"epoch": 1}]})
+
+
+def _of_other_classes(record):
+    return json.dumps({**record, "classes": list("abcd")})
+
+
+def _strange_class(words, folder):
+    shutil.copytree(str(words["birds"][1]), str(folder / "photos"))
+    (folder / "photos" / "2").rename(folder / "photos" / "heron")
+    return ["birds", folder / "photos", *words["birds"][2:]], "heron"
+
+
+def _no_classes(words, folder):
+    shutil.copytree(str(words["birds"][1] / "2"), str(folder / "flat"), ignore=shutil.ignore_patterns("a", "B"))
+    return ["birds", folder / "flat", *words["birds"][2:]], "class folders"
+
+
+def _no_model(words, folder):
+    return ["birds", words["birds"][1], "--model", folder / "none.pth"], "none.pth"
+
+
+def _other_digits(words, folder):
+    with np.load(str(words["digits"][1])) as content:
+        np.savez(str(folder / "val.npz"), data=content["data"], labels=content["labels"] + 1)
+    return ["digits", folder / "val.npz", *words["digits"][2:]], "gmm_params.pkl"
+
+
+def _exchanged(words, folder):
+    return [*words["digits"][:4], words["digits"][6], "--mixture", words["digits"][4]], "gmm_params.pkl"
+
+
+def _broken_numbers(words, folder):
+    (folder / "figures").mkdir()
+    (folder / "figures" / "numbers.json").write_text("{")
+    return words["digits"], "numbers.json"
+
+
+def _a_file_in_place_of_the_folder(words, folder):
+    (folder / "figures").write_text("")
+    return words["digits"], "figures"
+
+
+@pytest.mark.parametrize("arrange", [
+    _without_history, _with_history(_without_epochs), _with_history(_of_other_classes), _with_history(lambda _: "[]"),
+    _with_history(lambda _: "{"), _strange_class, _no_classes, _no_model, _other_digits, _exchanged, _broken_numbers,
+    _a_file_in_place_of_the_folder], ids=lambda arrange: arrange.__name__)
+def test_bad_input_is_one_line_and_nothing_is_written(arrange, words, call, tmp_path):
+    changed, named = arrange(words, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = call(*changed, "--out", tmp_path / "figures")
+    assert done.code == 2 and done.out == "" and done.err.count("\n") == 1, done
+    assert named in done.err and "expected" in done.err and "found" in done.err
+    assert set(tmp_path.rglob("*")) - set(before) <= {tmp_path / "figures"}
+    shutil.rmtree(str(tmp_path))
+
+
+def test_help_shows_an_example_of_each_part(capsys):
+    for words in (["figures", "--help"], ["figures", "birds", "--help"], ["figures", "digits", "--help"]):
+        with pytest.raises(SystemExit):
+            command_line.main(words)
+        assert "example: python -m handin figures" in capsys.readouterr().out
