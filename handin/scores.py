@@ -2,10 +2,16 @@
 import numpy as np
 
 
+def f1_scores(truth, predicted):
+    """Macro F1, micro F1 and their average, the course's score, of two label arrays (N,), as a dict."""
+    from sklearn.metrics import f1_score
+    macro, micro = (float(f1_score(truth, predicted, average=average)) for average in ("macro", "micro"))
+    return {"average_f1": (macro + micro) / 2, "macro_f1": macro, "micro_f1": micro}
+
+
 def average_f1(truth, predicted):
     """(macro F1 + micro F1) / 2 of two label arrays (N,)."""
-    from sklearn.metrics import f1_score
-    return (f1_score(truth, predicted, average="macro") + f1_score(truth, predicted, average="micro")) / 2
+    return f1_scores(truth, predicted)["average_f1"]
 
 
 def mean_ssim(truth, reconstructed):
@@ -26,3 +32,36 @@ def read_labels(path):
     if header != "Predicted_Label":
         raise ValueError(f"{path}: expected the header Predicted_Label, found {header}")
     return np.array(rows, dtype=np.int64)
+
+
+def accuracy_after_renaming(truth, predicted):
+    """Accuracy of labels (N,) when each predicted label is read as the class that suits it best, one to one (Kuhn 1955,
+    Naval Research Logistics 2:83)."""
+    from scipy.optimize import linear_sum_assignment
+    names, index = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
+    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(matrix, (index[:len(truth)], index[len(truth):]), 1)
+    return matrix[linear_sum_assignment(-matrix)].sum() / len(truth)
+
+
+def order_mistake(truth, predicted, other_truths):
+    """One line that names the mistake behind labels (N,) that score too low to be honest, or "".
+
+    `other_truths` {words: labels (N,)} holds what the rows of a script with a known mistake would be. Reported are: a
+    constant label, rows that fit far better to one of those or with the labels renamed, and rows that do not depend on
+    the truth (accuracy within two standard deviations of what independence would give)."""
+    own = float(np.mean(truth == predicted))
+    if len(np.unique(truth)) > 1 and len(np.unique(predicted)) == 1:
+        return f"all {len(predicted)} rows say {predicted[0]}"
+    found = {words: float(np.mean(other == predicted)) for words, other in other_truths.items()}
+    found["with the labels permuted: classes numbered in another order than the sorted one, or components matched to "
+          "the wrong digits"] = accuracy_after_renaming(truth, predicted) - 1e-9  # an order of rows says more
+    words, best = max(found.items(), key=lambda item: item[1])
+    if best >= max(0.6, own + 0.25):
+        return f"accuracy {own:.2f}, but {best:.2f} {words}"
+    labels = np.unique(np.concatenate([truth, predicted]))
+    chance = sum(float(np.mean(truth == label) * np.mean(predicted == label)) for label in labels)
+    if own <= chance + 2 * np.sqrt(chance * (1 - chance) / len(truth)):
+        return (f"accuracy {own:.2f}, no better than guessing ({chance:.2f}): rows shuffled or in another order than "
+                "the files', or a model that has learned nothing")
+    return ""

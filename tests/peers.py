@@ -1,0 +1,221 @@
+"""Scripts such as peers hand in, tiny and quick: a right one for each part, and that one with a single mistake.
+
+Photos here are files that hold the name of their class. At test no peer needs torch, which takes seconds to import."""
+
+BIRD = '''"""A comment is not code: torchvision.models, pretrained=True, plt.show()"""
+import os, sys
+
+SEED = 0
+
+def photos(folder):
+    for label, name in enumerate(sorted(os.listdir(folder))):
+        for file in sorted(os.listdir(os.path.join(folder, name))):
+            yield os.path.join(folder, name, file), label
+
+def classify(paths):
+    names = sorted({open(path).read() for path in paths})
+    return [names.index(open(path).read()) for path in paths]
+
+if sys.argv[2:3] != ["test"]:
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+
+def train(path):
+    torch.manual_seed(SEED)
+    torch.save(Net().state_dict(), path)
+
+def test(folder):
+    labels = classify([path for path, _ in photos(folder)])
+    with open("bird.csv", "w") as file:
+        file.write("Predicted_Label\\n" + "".join(f"{label}\\n" for label in labels))
+
+if __name__ == "__main__":
+    dataset, mode, model = sys.argv[1:4]
+    train(model) if mode == "train" else test(dataset)
+'''
+
+VAE = '''import pickle, sys
+import numpy as np
+
+SEED = 0
+
+def write_labels(labels):
+    with open("vae.csv", "w") as file:
+        file.write("Predicted_Label\\n" + "".join(f"{label}\\n" for label in labels))
+
+if not sys.argv[2:3] or not sys.argv[2].startswith("test_"):
+    import torch
+
+    class VAE(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+
+def train(model, mixture):
+    torch.manual_seed(SEED)
+    torch.save(VAE().state_dict(), model)
+    pickle.dump({"means": [1.0]}, open(mixture, "wb"))
+
+if __name__ == "__main__":
+    if len(sys.argv) == 6:
+        train(*sys.argv[4:])
+    else:
+        images = np.load(sys.argv[1])["data"]
+        if sys.argv[2] == "test_reconstruction":
+            np.savez("vae_reconstructed.npz", data=(images / 255).astype(np.float32))
+        else:
+            write_labels(images[:, 0, 0])
+'''
+
+# In place of the torch of the right peers where a mistake shows without it: seconds saved
+WITHOUT_TORCH = {"torch.save(Net().state_dict(), path)": "open(path, 'wb').write(b'weights')",
+                 "torch.save(VAE().state_dict(), model)": "open(model, 'wb').write(b'weights')",
+                 "    torch.manual_seed(SEED)\n": "",
+                 "    import torch\n": "    class torch:\n        class nn:\n            Module = object\n"}
+
+
+def changed(source, *replacements):
+    """The source with each (old, new) replaced; every old text must be there."""
+    for old, new in replacements:
+        assert old in source, old
+        source = source.replace(old, new)
+    return source
+
+
+def without_torch(source):
+    """The source with a training that imports no torch. It breaks the rule on the seed, and its model is no model."""
+    return changed(source, *((old, new) for old, new in WITHOUT_TORCH.items() if old in source))
+
+
+WRITE = 'file.write("Predicted_Label\\n" + "".join(f"{label}\\n" for label in labels))'
+
+# mistake: (replacements in BIRD, check that must fail, words of its detail)
+BIRD_MISTAKES = {
+    "header": ([("Predicted_Label", "Predicted_label")], "bird.csv header", "found 'Predicted_label'"),
+    "no header": ([('"Predicted_Label\\n" + ', "")], "bird.csv header", "found no header"),
+    "index column": ([(WRITE, 'file.write(",Predicted_Label\\n")\n        '
+                       'file.write("".join(f"{i},{x}\\n" for i, x in enumerate(labels)))')],
+                     "bird.csv columns", "index=False"),
+    "15 rows": ([("in labels))", "in labels[:15]))")], "bird.csv rows", "found 15: is the number of images hard-coded"),
+    "names for labels": ([('f"{label}', 'f"bird{label}')], "bird.csv labels", "found bird0"),
+    "labels from 1": ([("names.index(open(path).read())", "1 + names.index(open(path).read())")], "bird.csv labels",
+                      "expected 0, 1, 2, 3, found 4"),
+    "listing unsorted": ([("enumerate(sorted(os.listdir(folder)))", "enumerate(os.listdir(folder))")], "row order",
+                         "unsorted os.listdir"),
+    "classes ordered as numbers": ([("sorted(os.listdir(folder))", "sorted(os.listdir(folder), key=int)")], "row order",
+                                   "ordered as numbers"),
+    "classes renumbered": ([("sorted({open(path).read() for path in paths})",
+                             "sorted({open(path).read() for path in paths}, key=int)")], "row order", "permuted"),
+    "rows shuffled": ([("    with open(\"bird.csv\"", "    import random\n    random.Random(2).shuffle(labels)\n"
+                        "    with open(\"bird.csv\"")], "row order", "no better than guessing"),
+    "one label": ([("[names.index(open(path).read()) for", "[0 for")], "row order", "rows say 0"),
+    "model's name fixed": ([("open(path, 'wb')", "open('model.pth', 'wb')")], "bird.pth",
+                           "model.pth in the current folder"),
+    "csv's name fixed": ([('"bird.csv"', '"predictions.csv"')], "bird.csv", "predictions.csv in the current folder"),
+    "crash": ([("def train(path):\n", "def train(path):\n    import torchvision_extra\n")], "train",
+              "ModuleNotFoundError: No module named 'torchvision_extra'"),
+    "crash at test": ([("    labels = classify", "    labels = [][3] or classify")], "test",
+                      "IndexError: list index out"),
+    "silent exit": ([("def test(folder):\n", "def test(folder):\n    sys.exit(3)\n")], "test", "exit code 3"),
+    "killed": ([("def test(folder):\n", "def test(folder):\n    os.kill(os.getpid(), 11)\n")], "test", "SIGSEGV"),
+    "hang": ([("def test(folder):\n", "def test(folder):\n    import time\n    time.sleep(600)\n")], "test",
+             "still running after"),
+    "flood": ([("def train(path):\n", "def train(path):\n    while True: print('x' * 10 ** 6)\n")], "train",
+              "flooded its output"),
+    "memory": ([("def train(path):\n", "def train(path):\n    import time\n    hog = bytearray(400_000_000)\n"
+                 "    time.sleep(60)\n")], "train", "GB of memory"),
+    "writes beside itself": ([("def train(path):\n", "def train(path):\n    here = os.path.dirname(__file__)\n"
+                               "    open(os.path.join(here, 'log.txt'), 'w').write('x')\n")], "writes elsewhere",
+                             "train wrote log.txt beside the script"),
+    "writes at home": ([("def train(path):\n", "def train(path):\n    open(os.path.expanduser('~/best.pth'), 'w')\n")],
+                       "writes elsewhere", "train wrote best.pth in the home folder"),
+    "writes into the data": ([("def test(folder):\n", "def test(folder):\n    labels = [l for _, l in photos(folder)]\n"
+                               "    open(os.path.join(folder, '2', 'index.json'), 'w')\n")],
+                             "writes elsewhere", "2/index.json"),
+    "damages the model": ([("def test(folder):\n", "def test(folder):\n    open(sys.argv[3], 'a').write('x')\n")],
+                          "writes elsewhere", "test changed bird.pth in the folder of the model"),
+}
+
+RECONSTRUCTION = "data=(images / 255).astype(np.float32)"
+VAE_MISTAKES = {
+    "npz key": ([(RECONSTRUCTION, "images=(images / 255).astype(np.float32)")], "vae_reconstructed.npz key",
+                "'images'"),
+    "npz dtype": ([(RECONSTRUCTION, "data=images / 255")], "vae_reconstructed.npz dtype", "found float64"),
+    "npz range": ([(RECONSTRUCTION, "data=images.astype(np.float32)")], "vae_reconstructed.npz range", "0 to 255"),
+    "npz shape": ([(RECONSTRUCTION, "data=(images.reshape(-1, 784) / 255).astype(np.float32)")],
+                  "vae_reconstructed.npz shape", "found (40, 784)"),
+    "components for digits": ([("images[:, 0, 0]", "np.searchsorted([1, 4, 8], images[:, 0, 0])")], "vae.csv labels",
+                              "expected 1, 4, 8, found 0, 2"),
+    "labels asked for at test": ([("images[:, 0, 0]", "np.load(sys.argv[1])['labels']")], "test_classifier",
+                                 "KeyError"),
+}
+
+TRAIN = "    torch.manual_seed(SEED)\n"
+
+# mistake: (part, source, check that must fail or warn, words of its detail)
+RULE_BREAKERS = {
+    "zoo imported": ("birds", BIRD.replace("import os, sys", "import os, sys\nimport torchvision.models as m"),
+                     "no model zoo", "line 3: torchvision.models"),
+    "zoo from": ("birds", "from torchvision import models\nnet = models.resnet18(weights='DEFAULT')", "no model zoo",
+                 "line 1: torchvision.models"),
+    "weights": ("birds", "from torchvision import models\nnet = models.resnet18(weights='DEFAULT')",
+                "no pre-trained weights", "weights="),
+    "zoo by attribute": ("birds", "import torchvision as tv\nnet = tv.models.vgg11()", "no model zoo", "line 2"),
+    "zoo by another name": ("birds", "import torchvision\nzoo = torchvision\nthings = zoo.models\nthings.vgg11()",
+                            "no model zoo", "line 3: torchvision.models"),
+    "zoo by importlib": ("birds", "import importlib as i\nN = 'torchvision.' + 'models'\nm = i.import_module(N)",
+                         "no model zoo", "line 3: torchvision.models"),
+    "zoo by __import__": ("birds", "m = __import__('timm')", "no model zoo", "timm"),
+    "zoo by getattr": ("birds", "import torchvision\nm = getattr(torchvision, 'models')", "no model zoo",
+                       "torchvision.models"),
+    "zoo by star": ("birds", "from torchvision import *\nm = models.vgg11()", "no model zoo", "torchvision.models"),
+    "hub": ("birds", "import torch\nnet = torch.hub.load('pytorch/vision', 'resnet18')", "no model zoo", "torch.hub"),
+    "pretrained": ("birds", "from nets import resnet\nnet = resnet(pretrained=True)", "no pre-trained weights",
+                   "line 2: pretrained=True"),
+    "url": ("birds", "from torch.hub import load_state_dict_from_url as fetch\nfetch('x')", "no pre-trained weights",
+            "load_state_dict_from_url"),
+    "sklearn's mixture": ("digits", VAE.replace("import numpy as np", "from sklearn.mixture import GaussianMixture"),
+                          "scikit-learn", "only sklearn.metrics is allowed here; line 2: sklearn.mixture.Gauss"),
+    "sklearn's clusters": ("digits", "def f(x):\n    import sklearn\n    return sklearn.cluster.KMeans(3)",
+                           "scikit-learn", "line 3: sklearn.cluster"),
+    "no seed": ("digits", VAE.replace(TRAIN, "    # torch.manual_seed(0)\n"), "torch.manual_seed(0)", "never called"),
+    "another seed": ("digits", VAE.replace("SEED = 0", "SEED = 42"), "torch.manual_seed(0)", "given 42, not 0"),
+    "seed never set": ("birds", "import torch\ndef seed():\n    torch.manual_seed(0)\n", "torch.manual_seed(0)",
+                       "seed(), which nothing calls"),
+    "show": ("birds", "import matplotlib.pyplot as p\np.show()", "no plt.show()", "line 2: plt.show()"),
+    "map_location": ("birds", "import torch\ntorch.load('bird.pth')", "map_location", "line 2: torch.load without"),
+    "a package": ("birds", "import os, einops", "imports", "line 1: einops"),
+    "no Python": ("birds", "print 'hello'", "syntax", "line 1"),
+}
+
+SEEDS = ("import torch\ntorch.manual_seed(0)", "from torch import manual_seed as s\nif True:\n    s(seed=0)",
+         "import torch\nclass Config:\n    seed: int = 0\nconfig = Config()\ntorch.manual_seed(config.seed)",
+         "import argparse, torch\np = argparse.ArgumentParser()\np.add_argument('--seed', type=int, default=0)\n"
+         "a = p.parse_args()\ntorch.manual_seed(a.seed)",
+         "import torch\ndef set_seed(seed):\n    torch.manual_seed(seed)\nset_seed(0)",
+         "import torch\nC = {'seed': 0}\ntorch.manual_seed(C['seed'])",
+         "import torch\nset_seed = torch.manual_seed\nset_seed(0)",
+         "import os, torch\ntorch.random.manual_seed(int(os.environ.get('S', 0)))")
+
+HARMLESS = '''"""import timm; torchvision.models.resnet18(pretrained=True); plt.show()"""
+import numpy as np, torch
+from sklearn.metrics import f1_score
+import sklearn.metrics
+from torch.utils.data import WeightedRandomSampler
+# from sklearn.mixture import GaussianMixture
+models = {"resnet": 1}
+models.get("torchvision.models")
+text = "torch.hub.load"
+np.average([1], weights=[1.0]); WeightedRandomSampler(weights=[1.0], num_samples=1)
+class A:
+    def show(self): pass
+A().show()
+torch.manual_seed(0)
+torch.load("x", map_location="cpu")
+net = torch.nn.Linear(1, 1); net.eval()
+sklearn.metrics.accuracy_score([1], [1])
+'''

@@ -1,0 +1,320 @@
+"""`python -m handin grade`: right scripts pass, and each known mistake is caught and named."""
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+import peers
+
+from handin import contract, grade, rules, sandbox, submissions
+from handin.__main__ import main
+
+SHORT = grade.Settings({"birds": 1.0, "digits": 1.0}, 1.0, 4e9)
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    """Two folders of classes whose order as strings, as numbers and as listed differ, with photos that hold the name of
+    their class."""
+    folder = tmp_path_factory.mktemp("birds")
+    for part, number in (("train", 4), ("test", 9)):
+        for name in ("2", "10", "9", "1"):  # listed forwards, backwards or by hash
+            (folder / part / name).mkdir(parents=True)
+            for index in range(number):
+                (folder / part / name / f"{index}{name}.jpg").write_text(name)
+    return types.SimpleNamespace(train=folder / "train", test=folder / "test")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Three files of noise whose first pixel is the label: 1, 4 or 8. The last test image is bright all over."""
+    folder, rng, found = tmp_path_factory.mktemp("digits"), np.random.default_rng(0), types.SimpleNamespace()
+    for name, number in (("train", 60), ("val", 15), ("test", 40)):
+        labels = np.array([1, 8, 4])[np.arange(number) % 3] if name != "test" else np.array([1, 8])[np.arange(40) % 2]
+        images = rng.integers(0, 256, (number, 28, 28)).astype(np.uint8)
+        images[:, 0, 0], images[-1, 1:] = labels, 255
+        np.savez(str(folder / f"{name}.npz"), data=images, labels=labels.astype(np.int64))
+        setattr(found, name, folder / f"{name}.npz")
+    return found
+
+
+@pytest.fixture(scope="module")
+def bird_photos(birds):
+    return grade.load_birds(birds.train, birds.test)
+
+
+@pytest.fixture(scope="module")
+def digit_images(digits):
+    return grade.load_digits(digits.train, digits.val, digits.test)
+
+
+def rows_of(result):
+    return {row.check: row for row in result.rows}
+
+
+def faults(rows):
+    return [(row.check, row.status, row.detail) for row in rows if row.status != "pass"]
+
+
+# ------------------------------------------------------------------------------------------------------- right scripts
+
+def test_a_right_pair_passes_everything_and_scores_in_full(birds, digits, tmp_path, capsys):
+    """Through the command line; the birds with a submitted model, which is compared with a retrained one."""
+    import torch
+    torch.save({"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}, str(tmp_path / "bird.pth"))
+    (tmp_path / "b.py").write_text(peers.BIRD)
+    (tmp_path / "v.py").write_text(peers.VAE)
+    code = main(["grade", "--birds", str(birds.train), str(birds.test), "--bird", str(tmp_path / "b.py"), "--digits",
+                 str(digits.train), str(digits.val), str(digits.test), "--vae", str(tmp_path / "v.py"), "--bird-model",
+                 str(tmp_path / "bird.pth"), "--json", str(tmp_path / "out.json"), "--minutes-birds", "1"])
+    out, err = capsys.readouterr()
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [row for row in found["rows"] if row["status"] != "pass"] == []
+    assert code == 0 and found["passed"] and "0 failed, 0 warnings, 0 skipped" in out
+    assert found["scores"]["birds"]["average_f1"] == found["scores"]["birds"]["retrained"]["average_f1"] == 1
+    assert found["scores"]["digits"]["ssim"] > 0.9999 and found["scores"]["digits"]["parameters"] == 15
+    assert {row["check"] for row in found["rows"]} >= {"same average F1 retrained", "retrained: fresh model loads",
+                                                       "training time", "parameters", "writes elsewhere"}
+    assert "birds: train, at most 1 min" in err and "\033" not in out + err
+
+
+def test_our_own_scripts_pass(data, bird_data, bird_script, script_path, bird_fast, fast, tmp_path):
+    test = tmp_path / "test.npz"
+    with np.load(str(data.test)) as content:
+        np.savez(str(test), data=content["data"], labels=data.test_labels)
+    shared = {"minutes": {"birds": 3.0, "digits": 3.0}, "minutes_test": 2.0, "memory": 8e9}
+    for result in (
+            grade.grade_script("birds", bird_script, grade.load_birds(bird_data.train, bird_data.test),
+                               grade.Settings(train_flags=bird_fast, **shared)),
+            grade.grade_script("digits", script_path, grade.load_digits(data.train, data.val, test),
+                               grade.Settings(train_flags=fast, **shared))):
+        assert faults(result.rows) == [] and result.scores["average_f1"] > 0.6
+        assert result.scores["parameters"] > 10 ** 5
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+@pytest.mark.parametrize("mistake", peers.BIRD_MISTAKES)
+def test_each_mistake_of_a_bird_script_is_named(mistake, bird_photos, birds, tmp_path):
+    replacements, check, words = peers.BIRD_MISTAKES[mistake]
+    listed = os.listdir(str(birds.test))
+    if mistake == "listing unsorted" and listed in (sorted(listed), sorted(listed, key=int)):
+        pytest.skip("this file system lists in order")
+    script = tmp_path / "bird.py"
+    script.write_text(peers.changed(peers.without_torch(peers.BIRD), *replacements))
+    settings = grade.Settings({"birds": 1.0}, 0.02 if mistake == "hang" else 1.0, 2e8 if mistake == "memory" else 4e9)
+    began = time.monotonic()
+    rows = rows_of(grade.grade_script("birds", script, bird_photos, settings))
+    for added in birds.test.rglob("*.json"):
+        added.unlink()
+    assert rows[check].status == "fail" and words in rows[check].detail, rows[check]
+    assert time.monotonic() - began < 30 and all("\n" not in row.detail for row in rows.values())
+    if check == "train":  # what depends on it is skipped
+        assert rows["test"].status == "skip" and rows["writes elsewhere"].status == "pass"
+    if check in ("bird.csv header", "bird.csv columns"):  # graded in spite of it
+        assert float(rows["average F1"].value) == 1 and rows["row order"].status == "pass"
+
+
+@pytest.mark.parametrize("mistake", peers.VAE_MISTAKES)
+def test_each_mistake_of_a_digit_script_is_named(mistake, digit_images, tmp_path):
+    replacements, check, words = peers.VAE_MISTAKES[mistake]
+    script = tmp_path / "vae.py"
+    script.write_text(peers.changed(peers.without_torch(peers.VAE), *replacements))
+    rows = rows_of(grade.grade_script("digits", script, digit_images, SHORT))
+    assert rows[check].status == "fail" and words in rows[check].detail, rows[check]
+    other = "SSIM" if check.startswith(("vae.csv", "test_classifier")) else "average F1"
+    assert float(rows[other].value) > 0.99  # the rest is graded
+
+
+@pytest.mark.parametrize("saved, check, words", [
+    ("Net()", "peer.pth state_dict", "found peer.Net, "),
+    ("{'epoch': 3, 'state': Net().state_dict()}", "peer.pth state_dict", "'epoch', 'state'"),
+    ("[1, 2]", "peer.pth state_dict", "found a list"),
+    ("{'other': torch.zeros(3)}", "fresh model loads", "layer.weight")])
+def test_a_model_file_that_no_fresh_model_loads_is_named(saved, check, words, tmp_path, monkeypatch):
+    """In this process, which has torch already."""
+    script, model = tmp_path / "peer.py", tmp_path / "peer.pth"
+    script.write_text(peers.changed(peers.BIRD, ("Net().state_dict()", saved)))
+    monkeypatch.setattr(sys, "argv", ["peer.py"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "peer", None)
+    contract.probe(str(script), "", str(tmp_path / "made.json"))
+    sys.modules["peer"].train(str(model))
+    contract.probe(str(script), str(model), str(tmp_path / "made.json"))
+    rows = {row.check: row for row in contract.check_probe("birds", "peer.pth", None, tmp_path / "made.json")[0]}
+    assert rows[check].status == "fail" and words in rows[check].detail, rows[check]
+    assert rows["fresh model loads"].status == ("fail" if check == "fresh model loads" else "skip")
+
+
+def test_a_model_too_large_or_not_made_without_arguments_is_named_by_the_quick_check(tmp_path):
+    script = tmp_path / "vae.py"
+    script.write_text(peers.changed(peers.VAE, ("Linear(4, 3)", "Linear(4, 5_000_000, device='meta')"),
+                                    ("def train(", "class Other(torch.nn.Module):\n    def __init__(self, width):\n"
+                                                   "        pass\n\ndef train(")))
+    rows = {row.check: row for row in grade.quick_check(script, "digits")}
+    assert rows["parameters"].status == "fail" and "25,000,000" in rows["parameters"].detail
+    assert rows["model class"].value == "VAE()"
+    made = {"import": "", "classes": {"VAE": "TypeError: missing 'width'"}, "file": "", "loads": "", "parameters": 0}
+    (tmp_path / "made.json").write_text(json.dumps(made))
+    row = contract.check_probe("digits", None, None, tmp_path / "made.json")[0][1]
+    assert (row.check, row.status) == ("model class", "fail") and "missing 'width'" in row.detail
+
+
+def test_a_retrained_model_that_scores_otherwise_is_named():
+    bench = types.SimpleNamespace(result=grade.Result(), part="digits")
+    bench.row = lambda *words: bench.result.rows.append(contract.Row("digits", *words))
+    grade._compare(bench, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.95, "ssim": 0.79})
+    (f1, ssim) = bench.result.rows
+    assert (f1.status, ssim.status) == ("fail", "pass") and "submitted 0.9900, retrained 0.9500" in f1.detail
+
+
+@pytest.mark.parametrize("content, words", [(b"", "found an empty file"), (b"\xff\xfe", "expected text"),
+                                            ("\ufeffPredicted_Label\n1\n".encode(), "byte order mark"),
+                                            (b"Predicted_Label\n" + b"1\n" * 9000, "found 0.0 MB"),
+                                            (b"Predicted_Label\n1\nnan\n", "found nan")])
+def test_a_broken_csv_is_named(content, words, tmp_path):
+    path = tmp_path / "vae.csv"
+    path.write_bytes(content)
+    rows, _ = contract.check_labels("digits", path, 2, [1, 4, 8])
+    assert any(words in row.detail for row in rows if row.status == "fail"), rows
+
+
+def test_a_broken_reconstruction_is_named(tmp_path):
+    path = tmp_path / "vae_reconstructed.npz"
+    good = np.full((3, 28, 28), 0.5, np.float32)
+    for arrays, words in (({"data": good * np.nan}, "not finite"), ({"data": np.array([{}])}, "Object arrays"),
+                          ({"data": np.zeros(2 ** 21)}, "found 17 MB"), ({"data": good, "z": good}, "'data', 'z'"),
+                          ({"a": good, "b": good}, "'a', 'b'"), ({"data": good - 1}, "-0.5 to -0.5")):
+        np.savez(str(path), **arrays)
+        rows, _ = contract.check_reconstruction("digits", path, 3)
+        assert any(words in row.detail for row in rows if row.status == "fail"), (words, rows)
+    path.write_bytes(b"PK broken")
+    assert contract.check_reconstruction("digits", path, 3)[0][0].status == "fail"
+
+
+# --------------------------------------------------------------------------------------------------------------- rules
+
+@pytest.mark.parametrize("mistake", peers.RULE_BREAKERS)
+def test_each_broken_rule_is_named(mistake):
+    part, source, check, words = peers.RULE_BREAKERS[mistake]
+    row = {row.check: row for row in rules.check_rules(part, source)}[check]
+    assert row.status == ("warn" if check in ("map_location", "imports") else "fail") and words in row.detail, row
+
+
+def test_harmless_scripts_break_no_rule():
+    assert faults(rules.check_rules("digits", peers.HARMLESS)) == []
+    for source in peers.SEEDS:
+        assert faults(rules.check_rules("digits", source)) == [], source
+
+
+def test_a_seed_that_cannot_be_followed_is_a_warning():
+    row = {row.check: row for row in rules.check_rules("birds", "import torch, x\ntorch.manual_seed(x.f())")}
+    assert row["torch.manual_seed(0)"].status == "warn"
+
+
+def test_a_tangle_of_names_is_followed_in_no_time():
+    began = time.monotonic()
+    tangle = "\n".join(f"a{i} = a{j} if a{j} + a{i} else a{i}.b" for i in range(12) for j in range(12))
+    rules.check_rules("birds", f"import torch\n{tangle}\ntorch.manual_seed(a0 + a1)\n")
+    assert time.monotonic() - began < 5
+
+
+# ------------------------------------------------------------------------------------------------------------- sandbox
+
+def test_nothing_outlives_the_sandbox_and_no_secret_enters_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HANDIN_TEST_SECRET", "abc")
+    code = ("import os, subprocess, sys\nprint(os.environ.get('HANDIN_TEST_SECRET'), os.environ['HOME'])\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'], start_new_session=True)\n"
+            "print(child.pid, flush=True)\nos._exit(0)")
+    outcome = sandbox.run_bounded([sys.executable, "-c", code], tmp_path,
+                                  sandbox.clean_environment(tmp_path, tmp_path), sandbox.Limits(30))
+    secret, home, pid = outcome.tail.split()
+    assert (outcome.code, outcome.stopped, secret, home) == (0, "", "None", str(tmp_path))
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_error_is_quoted_in_one_clean_line():
+    text = "Traceback:\n  x\nValueError: \x1b[31mred\x1b[0m\a\nwarning: something after it\n"
+    assert sandbox.error_line(text) == "ValueError: red"
+    assert sandbox.error_line("usage: x\nno such mode\n\n") == "no such mode"
+
+
+# --------------------------------------------------------------------------------------------------------- submissions
+
+def _zip(path, members):
+    with zipfile.ZipFile(str(path), "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_a_folder_of_zips_gives_a_row_each_and_is_resumed(birds, tmp_path, capsys):
+    folder, target = tmp_path / "zips", tmp_path / "grades.csv"
+    folder.mkdir()
+    peer, entry = peers.without_torch(peers.BIRD), "2021CS10123"
+    whole = {f"{entry}/bird.py": peer, f"{entry}/group.txt": entry, f"{entry}/model_path.txt": "https://a.example/b",
+             f"{entry}/{entry}.pdf": b"%PDF"}
+    _zip(folder / "a.zip", whole)
+    _zip(folder / "b.zip", {"x/bird.py": peer.replace("Predicted_Label", "label")})
+    (folder / "c.zip").write_bytes(b"PK\x03\x04 broken")
+    _zip(folder / "d.zip", {"../../evil.py": "", **whole})
+    _zip(folder / "e.zip", {"x/bomb.bin": bytes(300_000_000), **whole})
+    _zip(folder / "f.zip", {"x/main.py": peer})
+    command = ["grade", "--birds", str(birds.train), str(birds.test), "--submissions", str(folder), "--csv",
+               str(target)]
+    assert main(command) == 1
+    with open(str(target), newline="") as file:
+        rows = {row["submission"][0]: row for row in csv.DictReader(file)}
+    assert list(rows) == list("abcdef") and not (tmp_path / "evil.py").exists()
+    assert rows["a"]["entries"] == entry and rows["a"]["warnings"] == "" and rows["a"]["average_f1"] == "1.0000"
+    for name, words in zip("bcdef", ("bird.csv header: expected Predicted_Label, found 'label'", "zip: expected a zip",
+                                     "path that leads out", "of 300 MB", "expected one script")):
+        assert words in rows[name]["failed"], rows[name]
+    assert "missing: " in rows["b"]["warnings"] and "group.txt" in rows["b"]["warnings"]
+
+    kept = [line for line in target.read_text().splitlines(keepends=True) if not line.startswith(("b.zip", "f.zip"))]
+    target.write_text("".join(kept))  # as an interruption leaves it
+    capsys.readouterr()
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert err.count("graded before") == 4 and [line.split(":")[0] for line in out.splitlines()] == ["b.zip", "f.zip"]
+    with open(str(target), newline="") as file:
+        assert {row["submission"] for row in csv.DictReader(file)} == {f"{name}.zip" for name in "abcdef"}
+
+
+def test_no_cell_is_taken_for_a_formula():
+    assert submissions._safe("=1+1") == "'=1+1" and submissions._safe("a\nb") == "a b"
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+def test_bad_input_is_one_line_and_exit_code_2(birds, digits, tmp_path, capsys):
+    for words in (["grade"], ["grade", "--csv", "x.csv"], ["grade", "--birds", str(tmp_path / "no"), str(birds.test)],
+                  ["grade", "--birds", str(birds.train), str(tmp_path)], ["grade", "--quick", "--bird", "none.py"],
+                  ["grade", "--digits", str(digits.train), str(digits.train), "none.npz"],
+                  ["grade", "--birds", str(birds.train), str(birds.test), "--train-flags", "'a b"],
+                  ["grade", "--birds", str(birds.train), str(birds.test), "--bird-model", str(tmp_path / "none.pth")],
+                  ["grade", "--quick", "--submissions", str(tmp_path), "--csv", str(tmp_path / "x.csv")]):
+        assert main(words) == 2, words
+        assert capsys.readouterr().err.count("\n") == 1 and os.listdir(str(tmp_path)) == []
+
+
+def test_the_example_of_the_help_is_a_command_that_is_understood():
+    import argparse
+    parser = argparse.ArgumentParser()
+    grade.add_arguments(parser)
+    parser.parse_args(grade.EXAMPLE.split()[4:])
+    done = subprocess.run([sys.executable, "-m", "handin", "grade", "--help"], cwd=str(ROOT), stdout=subprocess.PIPE,
+                          encoding="utf-8", check=False)
+    assert done.returncode == 0 and grade.EXAMPLE in done.stdout
