@@ -22,6 +22,7 @@ The prediction.  Mirrored views at two sizes above the one trained on [10], prob
 import argparse
 import contextlib
 import copy
+import ctypes
 import dataclasses
 import hashlib
 import io
@@ -377,9 +378,9 @@ def augment(photos, size, recipe, generator):
     grid = F.affine_grid(affine.to(device), (n, 3, size, size), align_corners=False)
     crops = F.grid_sample(photos.float().div_(255), grid, padding_mode="reflection", align_corners=False)
     grey = crops.mean((1, 2, 3), keepdim=True)
-    crops = (crops - grey) * contrast + grey * brightness
+    crops.sub_(grey).mul_(contrast).add_(grey * brightness)
     grey = crops.mean(1, keepdim=True)
-    return ((crops - grey) * saturation + grey).mul_(tint).clamp_(0, 1)
+    return crops.sub_(grey).mul_(saturation).add_(grey).mul_(tint).clamp_(0, 1)
 
 
 def mix(photos, targets, recipe, generator):
@@ -503,6 +504,14 @@ def new_classifier(classes, counts, recipe):
     model.describe(classes, counts, recipe.image_size)
     model.dropout.p = recipe.dropout
     return model
+
+
+def keep_freed_memory():
+    """Lets glibc keep what is freed for the next step, in place of giving it back and asking for fresh pages."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 32 << 20)      # M_MMAP_THRESHOLD, the most it takes
+        libc.mallopt(-1, 2 ** 31 - 1)   # M_TRIM_THRESHOLD
 
 
 def _step(model, optimizer, scaler, photos, targets, weights, rate):
@@ -987,6 +996,7 @@ def main(argv=None):
     warnings.filterwarnings("ignore", module="PIL")
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        keep_freed_memory()
         torch.manual_seed(0)  # the assignment's rule; --seed replaces it in training
         if args.threads:
             torch.set_num_threads(args.threads)
