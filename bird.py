@@ -268,7 +268,7 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(self.second[1].weight)  # each block starts as its shortcut
 
     def forward(self, x):
-        return F.relu(self.shortcut(x) + self.second(F.relu(self.first(x))))
+        return F.relu_(self.second(F.relu_(self.first(x))).add_(self.shortcut(x)))
 
 
 class BirdClassifier(nn.Module):
@@ -281,8 +281,8 @@ class BirdClassifier(nn.Module):
                       "image_size": Recipe.image_size}
         self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((3, 1, 1), 0.25))
-        self.stem = nn.Sequential(_convolution(3, STEM[0], 3, 2), nn.ReLU(), _convolution(STEM[0], STEM[1], 3, 2),
-                                  nn.ReLU())
+        self.stem = nn.Sequential(_convolution(3, STEM[0], 3, 2), nn.ReLU(inplace=True),
+                                  _convolution(STEM[0], STEM[1], 3, 2), nn.ReLU(inplace=True))
         blocks, width = [], STEM[1]
         for stage, (channels, depth) in enumerate(zip(WIDTHS, DEPTHS)):
             for block in range(depth):

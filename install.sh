@@ -42,5 +42,5 @@ fi
 case $goal in
     setup) echo "ready: $venv/bin/python vae.py --help" ;;
     demo) "$venv/bin/python" -m handin demo ;;
-    test) "$venv/bin/python" -m pytest -q ;;
+    test) "$venv/bin/python" -m pytest -q -n auto --dist loadfile ;;
 esac

@@ -206,7 +206,8 @@ def run(args):
         if missing and results["epochs"] is None:
             results["epochs"] = affordable_epochs(photos, len(missing), left(), args.image_size, device)
         longest = 60 * max((row["minutes"] for row in results["runs"]), default=0)
-        bar = tqdm(total=len(missing) * (results["epochs"] or 0), unit="epoch", file=sys.stderr, disable=not missing)
+        bar = tqdm(total=len(missing) * (results["epochs"] or 0), unit="epoch", file=sys.stderr,
+                   disable=None if missing else True)
         with bar:
             for number, (name, seed) in enumerate(missing):
                 if left() < longest:  # the next one might not end in time

@@ -1,8 +1,9 @@
-"""The main job on data that needs no download: the graders' five commands and their scores.
+"""The main job on data that needs no download: the graders' five commands, their scores and the figures.
 
 Digits: those of scikit-learn, real, 8 x 8, brought to MNIST's form: scaled to 20 x 20 and set into 28 x 28.
 Birds: drawn (handin/drawn_birds.py), so that their score tells nothing about photos.
 """
+import argparse
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from handin import figures
 from handin.drawn_birds import KINDS, write_photos
 from handin.scores import average_f1, mean_ssim, one_minus_mse, read_labels
 
@@ -17,8 +19,8 @@ EXAMPLE = "python -m handin demo"
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = (1, 4, 8)
 VAL_PER_CLASS = 5
-BIRDS_PER_CLASS = {"train": 60, "test": 40}
-BIRD_EPOCHS = 30  # of 240 photos: about a minute without a GPU
+BIRDS_PER_CLASS = {"train": 100, "test": 40}
+BIRD_EPOCHS, BIRD_SIZE = 40, 96  # about a minute without a GPU
 
 
 def write_files(folder):
@@ -70,11 +72,23 @@ def birds(folder):
         shutil.rmtree(str(folder / f"birds_{part}"), ignore_errors=True)
         write_photos(folder / f"birds_{part}", per_class, seed)
     print(f"\nbirds of {len(KINDS)} kinds, DRAWN by a program, in {folder}")
-    command(folder, "bird.py", "birds_train", "train", "bird.pth", "--epochs", str(BIRD_EPOCHS))
+    command(folder, "bird.py", "birds_train", "train", "bird.pth", "--epochs", str(BIRD_EPOCHS),
+            "--image-size", str(BIRD_SIZE))
     command(folder, "bird.py", "birds_test", "test", "bird.pth")
     truth = np.repeat(np.arange(len(KINDS)), BIRDS_PER_CLASS["test"])
     print(f"\nscore on {len(truth)} drawn birds that were not trained on (a sign of life, not of skill with photos)")
     print(f"  average F1  {average_f1(truth, read_labels(folder / 'bird.csv')):.4f}")
+
+
+def draw_figures(folder):
+    """Draws the figures of both parts into folder/figures."""
+    for words in (("birds", "birds_test", "--model", "bird.pth"),
+                  ("digits", "val.npz", "test.npz", "--model", "vae.pth", "--mixture", "gmm_params.pkl")):
+        print(f"\n$ python -m handin figures {' '.join(words)}", flush=True)
+        parser = argparse.ArgumentParser()
+        figures.add_arguments(parser)
+        here = [str(folder / word) if (folder / word).exists() else word for word in words]
+        figures.run(parser.parse_args([*here, "--out", str(folder / "figures")]))
 
 
 def add_arguments(parser):
@@ -85,4 +99,5 @@ def run(args):
     """Runs the demo; returns the exit code."""
     digits(args.out)
     birds(args.out)
+    draw_figures(args.out)
     return 0

@@ -6,9 +6,9 @@ import numpy as np
 KINDS = {
     "0": ((60, 110, 190), (225, 120, 50), (40, 80, 160), False, False, True),    # blue and orange, long beak
     "1": ((95, 160, 70), (150, 190, 90), (70, 130, 60), False, True, True),      # green, long tail, long beak
-    "2": ((95, 160, 70), (150, 190, 90), (70, 130, 60), False, False, False),    # the same, short tail, short beak
+    "2": ((95, 160, 70), (235, 215, 70), (70, 130, 60), False, False, False),    # yellow breast, short tail and beak
     "3": ((200, 140, 90), (215, 165, 120), (35, 35, 35), True, False, True),     # fawn with a crest
-    "4": ((200, 140, 90), (215, 165, 120), (35, 35, 35), False, True, False),    # the same without, long tail
+    "4": ((200, 140, 90), (240, 240, 235), (35, 35, 35), False, True, False),    # white breast, long tail
 }
 SCALE = 4  # drawn larger and scaled down: smooth edges
 

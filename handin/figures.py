@@ -148,7 +148,8 @@ def run(args):
     except OSError as error:
         raise InputError(f"{args.out}: expected a folder for the figures, found: {error.strerror}") from None
     read_numbers(args.out)  # a broken one must not cost the minutes before
-    progress = functools.partial(tqdm, file=sys.stderr, unit="step", leave=False)
+    progress = functools.partial(tqdm, file=sys.stderr, unit="step", leave=False,
+                                 disable=None)  # none where stderr is a file
     with bad_input_of(bird, vae):
         if args.part == "birds":
             from handin.figures_birds import draw_all

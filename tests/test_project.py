@@ -73,7 +73,7 @@ def test_the_demo_scores_well(tmp_path, capsys):
 
 
 def test_the_demo_tells_drawn_birds_apart(tmp_path, capsys, monkeypatch):
-    """With a third of the demo's epochs, to spare time: two pairs of the five kinds differ by tail, beak and crest."""
+    """A third of the demo's epochs, to spare time: the kinds differ by colours, breast, tail, beak and crest."""
     pytest.importorskip("sklearn")
     from handin import demo
     monkeypatch.setattr(demo, "BIRD_EPOCHS", demo.BIRD_EPOCHS // 3)

@@ -1,0 +1,21 @@
+"""The one error type of this floor."""
+import contextlib
+
+
+class InputError(Exception):
+    """Bad input: one line that names the source, what was expected and what was found. The command line prints it on
+    stderr and ends with exit code 2."""
+
+
+@contextlib.contextmanager
+def bad_input_of(*scripts):
+    """Within, bad input that a graded script reports counts as bad input of this floor."""
+    try:
+        yield
+    except tuple(script.InputError for script in scripts) as error:
+        raise InputError(str(error)) from None
+
+
+def one_line(error):
+    """What an exception says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

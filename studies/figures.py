@@ -1,0 +1,161 @@
+"""How the pictures of all studies look: curves, grids of images, scatters, GIFs.
+
+Each function takes arrays and returns a matplotlib Figure; none needs a display.
+"""
+import functools
+import io
+import math
+import re
+from typing import NamedTuple
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+PAGE = 7.0  # inches
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#7F7F7F", "#882255")
+# The order of Okabe & Ito 2008 (jfly.uni-koeln.de/color), changed: what is pale on white comes late; two more of ours.
+MARKERS = "o^sDvPX*<>"
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.6, "lines.linewidth": 1.4, "patch.linewidth": 0.6, "image.interpolation": "nearest",
+    "figure.dpi": 100, "savefig.dpi": 160,
+}
+
+
+class Picture(NamedTuple):
+    """A picture of a report."""
+    name: str       # of its file, without the ending
+    content: bytes  # PNG or GIF
+    alt: str        # what it shows, for whom cannot see it
+    caption: str
+
+    @property
+    def kind(self):
+        """"png" or "gif"."""
+        return "gif" if self.content[:3] == b"GIF" else "png"
+
+    @property
+    def shape(self):
+        """(width, height) in px."""
+        with Image.open(io.BytesIO(self.content)) as image:
+            return image.size
+
+
+def styled(function):
+    """Runs a function under STYLE, whatever the user's own matplotlib settings are."""
+    @functools.wraps(function)
+    def inner(*args, **kwargs):
+        with matplotlib.style.context(["default", STYLE]):
+            return function(*args, **kwargs)
+    return inner
+
+
+def new_figure(width, height):
+    """An empty Figure of this size in inches; it lays itself out when drawn."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@styled
+def png_bytes(figure, signature=""):
+    """PNG of a Figure, signed below on the right if asked, without dates and versions."""
+    if signature:
+        figure.set_figheight(figure.get_figheight() + 0.2)
+        figure.supxlabel(signature, x=0.995, ha="right", fontsize=7, color="#555555")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def gif_bytes(frames, milliseconds=200, hold=2000):
+    """Animated GIF of PNG frames (bytes) that loops; the last frame stays for `hold` ms."""
+    images = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
+    images = [image.resize(images[0].size) if image.size != images[0].size else image for image in images]
+    # One palette, of the last frame, which has all colours: a palette each would flicker.
+    palette = images[-1].quantize(255)
+    images = [image.quantize(palette=palette, dither=0) for image in images]
+    buffer = io.BytesIO()
+    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], loop=0, optimize=False,
+                   duration=[milliseconds] * (len(images) - 1) + [hold])
+    return buffer.getvalue()
+
+
+def mosaic(images, columns, gap=1, paper=1.0):
+    """Images (N, C, H, W) in [0, 1] side by side in rows of `columns`, as an array (H', W', 3)."""
+    images = np.asarray(images, np.float32)
+    n, _, height, width = images.shape
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), paper, np.float32)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[top:top + height, left:left + width] = image.transpose(1, 2, 0)
+    return sheet.clip(0, 1)
+
+
+@styled
+def grid_figure(groups, columns=8):
+    """Groups {title: images (N, C, H, W) in [0, 1]} of equal N as mosaics side by side."""
+    count, n = len(groups), len(next(iter(groups.values())))
+    width = PAGE / max(count, 2)
+    figure = new_figure(width * count, width * math.ceil(n / columns) / columns + 0.3)
+    for axes, (title, images) in zip(figure.subplots(1, count, squeeze=False)[0], groups.items()):
+        axes.imshow(mosaic(images, columns))
+        axes.set_title(title)
+        axes.axis("off")
+    return figure
+
+
+@styled
+def rows_figure(rows):
+    """Rows {name: images (n, C, H, W) in [0, 1]} one below the other, such as originals and reconstructions."""
+    n = len(next(iter(rows.values())))
+    figure = new_figure(PAGE, 0.2 + (PAGE - 1.0) / n * len(rows))
+    axes = figure.subplots()
+    sheet = mosaic(np.concatenate([np.asarray(images) for images in rows.values()]), n, gap=2)
+    height = sheet.shape[0] / len(rows)
+    axes.imshow(sheet)
+    axes.set_yticks([height * (i + 0.5) for i in range(len(rows))], list(rows))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+@styled
+def curves_figure(panels, unit, x_label="epoch", common_scale=False):
+    """Panels {title: {label: values by epoch}} side by side; `unit` labels the vertical axis. Labels that begin with
+    "test" or "held-out" are dashed; colours follow the rest of the label."""
+    figure = new_figure(PAGE, 2.6)
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=common_scale)[0],
+                                     panels.items()):
+        plain = {label: re.sub("^(training|test|held-out) ", "", label) for label in curves}
+        order = list(dict.fromkeys(plain.values()))
+        for label, values in curves.items():
+            dashed = label.startswith(("test", "held-out"))
+            axes.plot(range(1, len(values) + 1), values, "--" if dashed else "-", label=label,
+                      color=PALETTE[order.index(plain[label]) % len(PALETTE)], marker="." if len(values) < 4 else "")
+        axes.set(title=title, xlabel=x_label, ylabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(labelleft=True)
+        axes.legend()
+    return figure
+
+
+@styled
+def scatter_figure(panels, labels, classes):
+    """Panels {title: points (N, 2)} side by side, coloured and marked by labels (N,), one legend below."""
+    figure = new_figure(PAGE, PAGE / max(len(panels), 2) + 0.5)
+    labels = np.asarray(labels)
+    for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        for i, name in enumerate(classes):
+            chosen = labels == i
+            axes.scatter(points[chosen, 0], points[chosen, 1], 7, PALETTE[i % len(PALETTE)],
+                         marker=MARKERS[i % len(MARKERS)], label=name, alpha=0.75, linewidths=0)
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(10, len(names)), markerscale=1.8,
+                  handletextpad=0.1, columnspacing=1.0)
+    return figure
