@@ -63,24 +63,20 @@ def test_the_committed_model_loads_and_predicts(vae):
     assert found.shape == (3,) and set(found) <= {1, 4, 8}
 
 
-def test_the_demo_scores_well(tmp_path, capsys):
-    """The main job on scikit-learn's digits, through the three real commands."""
+def test_the_demo_scores_well_and_draws_all_figures(tmp_path, capsys, monkeypatch):
+    """The main job on scikit-learn's digits and drawn birds, through the five real commands; a third of the demo's
+    epochs for the birds, to spare time."""
     pytest.importorskip("sklearn")
     from handin import demo
-    demo.digits(tmp_path)
-    scores = dict(re.findall(r"^  (average F1|SSIM|1 - MSE) +(\d\.\d+)$", capsys.readouterr().out, re.M))
-    assert float(scores["average F1"]) > 0.85 and float(scores["SSIM"]) > 0.8 and float(scores["1 - MSE"]) > 0.98
-
-
-def test_the_demo_tells_drawn_birds_apart(tmp_path, capsys, monkeypatch):
-    """A third of the demo's epochs, to spare time: the kinds differ by colours, breast, tail, beak and crest."""
-    pytest.importorskip("sklearn")
-    from handin import demo
+    from handin.__main__ import main
     monkeypatch.setattr(demo, "BIRD_EPOCHS", demo.BIRD_EPOCHS // 3)
-    demo.birds(tmp_path)
+    assert main(["demo", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "DRAWN" in out
-    assert float(re.search(r"^  average F1 +(\d\.\d+)$", out, re.M).group(1)) > 0.5
+    digits, birds = out[:out.index("DRAWN")], out[out.index("DRAWN"):]
+    scores = dict(re.findall(r"^  (average F1|SSIM|1 - MSE) +(\d\.\d+)$", digits, re.M))
+    assert float(scores["average F1"]) > 0.85 and float(scores["SSIM"]) > 0.8 and float(scores["1 - MSE"]) > 0.98
+    assert float(re.search(r"^  average F1 +(\d\.\d+)$", birds, re.M).group(1)) > 0.5
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 9
 
 
 def test_handin_without_a_command_says_what_there_is():
