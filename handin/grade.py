@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"birds": "bird.py", "digits": "vae.py"}
 MODELS = {"birds": ("bird.pth",), "digits": ("vae.pth", "gmm_params.pkl")}
 SAME_SCORE = 0.02  # most by which a retrained model may differ from the submitted one
+SAME_PIXEL = 2e-3  # mean difference of two drawings of one image that rounding may make
 PROBE_SECONDS = 120
 CACHES = ("home/.", "home/Library/", "home/AppData/", "temporary/")  # what libraries write there is no offence
 SHOWN = {"average_f1": "average F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "ssim": "SSIM",
@@ -283,8 +284,43 @@ def _grade_commands(bench, data, submitted):
     if submitted:
         bench.result.scores["retrained"] = again
         _compare(bench, first, again)
+    _check_order(bench, data, paths, files)
     bench.row("writes elsewhere", "fail" if bench.elsewhere else "pass", "", sandbox.printable(
         "; ".join(list(dict.fromkeys(bench.elsewhere))[:4]), 300))
+
+
+def _check_order(bench, data, paths, files):
+    """A row on whether digits in the reverse order give the same rows in the reverse order: they do not where an image
+    is decoded from a sampled latent, or normalised by its neighbours. Photos cannot change their order."""
+    written = [bench.place / "current_trained" / name for name in ("vae_reconstructed.npz", "vae.csv")]
+    if bench.part != "digits" or not all(path.is_file() for path in (*files, *written)):
+        return
+    cwd, _ = bench.folders("reversed")
+    backwards = paths["test"].with_name("reversed.npz")
+    with np.load(str(paths["test"]), allow_pickle=False) as content:
+        np.savez(str(backwards), data=content["data"][::-1])
+    found = []
+    for mode, path, models in (("test_reconstruction", written[0], files[:1]), ("test_classifier", written[1], files)):
+        bench.run(f"{mode}, images in reverse order", [sys.executable, bench.script, backwards, mode, *models], cwd,
+                  bench.settings.minutes_test, [cwd / path.name])
+        if (cwd / path.name).is_file():
+            found.append(_differences(path, cwd / path.name, data))
+    names = [name for name, share in found if share > 0]
+    detail = (f"an image's {' and '.join(names)} depends on the images around it: from a sampled latent in place "
+              "of the mean, or batch normalisation in training mode?") if names else ""
+    bench.row("order of images", "warn" if names else "pass" if len(found) == 2 else "skip", "", detail)
+
+
+def _differences(path, other, data):
+    """What a file of outputs holds, and the share of its rows that differ from those of `other`, which are reversed."""
+    if path.suffix == ".csv":
+        (_, first), (_, second) = (contract.check_labels("digits", one, len(data.images), data.labels)
+                                   for one in (path, other))
+        same = first is None or second is None
+        return "label", 0.0 if same else float(np.mean(first != second[::-1]))
+    (_, first), (_, second) = (contract.check_reconstruction("digits", one, len(data.images)) for one in (path, other))
+    same = first is None or second is None
+    return "reconstruction", 0.0 if same else float(np.mean(np.abs(first - second[::-1]).mean((1, 2)) > SAME_PIXEL))
 
 
 def _lay_out(bench, data):

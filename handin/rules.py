@@ -3,6 +3,7 @@ so that neither a comment nor a string is taken for code, and an alias does not 
 import ast
 import builtins
 import pkgutil
+import re
 import sys
 import sysconfig
 
@@ -344,8 +345,87 @@ def _imports(names):
     return ("warn", f"outside what the course provides: {_lines(found)}") if found else ("pass", "")
 
 
+def _device(names):
+    """cuda by name where nothing asks whether it is there."""
+    asked = any(isinstance(node, ast.Attribute) and node.attr in ("is_available", "device_count")
+                for node in ast.walk(names.tree))
+    found = []
+    for node in ast.walk(names.tree):
+        if isinstance(node, ast.Call):
+            method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            given = [part.value for part in [*node.args, *(keyword.value for keyword in node.keywords)]
+                     if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            if method == "cuda" or (method in ("to", "device") and any(text.startswith("cuda") for text in given)):
+                found.append((ast_text(node), node.lineno))
+    if found and not asked:
+        return "warn", f"a GPU is assumed, torch.cuda.is_available() never asked: {_lines(found)}"
+    return "pass", ""
+
+
+def _functions(names):
+    return [node for node in ast.walk(names.tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def _identifiers(node):
+    return {part.id if isinstance(part, ast.Name) else part.attr for part in ast.walk(node)
+            if isinstance(part, (ast.Name, ast.Attribute))}
+
+
+def _sampled_latents(names):
+    """The reparameterisation belongs to training; what is only looked at, without gradients, is the mean."""
+    found = []
+    for function in _functions(names):
+        used = _identifiers(function)
+        if (used & {"no_grad", "inference_mode"} and not used & {"backward", "step"}
+                and re.search("latent|mean|encod|extract|embed|feature|predict|recon|test|classif", function.name)):
+            found += [(f"{node.func.attr}() in {function.name}()", node.lineno) for node in ast.walk(function)
+                      if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+                      and re.fullmatch(r"_?(reparam\w*|sample_z|sample_latent\w*)", node.func.attr)]
+    return ("warn", "a latent drawn at random where the mixture and the tests want the encoder's mean: "
+                    f"{_lines(found)}") if found else ("pass", "")
+
+
+def _mixing_weights(names):
+    """A prediction from the components' densities alone."""
+    found = []
+    for function in _functions(names):
+        used = _identifiers(function)
+        if (re.search("predict|classify", function.name)
+                and any(re.search("pdf|^exp$|gauss|densit|likelihood|mahalanobis", name) for name in used)
+                and not any(re.search("weight|mix|coef|phi|prior|alpha|resp|e_?step|posterior|^predict_|(^|_)pis?(_|$)",
+                                      name.lower()) for name in used)):
+            found.append((f"{function.name}()", function.lineno))
+    return ("warn", f"densities compared without the mixing weights: {_lines(found)}") if found else ("pass", "")
+
+
+def _few_images(names):
+    """A mixture fitted to the labelled images."""
+    found = [(ast_text(node), node.lineno) for node in ast.walk(names.tree) if isinstance(node, ast.Call)
+             and isinstance(node.func, ast.Attribute) and node.func.attr in ("fit", "fit_predict") and node.args
+             and any(re.search("(^|_)val(id|idation)?(_|$)", name.lower()) for name in _identifiers(node.args[0]))]
+    return ("warn", "the mixture is fitted to the labelled images, not to the training ones: "
+                    f"{_lines(found)}") if found else ("pass", "")
+
+
+def _shared_transform(names):
+    """Photos split after one augmenting transform was given to all of them."""
+    splits = names.calls("torch.utils.data.random_split", "torch.utils.data.dataset.random_split")
+    random = [name for name, _ in names.used() if re.search(r"transforms\.(v2\.)?(Random|ColorJitter|AutoAug)", name)]
+    folders = names.calls("torchvision.datasets.ImageFolder", "torchvision.datasets.folder.ImageFolder")
+    replaced = [target for node in ast.walk(names.tree) if isinstance(node, ast.Assign) for target in node.targets
+                if ast_text(target).endswith("dataset.transform")]  # of a subset: subset.dataset.transform = ...
+    if splits and random and len(folders) <= 2 and not replaced:
+        return "warn", ("validation photos are augmented like those of training: "
+                        f"{_lines([('random_split', call.lineno) for call in splits])}")
+    return "pass", ""
+
+
 RULES = {"no model zoo": _model_zoo, "no pre-trained weights": _pretrained, "scikit-learn": _scikit_learn,
-         "torch.manual_seed(0)": _seed, "no plt.show()": _show, "map_location": _map_location, "imports": _imports}
+         "torch.manual_seed(0)": _seed, "no plt.show()": _show, "map_location": _map_location, "imports": _imports,
+         "device": _device, "means, not samples": _sampled_latents, "mixing weights": _mixing_weights,
+         "mixture's images": _few_images, "validation transform": _shared_transform}
+OF_ONE_PART = {"scikit-learn": "digits", "means, not samples": "digits", "mixing weights": "digits",
+               "mixture's images": "digits", "validation transform": "birds"}
 
 
 def check_rules(part, source):
@@ -359,7 +439,7 @@ def check_rules(part, source):
     names = Names(tree)
     rows = [Row(part, "syntax", "pass")]
     for check, rule in RULES.items():
-        if check != "scikit-learn" or part == "digits":
+        if OF_ONE_PART.get(check, part) == part:
             try:
                 status, detail = rule(names)
             except RecursionError:

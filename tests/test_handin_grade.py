@@ -213,6 +213,51 @@ def test_each_broken_rule_is_named(mistake):
     assert row.status == ("warn" if check in ("map_location", "imports") else "fail") and words in row.detail, row
 
 
+HABITS = {  # known mistakes of public solutions that break no rule: a source, the check that warns, words of its detail
+    "device": ("import torch\nmodel.to('cuda')", "line 2: model.to('cuda')"),
+    "means, not samples": ("def extract_latents(model, images):\n    with torch.no_grad():\n        mean, log = "
+                           "model.encode(images)\n        return model.reparameterize(mean, log)",
+                           "reparameterize() in extract_latents()"),
+    "mixing weights": ("def predict(self, X):\n    return np.argmax([pdf(X, m, c) for m, c in self.parts])",
+                       "predict()"),
+    "mixture's images": ("gmm.fit(val_latents)", "gmm.fit(val_latents)"),
+    "validation transform": (
+        "from torch.utils.data import random_split\nfrom torchvision import datasets, transforms\n"
+        "t = transforms.Compose([transforms.RandomRotation(9)])\n"
+        "train, val = random_split(datasets.ImageFolder('x', t), [8, 2])", "line 4: random_split")}
+FINE = {
+    "device": "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\nmodel.to('cuda')",
+    "means, not samples": "def forward(self, x):\n    return self.decode(self.reparameterize(*self.encode(x)))",
+    "mixing weights": "def predict(self, X):\n    return np.argmax([w * pdf(X) for w, pdf in zip(self.weights, pdfs)])",
+    "mixture's images": "gmm.fit(train_latents, means_init=val_means)",
+    "validation transform": HABITS["validation transform"][0] + "\nval.dataset.transform = plain"}
+
+
+def _named(rows):
+    return {row.check: row for row in rows}
+
+
+@pytest.mark.parametrize("check", HABITS)
+def test_each_habit_of_public_solutions_is_a_warning(check):
+    source, words = HABITS[check]
+    part = "birds" if check == "validation transform" else "digits"
+    row = _named(rules.check_rules(part, source))[check]
+    assert row.status == "warn" and words in row.detail, row
+    assert _named(rules.check_rules(part, FINE[check]))[check].status == "pass"
+
+
+def test_outputs_that_depend_on_the_images_around_are_noticed(digit_images, tmp_path):
+    """A reconstruction drawn from a sampled latent, though its seed is fixed."""
+    noisy = ("data=(images / 255).astype(np.float32)",
+             "data=np.clip(images / 255 + np.random.default_rng(0).normal(0, .1, images.shape), 0, 1).astype('f4')")
+    script = tmp_path / "vae.py"
+    for replaced, status in (([noisy], "warn"), ([], "pass")):
+        script.write_text(peers.changed(peers.without_torch(peers.VAE), *replaced))
+        rows = rows_of(grade.grade_script("digits", script, digit_images, SHORT))
+        assert rows["order of images"].status == status, rows["order of images"]
+    assert noisy[0] in peers.VAE
+
+
 def test_harmless_scripts_break_no_rule():
     assert faults(rules.check_rules("digits", peers.HARMLESS)) == []
     for source in peers.SEEDS:
