@@ -70,6 +70,7 @@ def test_the_demo_scores_well_and_draws_all_figures(tmp_path, capsys, monkeypatc
     from handin import demo
     from handin.__main__ import main
     monkeypatch.setattr(demo, "BIRD_EPOCHS", demo.BIRD_EPOCHS // 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
     assert main(["demo", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     digits, birds = out[:out.index("DRAWN")], out[out.index("DRAWN"):]
