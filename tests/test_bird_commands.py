@@ -651,7 +651,8 @@ def test_a_slow_machine_says_its_plan_and_ends_in_time_with_the_rate_come_down(b
     (tmp_path / "bird.pth").unlink()
     assert (process.returncode, process.stderr) == (0, "")
     history = json.loads((tmp_path / "bird_history.json").read_text())
-    assert 0.06 < history["minutes"] <= 0.14  # 6.6 seconds, and a little for a machine with other work
+    # 6.6 seconds, or up to twice that on a machine with other work, where the whole recipe takes three times as long
+    assert 0.06 < history["minutes"] <= 0.22
     (plan,) = [line for line in process.stdout.splitlines() if "whole recipe" in line]
     assert "30 epochs" in plan and "shortened" in plan
     rates = [row["learning_rate"] for row in history["epochs"]]
