@@ -3,7 +3,7 @@ import argparse
 import importlib
 import sys
 
-from handin.errors import InputError
+from common.errors import InputError
 
 COMMANDS = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code; what it does
     "grade": ("grade", "runs the graders' commands on any pair of scripts, checks and scores what they write"),

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 import bird
-from handin.errors import InputError, bad_input_of
+from common.errors import InputError, bad_input_of
 
 EXAMPLE = "python -m handin ablate birds/train --minutes 60 --seeds 2 --out figures"
 

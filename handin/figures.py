@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import bird
 import vae
-from handin.errors import InputError, bad_input_of
+from common.errors import InputError, bad_input_of
 
 EXAMPLE = "python -m handin figures birds TEST --model bird.pth"
 

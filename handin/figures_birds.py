@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 import bird
-from handin.errors import InputError
+from common.errors import InputError
 from handin.figures import COLUMN, PAGE, PALETTE, macro_scores, new_figure, plural, styled
 
 BATCH = 128  # photos in memory at once, as in bird.classify: the same batches give the same labels

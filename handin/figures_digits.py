@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 import vae
-from handin.errors import InputError
+from common.errors import InputError
 from handin.figures import COLUMN, PAGE, class_styles, macro_scores, new_figure, plural, styled
 from handin.scores import mean_ssim, one_minus_mse
 

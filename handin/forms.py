@@ -6,7 +6,7 @@ import re
 import urllib.parse
 from pathlib import Path
 
-from handin.errors import InputError
+from common.errors import InputError
 
 ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or digit, number
 EXAMPLE_ENTRY = "2021CS10001"

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import InputError, bad_input_of
 from handin import contract, sandbox
 from handin.contract import Row
-from handin.errors import InputError, bad_input_of
 from handin.rules import check_rules
 from handin.scores import f1_scores, mean_ssim, one_minus_mse, order_mistake
 

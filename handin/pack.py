@@ -5,8 +5,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from common.errors import InputError, bad_input_of
 from handin import forms
-from handin.errors import InputError, bad_input_of
 
 EXAMPLE = "python -m handin zip birds --script bird.py --report report/birds/2021CS10123_2021CS10124.pdf"
 SCRIPTS = {"birds": "bird.py", "digits": "vae.py"}

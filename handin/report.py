@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from common.errors import InputError, bad_input_of
 from handin import forms
-from handin.errors import InputError, bad_input_of
 
 EXAMPLE = "python -m handin report both --figures figures --group group.txt --out report"
 PARTS = ("birds", "digits")

@@ -6,9 +6,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from common.errors import InputError
 from handin import forms, grade
 from handin.contract import Row
-from handin.errors import InputError
 from handin.sandbox import printable
 
 COLUMNS = ("submission", "part", "entries", "result", "average_f1", "macro_f1", "micro_f1", "ssim", "one_minus_mse",

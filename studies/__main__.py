@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from studies.errors import InputError
+from common.errors import InputError
 
 STUDIES = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code: what it does
     "autoencoder": "an autoencoder and a VAE of the same body, side by side",

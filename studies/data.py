@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile, ImageOps
 
 import bird
-from studies.errors import InputError, one_line
+from common.errors import InputError, one_line
 
 NAMES = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "kmnist": "KMNIST"}
 INSTALLED = {"FashionMNIST": "/usr/share/datasets/fashion-mnist"}  # Debian's dataset-fashion-mnist

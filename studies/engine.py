@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 import bird
-from studies.errors import InputError, bad_input_of, one_line
+from common.errors import InputError, bad_input_of, one_line
 
 PRECISIONS = ("32-true", "bf16-mixed")
 LEAST_ROWS = 8  # a smaller last batch is left out of its epoch: batch normalisation needs company

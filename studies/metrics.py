@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.errors import InputError, one_line
 from studies import engine
-from studies.errors import InputError, one_line
 
 # ------------------------------------------------------------------------------------------------------------- features
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import bird
-from studies.errors import InputError, bad_input_of, one_line
+from common.errors import InputError, bad_input_of, one_line
 
 PACKAGES = ("torch", "torchvision", "lightning-fabric", "torchmetrics", "numpy", "scikit-learn", "matplotlib", "pillow")
 

@@ -10,9 +10,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from refusals import SENTINEL, contents, refused
 
 OUTPUTS = ("vae.pth", "gmm_params.pkl", "vae.csv", "vae_reconstructed.npz")
-SENTINEL = b"what an earlier run left here"
 
 
 @pytest.fixture
@@ -23,27 +23,14 @@ def old_outputs(tmp_path):
     return tmp_path
 
 
-def _contents(folder):
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def _refused(found, name, code=2):
-    """Whether a run ended as bad input should: `code`, and one line on stderr that names `name`."""
-    assert found.code == code, found.err
-    assert len(found.err.splitlines()) == 1, found.err
-    assert name in found.err and "Traceback" not in found.err
-    assert all(character.isprintable() for character in found.err.rstrip("\n")), found.err
-    assert len(found.err) < 500
-
-
 @pytest.fixture
 def refuse(call, old_outputs):
     """refuse(name, *words): runs the command, asserts that it is refused and changes no file."""
     def refuse(name, *words):
-        before = _contents(old_outputs)
+        before = contents(old_outputs)
         found = call(*words)
-        _refused(found, name)
-        assert _contents(old_outputs) == before
+        refused(found, name)
+        assert contents(old_outputs) == before
         return found
 
     return refuse
@@ -355,7 +342,7 @@ def test_a_folder_where_the_output_should_be(call, data, trained, tmp_path, name
     (tmp_path / name).mkdir()
     words = {"vae_reconstructed.npz": ("test_reconstruction", trained.model),
              "vae.csv": ("test_classifier", trained.model, trained.mixture)}[name]
-    _refused(call(data.test, *words), name)
+    refused(call(data.test, *words), name)
     assert os.listdir(str(tmp_path)) == [name]
 
 
@@ -365,13 +352,13 @@ def _small_disk():
 
 @pytest.mark.parametrize("mode", ["train", "test_reconstruction"])
 def test_full_disk(alone, run, data, trained, fast, old_outputs, mode):
-    before = _contents(old_outputs)
+    before = contents(old_outputs)
     words = (data.train, data.val, "train", "vae.pth", "gmm_params.pkl", *fast) if mode == "train" else (
         data.test, "test_reconstruction", trained.model)
     process = run(alone, *words, cwd=old_outputs, preexec_fn=_small_disk)
     name = "vae.pth" if mode == "train" else "vae_reconstructed.npz"
     assert process.returncode == 2 and len(process.stderr.splitlines()) == 1 and name in process.stderr
-    assert _contents(old_outputs) == before
+    assert contents(old_outputs) == before
 
 
 def test_full_disk_at_the_second_file_keeps_the_old_pair(vae, refuse, data, monkeypatch):
@@ -401,10 +388,10 @@ def test_interrupted_while_writing(call, data, trained, old_outputs, monkeypatch
     words = {"train": (data.train, data.val, "train", "vae.pth", "gmm_params.pkl", "--epochs", "1", "--device", "cpu"),
              "test_reconstruction": (data.test, "test_reconstruction", trained.model),
              "test_classifier": (data.test, "test_classifier", trained.model, trained.mixture)}[mode]
-    before = _contents(old_outputs)
+    before = contents(old_outputs)
     monkeypatch.setattr(os, "replace", interrupted)
-    _refused(call(*words), "vae.py: interrupted", code=130)
-    assert _contents(old_outputs) == before
+    refused(call(*words), "vae.py: interrupted", code=130)
+    assert contents(old_outputs) == before
 
 
 def test_model_and_mixture_in_one_file(refuse, data):
@@ -486,8 +473,8 @@ def test_refusal_of_the_command_itself(alone, run, data, trained, old_outputs, p
     """Some of the above in a process of its own, where nothing of this suite can hide a second line."""
     if prepare:
         prepare(old_outputs)
-    before, places = _contents(old_outputs), {"val": data.val, "test": data.test, "model": trained.model}
+    before, places = contents(old_outputs), {"val": data.val, "test": data.test, "model": trained.model}
     process = run(alone, *(word.format(**places) for word in words), cwd=old_outputs)
     assert process.returncode == 2 and process.stdout == ""
     assert len(process.stderr.splitlines()) == 1 and name in process.stderr
-    assert _contents(old_outputs) == before
+    assert contents(old_outputs) == before

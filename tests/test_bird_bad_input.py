@@ -11,9 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from refusals import SENTINEL, contents, refused
 
 OUTPUTS = ("bird.pth", "bird_history.json", "bird.csv")
-SENTINEL = b"what an earlier run left here"
 
 
 @pytest.fixture
@@ -24,29 +24,16 @@ def old_outputs(tmp_path):
     return tmp_path
 
 
-def _contents(folder):
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def _refused(found, name, code=2):
-    """Whether a run ended as bad input should: `code`, and one line on stderr that names `name`."""
-    assert found.code == code, found.err
-    assert len(found.err.splitlines()) == 1, found.err
-    assert name in found.err and "Traceback" not in found.err
-    assert all(character.isprintable() for character in found.err.rstrip("\n")), found.err
-    assert len(found.err) < 500
-
-
 @pytest.fixture
 def refuse(bird_call, old_outputs):
     """refuse(name, *words): runs the command, asserts that it is refused with what was expected and found, and that it
     changes no file."""
     def refuse(name, *words):
-        before = _contents(old_outputs)
+        before = contents(old_outputs)
         found = bird_call(*words)
-        _refused(found, name)
+        refused(found, name)
         assert "expected" in found.err and "found" in found.err
-        assert _contents(old_outputs) == before
+        assert contents(old_outputs) == before
         return found
 
     return refuse
@@ -108,12 +95,12 @@ def test_too_few_readable_photos_to_train_on(bird_call, bird_draw, train, old_ou
     for name in "ab":
         (old_outputs / "photos" / name).mkdir(parents=True, exist_ok=True)
         (old_outputs / "photos" / name / "bad0.jpg").write_bytes(b"no photo")
-    before = _contents(old_outputs)
+    before = contents(old_outputs)
     found = bird_call(*train("photos"))
     warning, error = found.err.splitlines()
     assert found.code == 2 and warning.startswith("bird.py: warning: ") and "bad0.jpg" in warning
     assert "photos" in error and "expected" in error and "found" in error
-    assert _contents(old_outputs) == before
+    assert contents(old_outputs) == before
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -288,7 +275,7 @@ def test_model_that_cannot_be_written(refuse, train, bird_data, old_outputs, pla
 def test_a_folder_where_a_file_beside_the_model_should_be(bird_call, train, bird_data, tmp_path, name):
     (tmp_path / name).mkdir()
     found = bird_call(*train(bird_data.train))
-    _refused(found, name)
+    refused(found, name)
     assert found.out == "" and os.listdir(str(tmp_path)) == [name]
 
 
@@ -300,7 +287,7 @@ def test_table_that_cannot_be_written(refuse, bird_data, bird_untrained, old_out
 
 def test_a_folder_where_the_table_should_be(bird_call, bird_data, bird_untrained, tmp_path):
     (tmp_path / "bird.csv").mkdir()
-    _refused(bird_call(bird_data.test, "test", bird_untrained), "bird.csv")
+    refused(bird_call(bird_data.test, "test", bird_untrained), "bird.csv")
     assert os.listdir(str(tmp_path)) == ["bird.csv"]
 
 
@@ -310,8 +297,8 @@ def test_a_folder_closed_to_writing(bird_call, train, bird_data, bird_untrained,
     closed.mkdir()
     closed.chmod(0o500)
     try:
-        _refused(bird_call(*train(bird_data.train, closed / "bird.pth")), "closed")
-        _refused(bird_call(bird_data.test, "test", bird_untrained, "--output", closed / "bird.csv"), "closed")
+        refused(bird_call(*train(bird_data.train, closed / "bird.pth")), "closed")
+        refused(bird_call(bird_data.test, "test", bird_untrained, "--output", closed / "bird.csv"), "closed")
         assert os.listdir(str(closed)) == []
     finally:
         closed.chmod(0o700)
@@ -344,10 +331,10 @@ def _small_disk():
 
 
 def test_full_disk_for_the_table(bird_alone, run, bird_data, bird_untrained, old_outputs):
-    before, photo = _contents(old_outputs), bird_data.test / "1" / "0.jpg"
+    before, photo = contents(old_outputs), bird_data.test / "1" / "0.jpg"
     process = run(bird_alone, photo, "test", bird_untrained, cwd=old_outputs, preexec_fn=_small_disk)
     assert process.returncode == 2 and len(process.stderr.splitlines()) == 1 and "bird.csv" in process.stderr
-    assert _contents(old_outputs) == before
+    assert contents(old_outputs) == before
 
 
 class Full(io.BytesIO):
@@ -363,10 +350,10 @@ def test_full_disk_in_training_keeps_the_old_pair(bird, bird_call, train, bird_d
     def full_open(path, mode="r", *rest, **options):
         return Full() if name in str(path) and mode[0] in "wx" else open(path, mode, *rest, **options)
 
-    before = _contents(old_outputs)
+    before = contents(old_outputs)
     monkeypatch.setattr(bird, "open", full_open, raising=False)
-    _refused(bird_call(*train(bird_data.train), "--quiet"), name.rstrip("."))
-    left = _contents(old_outputs)
+    refused(bird_call(*train(bird_data.train), "--quiet"), name.rstrip("."))
+    left = contents(old_outputs)
     assert left.pop(str(old_outputs / "bird_resume.pth"), None) or name == "bird_resume.pth"
     assert left == before
 
@@ -377,10 +364,10 @@ def test_interrupted_while_writing(bird, bird_call, train, bird_data, bird_untra
         raise bird.Stopped(2)
 
     words = train(bird_data.train) if mode == "train" else (bird_data.test / "1" / "0.jpg", "test", bird_untrained)
-    before = _contents(old_outputs)
+    before = contents(old_outputs)
     monkeypatch.setattr(os, "replace", interrupted)
-    _refused(bird_call(*words), "bird.py: interrupted", code=130)
-    assert _contents(old_outputs) == before
+    refused(bird_call(*words), "bird.py: interrupted", code=130)
+    assert contents(old_outputs) == before
 
 
 # ----------------------------------------------------------------------------------------------------------- arguments
@@ -428,8 +415,8 @@ def test_a_path_of_many_lines_is_still_one_line(refuse, train, bird_untrained):
 def test_refusal_of_the_command_itself(bird_alone, run, bird_data, old_outputs, name, words):
     """Some of the above in a process of its own, where nothing of this suite can hide a second line."""
     (old_outputs / "broken.pth").write_bytes(pickle.dumps(Hostile(), protocol=4))
-    before = _contents(old_outputs)
+    before = contents(old_outputs)
     process = run(bird_alone, *(word.format(test=bird_data.test) for word in words), cwd=old_outputs)
     assert process.returncode == 2 and process.stdout == ""
     assert len(process.stderr.splitlines()) == 1 and name in process.stderr
-    assert _contents(old_outputs) == before
+    assert contents(old_outputs) == before

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from common.errors import InputError
 from studies import data, engine, figures, losses, metrics, report
-from studies.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,15 +1,15 @@
-"""The one error type of this floor."""
+"""The one error type of the upper floors."""
 import contextlib
 
 
 class InputError(Exception):
-    """Bad input: one line that names the source, what was expected and what was found. The command line prints it on
+    """Bad input: one line that names the file, what was expected and what was found. The command line prints it on
     stderr and ends with exit code 2."""
 
 
 @contextlib.contextmanager
 def bad_input_of(*scripts):
-    """Within, bad input that a graded script reports counts as bad input of this floor."""
+    """Within, bad input that a graded script reports counts as bad input of the upper floors."""
     try:
         yield
     except tuple(script.InputError for script in scripts) as error:

@@ -1,0 +1,1 @@
+"""What the upper floors, handin/ and studies/, share: they never import each other."""
