@@ -466,11 +466,12 @@ def learning_rate(progress, recipe):
 
 
 def _optimizer(model, recipe):
-    """AdamW that decays neither norms nor biases."""
+    """AdamW that decays neither norms nor biases; over all tensors at once, which is faster and the same bits."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return torch.optim.AdamW([{"params": decayed, "weight_decay": recipe.weight_decay},
-                              {"params": others, "weight_decay": 0.0}], lr=recipe.learning_rate, betas=(0.9, 0.99))
+                              {"params": others, "weight_decay": 0.0}], lr=recipe.learning_rate, betas=(0.9, 0.99),
+                             foreach=True)
 
 
 def _grad_scaler(enabled):
