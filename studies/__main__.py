@@ -9,6 +9,8 @@ from common.errors import InputError
 
 STUDIES = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code: what it does
     "autoencoder": "an autoencoder and a VAE of the same body, side by side",
+    "fashion": "a convolutional VAE of garments, and what beta does to its latents",
+    "gan": "a DCGAN: what it draws, whether it copies, whether it collapses",
 }
 
 

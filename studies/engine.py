@@ -81,6 +81,7 @@ def open_bench(folder, device="auto", devices=1, precision="32-true", resume=Fal
     strategy = DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto"
     fabric = Fabric(accelerator=kind, devices=devices, precision=precision, strategy=strategy)
     fabric.launch()
+    bird.keep_freed_memory()
     return Bench(fabric, folder, resume, quiet)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 PAGE = 7.0  # inches
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#7F7F7F", "#882255")
@@ -123,6 +123,25 @@ def rows_figure(rows):
     return figure
 
 
+def sheet_png(groups, columns=8, signature=""):
+    """PNG of groups {title: images (N, C, H, W) in [0, 1]} of equal N as mosaics side by side, pixel by pixel, where
+    grid_figure would resample them."""
+    from matplotlib.font_manager import findfont
+    sheets = [Image.fromarray((255 * mosaic(images, columns, gap=2)).round().astype(np.uint8))
+              for images in groups.values()]
+    (width, height), apart, line = sheets[0].size, 16, 22
+    paper = Image.new("RGB", ((width + apart) * len(sheets) - apart, height + line * (2 if signature else 1)), "white")
+    pen, font = ImageDraw.Draw(paper), ImageFont.truetype(findfont("DejaVu Sans"), 13)
+    for i, (title, sheet) in enumerate(zip(groups, sheets)):
+        paper.paste(sheet, (i * (width + apart), line))
+        pen.text((i * (width + apart) + width / 2, line / 2), title, "#1c1d20", font, "mm")
+    if signature:
+        pen.text((paper.width - 4, line * 1.5 + height), signature, "#555555", font, "rm")
+    buffer = io.BytesIO()
+    paper.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 @styled
 def curves_figure(panels, unit, x_label="epoch", common_scale=False):
     """Panels {title: {label: values by epoch}} side by side; `unit` labels the vertical axis. Labels that begin with
@@ -144,6 +163,27 @@ def curves_figure(panels, unit, x_label="epoch", common_scale=False):
 
 
 @styled
+def measured_figure(panels, x_label="epoch"):
+    """Panels {title: (unit, {label: (x values, y values)}, {label: level}, what the levels are of)}, two in a row:
+    points joined by lines, and a level to compare each with, dashed."""
+    rows = math.ceil(len(panels) / 2)
+    figure = new_figure(PAGE, 2.4 * rows)
+    places = figure.subplots(rows, 2, squeeze=False).flat
+    for (title, (unit, curves, levels, of_what)), axes in zip(panels.items(), places):
+        for color, (label, (x, y)) in zip(PALETTE, curves.items()):
+            axes.plot(x, y, label=label if len(curves) > 1 else "samples", color=color, marker=".")
+            axes.axhline(levels[label], color=color, linestyle="--", linewidth=1)
+        axes.plot([], [], "--", color="#555555", linewidth=1, label=of_what)
+        axes.set(title=title, xlabel=x_label, ylabel=unit)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    for axes in places:
+        axes.remove()
+    return figure
+
+
+@styled
 def scatter_figure(panels, labels, classes):
     """Panels {title: points (N, 2)} side by side, coloured and marked by labels (N,), one legend below."""
     figure = new_figure(PAGE, PAGE / max(len(panels), 2) + 0.5)
@@ -158,4 +198,56 @@ def scatter_figure(panels, labels, classes):
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(10, len(names)), markerscale=1.8,
                   handletextpad=0.1, columnspacing=1.0)
+    return figure
+
+
+@styled
+def latent_frame(points, labels, classes, limits, rows, title):
+    """Points (N, 2) by class within `limits` ((x0, x1), (y0, y1)), with the circles of one and two standard deviations
+    of N(0, I), and under them `rows` {name: images (n, C, H, W) in [0, 1]}: a frame of a GIF."""
+    figure, turn = new_figure(4.4, 5.3), np.linspace(0, 2 * np.pi, 200)
+    above, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": [4, 1]})
+    for radius in (1, 2):
+        above.plot(radius * np.cos(turn), radius * np.sin(turn), color="#999999", linewidth=0.7, zorder=3)
+    for i, name in enumerate(classes):
+        chosen = np.asarray(points)[np.asarray(labels) == i]
+        above.scatter(chosen[:, 0], chosen[:, 1], 6, PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)],
+                      label=name, alpha=0.6, linewidths=0)
+    above.set(title=title, xlim=limits[0], ylim=limits[1], aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
+    sheet = mosaic(np.concatenate([np.asarray(images) for images in rows.values()]), len(next(iter(rows.values()))))
+    below.imshow(sheet)
+    below.set_yticks([sheet.shape[0] / len(rows) * (i + 0.5) for i in range(len(rows))], list(rows))
+    below.set_xticks([])
+    below.tick_params(length=0)
+    below.spines[:].set_visible(False)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=min(10, len(classes)),
+                  markerscale=1.8, handletextpad=0.1, columnspacing=1.0)
+    return figure
+
+
+def fixed_limits(frames):
+    """((x0, x1), (y0, y1)): one square for all frames, points (N, 2) each, that holds every point and the circle of two
+    standard deviations of N(0, I)."""
+    every = np.concatenate([np.asarray(points) for points in frames])
+    low, high = np.minimum(every.min(0), -2), np.maximum(every.max(0), 2)
+    half = 0.53 * float((high - low).max())
+    return tuple((float(middle) - half, float(middle) + half) for middle in (low + high) / 2)
+
+
+@styled
+def intervals_figure(bars, x_label):
+    """Horizontal bars {name: (value, (low, high))} of shares, each with its interval; the first is what the others are
+    compared with, and grey."""
+    figure = new_figure(PAGE, 0.7 + 0.42 * len(bars))
+    axes = figure.subplots()
+    values, intervals = zip(*bars.values())
+    reach = [[value - low, high - value] for value, (low, high) in zip(values, intervals)]
+    axes.barh(range(len(bars)), values, 0.62, xerr=np.transpose(reach), capsize=3, ecolor="#1c1d20",
+              error_kw={"elinewidth": 1}, color=["#bbbbbb", *[PALETTE[0]] * (len(bars) - 1)])
+    for place, (value, (_, high)) in enumerate(zip(values, intervals)):
+        axes.annotate(f"{100 * value:.1f} %", (high, place), (6, 0), textcoords="offset points", va="center")
+    axes.axvline(values[0], color="#7f7f7f", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set(xlabel=x_label, xlim=(0, min(1.12, 1.18 * max(high for _, high in intervals))))
+    axes.invert_yaxis()
     return figure

@@ -3,6 +3,7 @@
 [1] Heusel et al. 2017 (FID), arXiv:1706.08500         [4] Pech-Pacheco et al. 2000 (Laplacian), ICPR
 [2] Gidaris et al. 2018 (rotations), arXiv:1803.07728  [5] Wilson 1927, J. Am. Stat. Assoc. 22:209
 [3] Rousseeuw 1987 (silhouette), J. Comput. Appl. Math. 20:53
+[6] Kynkäänniemi et al. 2019 (precision and recall), arXiv:1904.06991
 """
 import math
 import statistics
@@ -126,6 +127,42 @@ def fid_with_floor(features, train, test, fakes, seed=0):
     real = features(test.pixels[chosen[1]])
     found = {"n": n, "floor": fid(real, features(train.pixels[chosen[0]]))}
     return {**found, **{name: fid(real, features(images[:n])) for name, images in fakes.items()}}
+
+
+def nearest(x, y, k=1):
+    """(Euclidean distances (N, k), indices (N, k)) of the k points or images y (M, ...) nearest to each of x (N, ...),
+    the nearest first; images uint8 are taken as [0, 1]."""
+    def flat(part):
+        return part.flatten(1).double() / (255 if part.dtype == torch.uint8 else 1)
+
+    x, found, start = flat(x), [], 0
+    for part in y.split(1000):  # as float64, images are eight times their size
+        distances, index = torch.cdist(x, flat(part)).topk(min(k, len(part)), largest=False)
+        found.append((distances, index + start))
+        start += len(part)
+    distances, index = (torch.cat(parts, 1) for parts in zip(*found))
+    distances, order = distances.topk(min(k, len(y)), largest=False)
+    return distances, index.gather(1, order)
+
+
+def precision_recall(real, fake, k=3):
+    """(share of the fake points (M, D) within the real ones' neighbourhoods, share of the real ones (N, D) within the
+    fake ones') [6]: a neighbourhood is the ball around a point that reaches to its k-th nearest of its own kind."""
+    def within(points, others):
+        radius = nearest(others, others, k + 1)[0][:, -1]  # the nearest is the point itself
+        return float((torch.cdist(points.double(), others.double()) <= radius).any(1).double().mean())
+
+    return within(fake, real), within(real, fake)
+
+
+def copying(drawn, held, trained, share=0.01, k=3):
+    """How near samples (N, ...) are to their nearest training images, beside how near held-out images (M, ...) are:
+    the ratio of the median distances, and the share of the samples that are nearer than the nearest `share` of the
+    held-out ones, with its interval. Returns ({"ratio", "closer", "interval"}, indices (N, k) of the nearest ones)."""
+    (near, index), (usual, _) = nearest(drawn, trained, k), nearest(held, trained)
+    closer = int((near[:, 0] < usual[:, 0].quantile(share)).sum())
+    return {"ratio": float(near[:, 0].median() / usual[:, 0].median().clamp_min(1e-12)), "closer": closer / len(near),
+            "interval": wilson_interval(closer, len(near))}, index
 
 
 # ------------------------------------------------------------------------------------------------- latents and classes

@@ -1,0 +1,89 @@
+"""How fast an epoch of the study `fashion` is, beside the usual loop around the same network, in one run.
+
+    python -m benchmarks.fashion_speed [DATA] [--rounds 3] [--images 20000]
+
+The usual loop: a torchvision dataset with ToTensor, DataLoader with a worker a core, float32. The loops alternate; a
+ratio is of the medians of their epochs, the first epoch of each left out. DATA: FashionMNIST (default) or any other
+name or idx folder that the studies take.
+"""
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from studies import data, engine, fashion, losses
+
+
+def write_idx(images, folder):
+    """Images as the raw files of torchvision's FashionMNIST below a folder."""
+    raw = Path(folder, "FashionMNIST", "raw")
+    raw.mkdir(parents=True)
+    for stem in ("train", "t10k"):
+        for kind, array in {"images-idx3": images.pixels[:, 0], "labels-idx1": images.labels.byte()}.items():
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (raw / f"{stem}-{kind}-ubyte").write_bytes(header + array.numpy().tobytes())
+
+
+def usual_epochs(folder, settings, workers, epochs):
+    """Seconds of each of so many epochs of the usual loop, but the first."""
+    dataset = datasets.FashionMNIST(folder, train=True, transform=transforms.ToTensor())
+    loader = DataLoader(dataset, settings.batch, shuffle=True, num_workers=workers, persistent_workers=True)
+    model, seconds = fashion.ConvVAE(settings), []
+    optimizer = torch.optim.Adam(model.parameters(), settings.rate)
+    for _ in range(epochs):
+        began, total = time.perf_counter(), 0.0
+        for x, _ in loader:
+            logits, mean, log_variance = model(x, torch.randn(len(x), settings.latent))
+            loss = losses.negative_elbo(logits, x, mean, log_variance, settings.beta)[0].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(x)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def our_epochs(folder, images, settings, precision, epochs):
+    """Seconds of each of so many epochs of the study's own training, nothing held out."""
+    bench = engine.open_bench(folder, "cpu", precision=precision, quiet=True)
+    fitted = fashion.train_one(bench, f"vae_{precision}", settings, images, None, 0, settings.latent, settings.beta,
+                               epochs)
+    return [row["seconds"] for row in fitted.history]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", default="FashionMNIST")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=20_000)
+    args = parser.parse_args()
+    settings, workers = fashion.Settings(), os.cpu_count() or 1
+    images = data.at_most(data.read_images(args.data, settings.side, 1), args.images, 0)
+    print(f"{len(images):,} images, batches of {settings.batch}, {torch.get_num_threads()} threads, {workers} workers")
+    names = {"ours, 32-true": "32-true", "ours, bf16-mixed": "bf16-mixed"}
+    seconds = {name: [] for name in ("usual", *names)}
+    with tempfile.TemporaryDirectory() as folder:
+        write_idx(images, folder)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # where the engine has set nothing
+            for _ in range(args.rounds):
+                seconds["usual"] += apart.submit(usual_epochs, folder, settings, workers, 2).result()
+                for name, precision in names.items():
+                    seconds[name] += our_epochs(folder, images, settings, precision, 2)[1:]
+    usual = statistics.median(seconds["usual"])
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"{name:18} {median:6.2f} s an epoch ({min(values):.2f} to {max(values):.2f}), "
+              f"{len(images) / median:7,.0f} images/s, {usual / median:.2f} times as fast as usual")
+
+
+if __name__ == "__main__":
+    main()
