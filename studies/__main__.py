@@ -10,6 +10,7 @@ from common.errors import InputError
 STUDIES = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code: what it does
     "autoencoder": "an autoencoder and a VAE of the same body, side by side",
     "fashion": "a convolutional VAE of garments, and what beta does to its latents",
+    "representations": "what VAE and VQ-VAE latents are worth for classification and for sampling",
     "gan": "a DCGAN: what it draws, whether it copies, whether it collapses",
 }
 
