@@ -375,7 +375,10 @@ def augment(photos, size, recipe, generator):
     brightness, contrast, saturation = uniform(1 - recipe.colour, 1 + recipe.colour, (3, n, 1, 1, 1)).to(device)
     tint = uniform(1 - recipe.tint, 1 + recipe.tint, (n, 3, 1, 1)).to(device)
 
-    grid = F.affine_grid(affine.to(device), (n, 3, size, size), align_corners=False)
+    # What F.affine_grid gives, by one matrix product; sampling reads it faster as it lies.
+    line = (2 * torch.arange(size, device=device) + 1) / size - 1  # centres of pixels, the sides being -1 and 1
+    places = torch.stack([line.repeat(size), line.repeat_interleave(size), torch.ones(size ** 2, device=device)])
+    grid = (affine.to(device).view(2 * n, 3) @ places).view(n, 2, size, size).permute(0, 2, 3, 1)
     crops = F.grid_sample(photos.float().div_(255), grid, padding_mode="reflection", align_corners=False)
     grey = crops.mean((1, 2, 3), keepdim=True)
     crops.sub_(grey).mul_(contrast).add_(grey * brightness)
@@ -466,12 +469,18 @@ def learning_rate(progress, recipe):
 
 
 def _optimizer(model, recipe):
-    """AdamW that decays neither norms nor biases; over all tensors at once, which is faster and the same bits."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW([{"params": decayed, "weight_decay": recipe.weight_decay},
-                              {"params": others, "weight_decay": 0.0}], lr=recipe.learning_rate, betas=(0.9, 0.99),
-                             foreach=True)
+    """AdamW that decays neither norms nor biases; in one pass over the weights where this torch can (2.4 on CPU)."""
+    def build(**options):
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        return torch.optim.AdamW([{"params": decayed, "weight_decay": recipe.weight_decay},
+                                  {"params": others, "weight_decay": 0.0}], lr=recipe.learning_rate, betas=(0.9, 0.99),
+                                 **options)
+
+    try:
+        return build(fused=True)
+    except RuntimeError:
+        return build()
 
 
 def _grad_scaler(enabled):
