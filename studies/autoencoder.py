@@ -231,12 +231,6 @@ ROWS = (  # title, how to read it, key
     ("training", "seconds", "seconds"))
 
 
-def summarise(numbers):
-    """{kind: {key: {"mean", "sd", "values"}}} of a list, a seed each, of {kind: {key: number}}."""
-    return {kind: {key: metrics.mean_and_sd([one[kind][key] for one in numbers]) for key in numbers[0][kind]}
-            for kind in numbers[0]}
-
-
 def sections(results, pictures):
     """The report's sections from results.json and the pictures."""
     found, judge, about, settings = (results[key] for key in ("numbers", "features", "data", "settings"))
@@ -280,10 +274,7 @@ def run(args):
     began = time.monotonic()
     settings = Settings(**(QUICK if args.quick else {}))
     settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs)
-    train, test, how = data.read_split(args.data, settings.side, 1, settings.test_share, args.seed, labelled=True)
-    train = data.at_most(train, settings.most_train, args.seed)
-    test = data.at_most(test, settings.most_test, args.seed)
-    data.require_classes(train, args.data[0])
+    train, test, how = data.for_study(args, settings, 1, labelled=True)
     bench = engine.open_bench(args.out, args.device, args.devices, args.precision, args.resume)
     seeds = range(args.seed, args.seed + args.seeds)
     net, judge = metrics.train_feature_net(bench, train, test, settings.feature_steps, seed=args.seed)
@@ -299,7 +290,7 @@ def run(args):
                for seed in seeds]
     real = test.pixels.float() / 255
     results = {
-        **report.run_facts(args, bench, settings, train, test, how), "numbers": summarise(numbers),
+        **report.run_facts(args, bench, settings, train, test, how), "numbers": metrics.summarise(numbers),
         "history": {str(seed): {kind: fit.history for kind, fit in fits[seed].items()} for seed in seeds},
         "features": judge, "fid_images": min(len(train), len(test)),
         "real": {"diversity": metrics.mean_pairwise_l2(real[:1000]), "sharpness": metrics.sharpness(real),
@@ -307,11 +298,8 @@ def run(args):
         "parameters": {kind: sum(p.numel() for p in fit.modules[KINDS[kind][0]].parameters())
                        for kind, fit in fits[args.seed].items()}}
     pictures = draw(fits[args.seed], settings, test, args.seed, args.signature)
-    results["seconds"] = time.monotonic() - began
-    title = "An autoencoder and a VAE of the same body"
-    lead = (f"784-128-64-32 and back, {settings.epochs} epochs on {len(train):,} images"
-            + (", the quick version of the study." if args.quick else "."))
-    report.write(bench.folder, title, lead, sections(results, pictures), results)
-    skipped = f"; {results['data']['skipped']} images could not be read" if results["data"]["skipped"] else ""
-    print(f"wrote {bench.folder}/report.html, results.json and {len(pictures)} figures{skipped}")
+    print(report.write_study(
+        bench.folder, "An autoencoder and a VAE of the same body",
+        f"784-128-64-32 and back, {settings.epochs} epochs on {len(train):,} images", sections, pictures, results,
+        began))
     return 0

@@ -103,6 +103,16 @@ def read_split(sources, side=None, channels=None, share=0.2, seed=0, labelled=Fa
     return train, test, how
 
 
+def for_study(args, settings, channels, labelled=False):
+    """read_split for a study: DATA, --seed and the settings' side, test_share, most_train and most_test. Raises
+    InputError."""
+    train, test, how = read_split(args.data, settings.side, channels, settings.test_share, args.seed, labelled)
+    train, test = at_most(train, settings.most_train, args.seed), at_most(test, settings.most_test, args.seed)
+    if labelled:
+        require_classes(train, args.data[0])
+    return train, test, how
+
+
 def require_classes(images, source):
     """Raises InputError unless there are labels of two classes or more."""
     present = 0 if images.labels is None else len(images.labels.unique())

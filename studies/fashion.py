@@ -237,13 +237,6 @@ def measure_real(train, test, n):
             "majority": metrics.majority_baseline(train.labels, test.labels)}
 
 
-def summarise(numbers):
-    """Dicts of dicts of numbers, one a seed, as one of {"mean", "sd", "values"}."""
-    if isinstance(numbers[0], dict):
-        return {key: summarise([one[key] for one in numbers]) for key in numbers[0]}
-    return metrics.mean_and_sd(numbers)
-
-
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 def latent_gif(frames, watched, beta, signature=""):
@@ -470,10 +463,7 @@ def run(args):
     settings = Settings(**(QUICK if args.quick else {}))
     settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs,
                                    beta_epochs=args.epochs or settings.beta_epochs)
-    train, test, how = data.read_split(args.data, settings.side, 1, settings.test_share, args.seed, labelled=True)
-    train = data.at_most(train, settings.most_train, args.seed)
-    test = data.at_most(test, settings.most_test, args.seed)
-    data.require_classes(train, args.data[0])
+    train, test, how = data.for_study(args, settings, 1, labelled=True)
     classes = common_classes(train, test, settings.beta_classes)
     few_train, few_test = of_classes(train, classes), of_classes(test, classes)
     data.require_classes(few_test, args.data[-1])
@@ -505,7 +495,7 @@ def run(args):
                 "beta": {str(beta): measure_beta(fits[seed][beta], settings, few_train, few_test, seed)
                          for beta in settings.betas}} for seed in seeds]
     results = {
-        **report.run_facts(args, bench, settings, train, test, how), "numbers": summarise(numbers),
+        **report.run_facts(args, bench, settings, train, test, how), "numbers": metrics.summarise(numbers),
         "published": PUBLISHED if train.classes == data.GARMENTS else None,
         "history": {str(seed): {str(key): fit.history for key, fit in fits[seed].items()} for seed in seeds},
         "features": judge, "spread": spread, "fid_images": min(len(train), len(test)),
@@ -514,10 +504,8 @@ def run(args):
                  "real": measure_real(few_train, few_test, settings.diversity_images)},
         "parameters": sum(p.numel() for p in fits[args.seed]["vae"].modules["vae"].parameters())}
     pictures = draw(fits[args.seed], watched, settings, test, chosen, args.seed, args.signature)
-    results["seconds"] = time.monotonic() - began
-    lead = (f"1-32-64 convolutions and back, {settings.latent} latent dimensions, {settings.epochs} epochs on "
-            f"{len(train):,} images" + (", the quick version of the study." if args.quick else "."))
-    report.write(bench.folder, "A convolutional VAE, and what β does", lead, sections(results, pictures), results)
-    skipped = f"; {results['data']['skipped']} images could not be read" if results["data"]["skipped"] else ""
-    print(f"wrote {bench.folder}/report.html, results.json and {len(pictures)} figures{skipped}")
+    print(report.write_study(
+        bench.folder, "A convolutional VAE, and what β does",
+        f"1-32-64 convolutions and back, {settings.latent} latent dimensions, {settings.epochs} epochs on "
+        f"{len(train):,} images", sections, pictures, results, began))
     return 0

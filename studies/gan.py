@@ -400,9 +400,7 @@ def run(args):
     began = time.monotonic()
     settings = Settings(**(QUICK if args.quick else {}))
     settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs)
-    train, test, how = data.read_split(args.data, settings.side, 3, settings.test_share, args.seed)
-    train, test = (data.at_most(images, most, args.seed)
-                   for images, most in ((train, settings.most_train), (test, settings.most_test)))
+    train, test, how = data.for_study(args, settings, 3)
     inception = metrics.inception_features(args.inception) if args.inception else None
     bench = engine.open_bench(args.out, args.device, args.devices, args.precision, args.resume)
     seeds = range(args.seed, args.seed + args.seeds)
@@ -439,12 +437,10 @@ def run(args):
                  **{key: value for key, value in real.items() if key not in ("features", "inception")}},
         "history": {str(seed): fit.history for seed, fit in fits.items()},
         "judged": {str(seed): [{part: kept[part] for part in ("train", "test")} for kept in fit.kept]
-                   for seed, fit in fits.items()},
-        "seconds": time.monotonic() - began}
-    lead = (f"DCGAN at {settings.side} px, {settings.epochs} epochs on {len(train):,} images"
-            + (", the quick version of the study." if args.quick else "."))
-    report.write(bench.folder, "A generative adversarial network, watched", lead, sections(results, pictures), results)
-    skipped = f"; {results['data']['skipped']} images could not be read" if results["data"]["skipped"] else ""
-    print("\n".join(f"seed {seed}: {found['text']}" for seed, found in collapse.items()))
-    print(f"wrote {bench.folder}/report.html, results.json and {len(pictures)} figures{skipped}")
+                   for seed, fit in fits.items()}}
+    written = report.write_study(
+        bench.folder, "A generative adversarial network, watched",
+        f"DCGAN at {settings.side} px, {settings.epochs} epochs on {len(train):,} images", sections, pictures, results,
+        began)
+    print(*(f"seed {seed}: {found['text']}" for seed, found in collapse.items()), written, sep="\n")
     return 0

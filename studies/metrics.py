@@ -216,6 +216,13 @@ def sharpness(images):
     return float(F.conv2d(images.float().mean(1, keepdim=True), kernel).flatten(1).var(1, unbiased=False).mean())
 
 
+def summarise(numbers):
+    """Nested dicts of numbers, one a seed, as one whose leaves are mean_and_sd; the keys are those of the first."""
+    if isinstance(numbers[0], dict):
+        return {key: summarise([one.get(key) for one in numbers]) for key in numbers[0]}
+    return mean_and_sd(numbers)
+
+
 def mean_and_sd(values):
     """{"mean", "sd", "values"} of numbers, one a seed; sd (n - 1) is None for a single one, and all is None where a
     number is."""

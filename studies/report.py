@@ -6,6 +6,7 @@ import html
 import json
 import platform
 import shlex
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -217,3 +218,13 @@ def write(folder, title, lead, sections, results):
     with bad_input_of(bird):
         bird.write_files(payloads)
     return list(payloads)
+
+
+def write_study(folder, title, lead, sections, pictures, results, began):
+    """`write` for a study that began at that time.monotonic(): sections(results, pictures) gives the Sections, once the
+    results have their "seconds". Returns a line that says what was written. Raises InputError."""
+    results["seconds"] = time.monotonic() - began
+    lead += ", the quick version of the study." if results["quick"] else "."
+    write(folder, title, lead, sections(results, pictures), results)
+    skipped = f"; {results['data']['skipped']} images could not be read" if results["data"]["skipped"] else ""
+    return f"wrote {folder}/report.html, results.json and {len(pictures)} figures{skipped}"

@@ -349,13 +349,6 @@ def measure(fits, settings, train, test, judges, seed):
     }, {name: images[:100] for name, images in decoded.items()}
 
 
-def summarise(numbers):
-    """{"mean", "sd", "values"} of each number of dicts of one shape, one a seed."""
-    if isinstance(numbers[0], dict):
-        return {key: summarise([one.get(key) for one in numbers]) for key in numbers[0]}
-    return metrics.mean_and_sd(numbers)
-
-
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 def draw(fits, settings, test, decoded, accuracies, seed, signature):
@@ -532,10 +525,7 @@ def run(args):
     began = time.monotonic()
     settings = Settings(**(QUICK if args.quick else {}))
     settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs)
-    train, test, how = data.read_split(args.data, settings.side, 3, settings.test_share, args.seed, labelled=True)
-    train = data.at_most(train, settings.most_train, args.seed)
-    test = data.at_most(test, settings.most_test, args.seed)
-    data.require_classes(train, args.data[0])
+    train, test, how = data.for_study(args, settings, 3, labelled=True)
     if args.inception:
         metrics.inception_features(args.inception)  # what is wrong with it should be told before the training
     bench = engine.open_bench(args.out, args.device, args.devices, args.precision, args.resume)
@@ -554,7 +544,7 @@ def run(args):
     mean_photo = train.pixels.float().mean(0) / 255
     majority = metrics.majority_baseline(train.labels, test.labels)
     results = {
-        **report.run_facts(args, bench, settings, train, test, how), "numbers": summarise(numbers),
+        **report.run_facts(args, bench, settings, train, test, how), "numbers": metrics.summarise(numbers),
         "history": {str(seed): {name: fit.history for name, fit in fits[seed].items()} for seed in seeds},
         "codes_by_epoch": {str(seed): fits[seed]["vqvae"].kept for seed in seeds}, "features": judge,
         "published": PUBLISHED,
@@ -565,11 +555,8 @@ def run(args):
                        for name, fit in fits[args.seed].items()}}
     results["accuracies"] = accuracies(results["numbers"], majority, len(test))
     pictures = draw(fits[args.seed], settings, test, decoded[0], results["accuracies"], args.seed, args.signature)
-    results["seconds"] = time.monotonic() - began
-    lead = (f"{len(train):,} photos, {settings.epochs} epochs for each convolutional network"
-            + (", the quick version of the study." if args.quick else "."))
-    report.write(bench.folder, "Representations of photos: VAE, VQ-VAE, classifiers, mixture", lead,
-                 sections(results, pictures), results)
-    skipped = f"; {results['data']['skipped']} images could not be read" if results["data"]["skipped"] else ""
-    print(f"wrote {bench.folder}/report.html, results.json and {len(pictures)} figures{skipped}")
+    print(report.write_study(
+        bench.folder, "Representations of photos: VAE, VQ-VAE, classifiers, mixture",
+        f"{len(train):,} photos, {settings.epochs} epochs for each convolutional network", sections, pictures, results,
+        began))
     return 0

@@ -1,5 +1,4 @@
 """Study 1, autoencoder: from the command line to the report."""
-import html.parser
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages import images_of, read_page
 from PIL import Image
 
 from studies import __main__ as command
@@ -81,13 +81,8 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
 
 
 def test_the_report_holds_every_picture_with_its_description_and_the_numbers(studied):
-    text, seen = (studied.folder / "report.html").read_text(encoding="utf-8"), []
-    parser = html.parser.HTMLParser()
-    parser.handle_starttag = lambda tag, attributes: seen.append((tag, dict(attributes)))
-    parser.feed(text)
-    images = [attributes for tag, attributes in seen if tag == "img"]
-    assert len(images) == len(PICTURES) and all(len(image["alt"]) > 40 for image in images)
-    assert all(image["src"].startswith("data:") for image in images)
+    text, tags = read_page(studied.folder / "report.html")
+    assert len(images_of(tags)) == len(PICTURES) and all(len(image["alt"]) > 40 for image in images_of(tags))
     assert "mean ± standard deviation of 2 seeds" in text and "64 held-out images" in text
     accuracy = 100 * studied.results["features"]["accuracy"]
     assert f"{accuracy:.1f} % (" in text

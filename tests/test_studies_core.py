@@ -1,6 +1,5 @@
 """The shared floor of studies/: sources of images, losses, metrics, the training loop, figures, the report."""
 import gzip
-import html.parser
 import importlib.util
 import io
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages import images_of, read_page
 from PIL import Image
 from torch import nn
 
@@ -449,15 +449,6 @@ def test_the_feature_net_learns_classes_or_turns_and_states_its_accuracy(drawn, 
 
 # ------------------------------------------------------------------------------------------------------ figures, report
 
-class _Page(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-
 def test_a_gif_keeps_its_frames_and_a_signature_is_drawn():
     frames = [figures.png_bytes(figures.curves_figure({"a": {"training loss": [3.0, n]}}, "nats")) for n in (1, 2, 3)]
     with Image.open(io.BytesIO(figures.gif_bytes(frames))) as gif:
@@ -478,12 +469,9 @@ def test_a_report_opens_by_itself_and_escapes_what_it_is_told(tmp_path):
     results = {"versions": report.versions(), "numbers": {"x": 1.5}}
     paths = report.write(tmp_path, "A <title>", "lead", [report.Section("One", ["text"], [table], [picture])], results)
     assert sorted(Path(path).name for path in paths) == ["report.html", "results.json", "rows.png"]
-    text, page = (tmp_path / "report.html").read_text(encoding="utf-8"), _Page()
-    page.feed(text)
-    images = [attributes for tag, attributes in page.found if tag == "img"]
-    assert [image["alt"] for image in images] == ['four "images" <here>']
-    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
-    assert "script" not in {tag for tag, _ in page.found} and "http" not in text.replace("http-equiv", "")
+    text, tags = read_page(tmp_path / "report.html")
+    assert [image["alt"] for image in images_of(tags)] == ['four "images" <here>']
+    assert "script" not in {tag for tag, _ in tags} and "http" not in text.replace("http-equiv", "")
     assert "prefers-color-scheme: dark" in text and "overflow-x: auto" in text and "&lt;title&gt;" in text
     assert json.loads((tmp_path / "results.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
 

@@ -125,7 +125,7 @@ def test_a_frozen_mean_moves_as_far_as_sigma_says():
     mean = torch.tensor([10, 20, 30]) / 255
     assert torch.allclose(10 * (found[0.1] - mean), found[1.0] - mean, atol=1e-5)
     assert (found[1.0] - mean).std().item() == pytest.approx(1, abs=0.05)
-    assert fashion.summarise([{"a": {"b": 1.0}}, {"a": {"b": 3.0}}])["a"]["b"]["mean"] == 2
+    assert metrics.summarise([{"a": {"b": 1.0}}, {"a": {"b": 3.0}}])["a"]["b"]["mean"] == 2
 
 
 def test_the_axes_hold_every_point_of_every_frame_and_the_prior():

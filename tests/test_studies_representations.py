@@ -1,6 +1,5 @@
 """Study 3, representations: the VQ-VAE's numerics, the mixture of latents, and the study from the command line."""
 import dataclasses
-import html.parser
 import json
 import math
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages import images_of, read_page
 from PIL import Image
 from torch import nn
 
@@ -272,11 +272,8 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
             assert np.asarray(image.convert("L")).std() > 5, name
     assert {path.name for path in (studied.folder / "checkpoints").iterdir()} == {"features.pt"} | {
         f"{name}_seed{seed}.pt" for name in ("vae", "cnn", "vqvae", "mlp_latents", "mlp_codes") for seed in (0, 1)}
-    text, images = (studied.folder / "report.html").read_text(encoding="utf-8"), []
-    parser = html.parser.HTMLParser()
-    parser.handle_starttag = lambda tag, attributes: images.append(dict(attributes)) if tag == "img" else None
-    parser.feed(text)
-    assert len(images) == len(PICTURES) and all(len(image["alt"]) > 40 for image in images)
+    text, tags = read_page(studied.folder / "report.html")
+    assert len(images_of(tags)) == len(PICTURES) and all(len(image["alt"]) > 40 for image in images_of(tags))
     assert "249.12" in text and "not comparable" in text and "100 %, of one class" in text
 
 
