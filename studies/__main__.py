@@ -48,8 +48,8 @@ def add_common_arguments(parser):
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="repeat with N seeds: mean and sd")
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="the first of them (default: 0)")
     parser.add_argument("--epochs", type=_count, metavar="N", help="in place of the study's own number")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"),
-                        help="where to train (default: the best there)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps", "auto"),
+                        help="where to train; auto: the best there (default: cpu)")
     parser.add_argument("--devices", type=_count, default=1, metavar="N",
                         help="processes to share each batch, one a GPU (default: 1)")
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"),

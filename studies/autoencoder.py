@@ -128,7 +128,7 @@ def train_one(bench, kind, settings, train, test, seed):
     name, model_class, step = KINDS[kind]
     with engine.seeded(seed, 1):
         model = model_class(settings)
-    optimizer = torch.optim.Adam(model.parameters(), settings.rate)
+    optimizer = getattr(torch.optim, settings.optimizer)(model.parameters(), settings.rate)
     about = {"model": name, "widths": list(settings.widths), "latent": settings.latent, "rate": settings.rate}
     return engine.fit(bench, f"{name}_seed{seed}", {name: model}, {name: optimizer}, step, train, test,
                       epochs=settings.epochs, batch=settings.batch, seed=seed, about=about)
@@ -252,7 +252,8 @@ def sections(results, pictures):
             f"{settings['neighbours']} nearest training latents; the majority class alone would score "
             f"{report.share(results['real']['majority'])}.",
             f"FID: features of a classifier trained on the training images to tell {judge['what']}, "
-            f"{report.share(judge['accuracy'], judge['interval'])} right on the held-out ones (95 % interval); "
+            f"{report.share(judge['accuracy'], judge['interval'])} right on the held-out ones (95 % interval) and "
+            f"{report.share(judge['train_accuracy'])} on those it learnt from; "
             f"{results['fid_images']:,} samples against as many held-out images. Its floor is the FID of as many real "
             "training images, which the classifier has seen. It is comparable within this report alone, not with "
             "an FID of Inception features."],

@@ -123,7 +123,10 @@ def require_classes(images, source):
 
 def held_out(images, share, seed):
     """(the rest, the held-out): `share` of each class, or of all where there are no labels, drawn with `seed`."""
-    labels = torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
+    whole = torch.zeros(len(images), dtype=torch.int64)
+    labels = whole if images.labels is None else images.labels
+    if (labels.bincount() * share).round().sum() < 0.5 * share * len(images):
+        labels = whole  # of classes of one or two images none would be held out
     train, test = bird.stratified_split(labels, share, torch.Generator().manual_seed(seed))
     return images.subset(train), dataclasses.replace(images.subset(test), skipped=[])
 
@@ -237,7 +240,8 @@ def _idx_pair(images, labels):
     marks = _idx(labels, 1)
     if len(marks) != len(pixels):
         raise InputError(f"{labels}: expected {len(pixels)} labels, one an image, found {len(marks)}")
-    names = GARMENTS if "fashion" in str(images.resolve()).lower() and marks.max(initial=0) < 10 else None
+    folders = {re.sub("[^a-z]", "", folder.lower()) for folder in images.resolve().parts[-4:-1]}
+    names = GARMENTS if "fashionmnist" in folders and marks.max(initial=0) < 10 else None
     return _labelled(pixels, marks, [], names)
 
 

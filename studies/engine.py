@@ -34,6 +34,7 @@ class Bench(NamedTuple):
     folder: Path          # of the study's output
     resume: bool = False  # go on from the checkpoints in it
     quiet: bool = False   # no progress bars
+    precision: str = PRECISIONS[0]
 
     @property
     def leads(self):
@@ -82,7 +83,7 @@ def open_bench(folder, device="auto", devices=1, precision="32-true", resume=Fal
     fabric = Fabric(accelerator=kind, devices=devices, precision=precision, strategy=strategy)
     fabric.launch()
     bird.keep_freed_memory()
-    return Bench(fabric, folder, resume, quiet)
+    return Bench(fabric, folder, resume, quiet, precision)
 
 
 @contextlib.contextmanager
@@ -210,8 +211,8 @@ def fit(bench, name, modules, optimizers, step, train, test=None, *, epochs, bat
                 gradients, in one process alone
     Raises InputError."""
     fabric, path = bench.fabric, bench.folder / "checkpoints" / f"{name}.pt"
-    about = {"batch": batch, "seed": seed, "data": [fingerprint(part) for part in (train, test) if part is not None],
-             **(about or {})}
+    about = {"batch": batch, "seed": seed, "precision": bench.precision,
+             "data": [fingerprint(part) for part in (train, test) if part is not None], **(about or {})}
     state = _resumed(bench, path, about, epochs) if bench.resume else None
     wrapped, optimizers = _set_up(fabric, modules, optimizers, channels_last)
     history, kept, first = [], [], 1

@@ -129,7 +129,7 @@ def train_one(bench, name, settings, train, test, seed, latent, beta, epochs, ea
     """engine.Fitted of one ConvVAE, under modules["vae"]."""
     with engine.seeded(seed, 2):
         model = ConvVAE(settings, latent)
-    optimizer = torch.optim.Adam(model.parameters(), settings.rate)
+    optimizer = getattr(torch.optim, settings.optimizer)(model.parameters(), settings.rate)
     about = {"model": "ConvVAE", "channels": list(settings.channels), "kernel": settings.kernel, "latent": latent,
              "beta": beta, "rate": settings.rate}
     return engine.fit(bench, f"{name}_seed{seed}", {"vae": model}, {"vae": optimizer}, vae_step(latent, beta), train,
@@ -154,9 +154,9 @@ def common_classes(train, test, wanted):
 
 def of_classes(images, chosen):
     """The images of the classes `chosen`, which become 0, 1, ... in that order."""
-    kept = images.subset(torch.isin(images.labels, torch.tensor(chosen)).nonzero().flatten())
+    kept = images.subset(torch.isin(images.labels, torch.tensor(chosen, dtype=torch.int64)).nonzero().flatten())
     places = torch.full((len(images.classes),), -1)
-    places[torch.tensor(chosen)] = torch.arange(len(chosen))
+    places[torch.tensor(chosen, dtype=torch.int64)] = torch.arange(len(chosen))
     return dataclasses.replace(kept, labels=places[kept.labels], classes=[images.classes[i] for i in chosen],
                                skipped=[])
 
@@ -344,7 +344,9 @@ def _beta_tables(results):
 
     sharp, diverse = report.number(real["sharpness"]), report.number(real["diversity"])
     return [
-        Table("Nats an image. Of which images the published figures are is not known to us.",
+        Table("Nats an image; published after 20 epochs, of which images is not known to us; ours after "
+              f"{results['settings']['beta_epochs']}, trained on {results['beta']['train']:,} images."
+              if published else "Nats an image.",
               ["term", *header],
               [publicly("reconstruction, published", 0), row("reconstruction, ours, held-out", "reconstruction", 5),
                row("reconstruction, ours, training (mean of the epoch)", "train_reconstruction", 5),
@@ -420,7 +422,8 @@ def sections(results, pictures):
             "KL divergence, for one sampled latent an image.",
             *filter(None, [_difference(results)]),
             "Sharpness is the mean variance of the Laplacian, diversity the mean Euclidean distance of two images "
-            f"among {settings['diversity_images']:,}: both to be read beside the originals' own."],
+            f"among {min(settings['diversity_images'], about['held_out']):,}: both to be read beside the originals' "
+            "own."],
             [_loss_table(results), numbers]),
         Section("Training", [], [], [pictures["loss_curves"]]),
         Section("Reconstructions and samples", [], [], [pictures["reconstructions"], pictures["samples"]]),
@@ -432,8 +435,8 @@ def sections(results, pictures):
         Section("FID", [
             f"Trained: features of a classifier trained on the training images to tell {judge['what']}, "
             f"{report.share(judge['accuracy'], judge['interval'])} right on {judge['images']:,} held-out ones (95 % "
-            "interval). The floor is the FID of real training images, which the classifier has seen. Values of "
-            "different features are not comparable with each other.",
+            f"interval) and {report.share(judge['train_accuracy'])} on those it learnt from. The floor is the FID of "
+            "real training images, which are among the latter. Values of different features are not comparable.",
             "Untrained: the same network with its random weights. The value of its FID means nothing, since the FID "
             "goes with the square of the features' scale, which is the initialisation's: over the held-out images they "
             f"have a total variance of {report.number(results['spread']['untrained'], 3)}, the trained ones of "

@@ -53,6 +53,11 @@ def styled(function):
     return inner
 
 
+def marker_of(i):
+    """Marker of the i-th class: with its colour, PALETTE[i % 10], another for each of 100 classes."""
+    return MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
+
+
 def new_figure(width, height):
     """An empty Figure of this size in inches; it lays itself out when drawn."""
     return Figure(figsize=(width, height), layout="constrained")
@@ -73,8 +78,12 @@ def gif_bytes(frames, milliseconds=200, hold=2000):
     """Animated GIF of PNG frames (bytes) that loops; the last frame stays for `hold` ms."""
     images = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
     images = [image.resize(images[0].size) if image.size != images[0].size else image for image in images]
-    # One palette, of the last frame, which has all colours: a palette each would flicker.
-    palette = images[-1].quantize(255)
+    # One palette, of frames from all over, for a palette each would flicker.
+    some = images[::max(1, len(images) // 8)][-8:] + images[-1:]
+    strip = Image.new("RGB", (images[0].width, images[0].height * len(some)))
+    for i, image in enumerate(some):
+        strip.paste(image, (0, i * image.height))
+    palette = strip.quantize(255)
     images = [image.quantize(palette=palette, dither=0) for image in images]
     buffer = io.BytesIO()
     images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], loop=0, optimize=False,
@@ -192,7 +201,7 @@ def scatter_figure(panels, labels, classes):
         for i, name in enumerate(classes):
             chosen = labels == i
             axes.scatter(points[chosen, 0], points[chosen, 1], 7, PALETTE[i % len(PALETTE)],
-                         marker=MARKERS[i % len(MARKERS)], label=name, alpha=0.75, linewidths=0)
+                         marker=marker_of(i), label=name, alpha=0.75, linewidths=0)
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(True)
     handles, names = axes.get_legend_handles_labels()
@@ -211,7 +220,7 @@ def latent_frame(points, labels, classes, limits, rows, title):
         above.plot(radius * np.cos(turn), radius * np.sin(turn), color="#999999", linewidth=0.7, zorder=3)
     for i, name in enumerate(classes):
         chosen = np.asarray(points)[np.asarray(labels) == i]
-        above.scatter(chosen[:, 0], chosen[:, 1], 6, PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)],
+        above.scatter(chosen[:, 0], chosen[:, 1], 6, PALETTE[i % len(PALETTE)], marker=marker_of(i),
                       label=name, alpha=0.6, linewidths=0)
     above.set(title=title, xlim=limits[0], ylim=limits[1], aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
     sheet = mosaic(np.concatenate([np.asarray(images) for images in rows.values()]), len(next(iter(rows.values()))))

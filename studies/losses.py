@@ -8,13 +8,13 @@ import vae
 def bernoulli_nll(logits, x):
     """-log p(x|z) = -sum_i [x_i log p_i + (1 - x_i) log(1 - p_i)] with p = sigmoid(logits): the binary cross-entropy
     summed over the pixels, (B,), for logits and images (B, ...) in [0, 1] [1, appendix C.1]."""
-    return vae.reconstruction_loss(logits.flatten(1), x.flatten(1))
+    return vae.reconstruction_loss(logits.float().flatten(1), x.flatten(1))
 
 
 def kl_to_standard_normal(mean, log_variance):
     """KL(N(mean, exp(log_variance)) || N(0, I)) = 1/2 sum_j (mean_j^2 + variance_j - 1 - log variance_j), (B,), for
     mean and log-variance (B, D) [1, appendix B]."""
-    return vae.kl_to_component(mean, log_variance, 0.0)
+    return vae.kl_to_component(mean.float(), log_variance.float(), 0.0)  # bfloat16 has three digits
 
 
 def negative_elbo(logits, x, mean, log_variance, beta=1.0):

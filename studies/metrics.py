@@ -43,9 +43,9 @@ class FeatureNet(nn.Module):
 
 
 def train_feature_net(bench, train, test, steps=500, batch=128, seed=0):
-    """(FeatureNet in evaluation mode, {"what", "accuracy", "interval", "images", "epochs"}) trained for about `steps`
-    batches. It learns the classes, or which of four turns an image was given where there are fewer than two [2]; the
-    accuracy is on the held-out images, which is what its FID can be trusted by."""
+    """(FeatureNet in evaluation mode, {"what", "accuracy", "interval", "images", "epochs", "train_accuracy"}) trained
+    for about `steps` batches, 30 epochs at most. It learns the classes, or which of four turns an image was given where
+    there are fewer than two [2]; the accuracy is on the held-out images, which is what its FID can be trusted by."""
     turned = train.labels is None or len(train.classes) < 2 or test.labels is None
     classes = 4 if turned else len(train.classes)
     epochs = min(30, max(2, math.ceil(steps / max(1, engine.steps_an_epoch(len(train), batch)))))
@@ -58,6 +58,7 @@ def train_feature_net(bench, train, test, steps=500, batch=128, seed=0):
     right = round((1 - fitted.history[-1]["test"]["error"]) * len(test))
     what = "which of four turns an image was given" if turned else f"the {classes} classes"
     return net, {"what": what, "accuracy": right / len(test), "images": len(test), "epochs": epochs,
+                 "train_accuracy": 1 - fitted.history[-1]["train"]["error"],
                  "interval": wilson_interval(right, len(test))}
 
 
@@ -141,8 +142,9 @@ def nearest(x, y, k=1):
         found.append((distances, index + start))
         start += len(part)
     distances, index = (torch.cat(parts, 1) for parts in zip(*found))
-    distances, order = distances.topk(min(k, len(y)), largest=False)
-    return distances, index.gather(1, order)
+    index = index.gather(1, distances.topk(min(k, len(y)), largest=False)[1])
+    # cdist goes by inner products and rounds: the distance of a point to its copy has to be 0
+    return torch.stack([(x - flat(y[column])).norm(dim=1) for column in index.T], 1), index
 
 
 def precision_recall(real, fake, k=3):
@@ -156,13 +158,20 @@ def precision_recall(real, fake, k=3):
 
 
 def copying(drawn, held, trained, share=0.01, k=3):
-    """How near samples (N, ...) are to their nearest training images, beside how near held-out images (M, ...) are:
-    the ratio of the median distances, and the share of the samples that are nearer than the nearest `share` of the
-    held-out ones, with its interval. Returns ({"ratio", "closer", "interval"}, indices (N, k) of the nearest ones)."""
-    (near, index), (usual, _) = nearest(drawn, trained, k), nearest(held, trained)
-    closer = int((near[:, 0] < usual[:, 0].quantile(share)).sum())
-    return {"ratio": float(near[:, 0].median() / usual[:, 0].median().clamp_min(1e-12)), "closer": closer / len(near),
-            "interval": wilson_interval(closer, len(near))}, index
+    """How near samples (N, ...) are to their nearest training images, beside how near held-out images (M, ...) are.
+
+    "ratio" is that of the median distances. The nearest `share` of the held-out images at even positions set a
+    distance; "closer" is the share of the samples within it and "real" that of the held-out images at odd positions,
+    which had no part in it, so that both are estimated alike. Returns ({"ratio", "closer", "interval", "real",
+    "real_interval"}, indices (N, k) of the nearest training images). Raises ValueError for M < 2."""
+    if len(held) < 2:
+        raise ValueError(f"expected at least two held-out images, found {len(held)}")
+    (near, index), usual = nearest(drawn, trained, k), nearest(held, trained)[0][:, 0]
+    limit, found = usual[::2].quantile(share), {}
+    for key, interval, distances in (("closer", "interval", near[:, 0]), ("real", "real_interval", usual[1::2])):
+        within = int((distances <= limit).sum())
+        found.update({key: within / len(distances), interval: wilson_interval(within, len(distances))})
+    return {"ratio": float(near[:, 0].median() / usual.median().clamp_min(1e-12)), **found}, index
 
 
 # ------------------------------------------------------------------------------------------------- latents and classes

@@ -17,10 +17,9 @@ from typing import Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import vae
-from studies import data, engine, figures, losses, metrics, report, vq
+from studies import data, engine, figures, losses, metrics, photo_models, report, vq
 from studies.figures import Picture
 from studies.report import Section, Table
 
@@ -44,7 +43,8 @@ class Settings:
     beta: float = 0.2           # beat 1 in error, FID and accuracy: 12 epochs of animals, a fifth of training set aside
     vae_rate: float = 2e-3
     averaged: Tuple[int, ...] = (1, 5, 10)  # samples of q(z|x) whose decoded images are averaged
-    # VQ-VAE: 3-32-64, stride 2, two residual blocks; squared error / pixel variance + commitment * |z - code|^2
+    # VQ-VAE: 3-32-64, stride 2, two residual blocks; mean squared error / pixel variance + commitment * mean squared
+    # difference of encoder outputs from their codes
     vq_widths: Tuple[int, ...] = (32, 64)
     codes: int = 256
     code_width: int = 64
@@ -67,99 +67,19 @@ class Settings:
     feature_steps: int = 1500   # batches that the classifier behind the FID is trained for
 
 
+DIVERSITY = 500             # images, at most, whose distances from each other are measured
 MEASUREMENT = ("test_share", "most_train", "most_test", "averaged", "components", "ridge", "feature_steps")
 QUICK = {"most_train": 1000, "most_test": 400, "batch": 32, "epochs": 6, "mlp_epochs": 20, "feature_steps": 150}
 
 
-# -------------------------------------------------------------------------------------------------------------- models
-
-class PhotoVAE(nn.Module):
-    """Four strided convolutions, a Gaussian latent, and back."""
-
-    def __init__(self, settings):
-        super().__init__()
-        widths, corner = settings.widths, settings.side // 2 ** len(settings.widths)
-        layers = []
-        for width, following in zip((3, *widths), widths):
-            layers += [nn.Conv2d(width, following, 4, 2, 1, bias=False), nn.BatchNorm2d(following), nn.ReLU()]
-        flat = widths[-1] * corner ** 2
-        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 2 * settings.latent))
-        layers = [nn.Linear(settings.latent, flat, bias=False), nn.Unflatten(1, (widths[-1], corner, corner))]
-        for width, following in zip(widths[::-1], (*widths[-2::-1], 3)):
-            layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, following, 4, 2, 1,
-                                                                            bias=following == 3)]
-        self.decoder = nn.Sequential(*layers)
-
-    def posterior(self, x):
-        """Images (B, 3, S, S) -> mean and log-variance of q(z|x), each (B, 128)."""
-        return self.encoder(x).chunk(2, dim=1)
-
-    def encode(self, x):
-        """Images (B, 3, S, S) -> means (B, 128)."""
-        return self.posterior(x)[0]
-
-    def decode(self, z):
-        """Latents (B, 128) -> images (B, 3, S, S) in [0, 1]."""
-        return self.decoder(z).sigmoid()
-
-    def reconstruct(self, x):
-        """Images (B, 3, S, S) -> images, from the mean of q(z|x)."""
-        return self.decode(self.encode(x))
-
-    def forward(self, x, noise):
-        """Images, noise (B, 128) -> Bernoulli logits (B, 3, S, S) of a sampled latent, mean, log-variance."""
-        mean, log_variance = self.posterior(x)
-        return self.decoder(losses.reparameterize(mean, log_variance, noise)), mean, log_variance
-
-
-def photo_classifier(settings, classes):
-    """Images (B, 3, S, S) in [0, 1] -> logits (B, K)."""
-    layers = []
-    for width, following in zip((3, *settings.widths), settings.widths):
-        for inputs, stride in ((width, 2), (following, 1)):
-            layers += [nn.Conv2d(inputs, following, 3, stride, 1, bias=False), nn.BatchNorm2d(following), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(settings.widths[-1], classes))
-
-
-class FeatureClassifier(nn.Module):
-    """An MLP of features (B, D), which it standardises -> logits (B, K)."""
-
-    def __init__(self, width, settings, classes):
-        super().__init__()
-        self.standard = nn.BatchNorm1d(width, affine=False)
-        self.body = nn.Sequential(nn.Linear(width, settings.mlp_width, bias=False), nn.BatchNorm1d(settings.mlp_width),
-                                  nn.ReLU(), nn.Linear(settings.mlp_width, classes))
-
-    def forward(self, features, noise):
-        """Features and noise, both (B, D) -> logits (B, K)."""
-        return self.body(self.standard(features) + noise)
-
-
 # ------------------------------------------------------------------------------------------------------------ training
-
-def shifted_and_mirrored(x, down, right, mirror):
-    """Images (B, C, S, S) moved by whole px (B,), what enters mirrored at the border, and turned left to right where
-    `mirror` (B,) is 1."""
-    side = x.shape[-1]
-    there = torch.arange(side, device=x.device)
-
-    def places(shift):
-        moved = (there + shift[:, None]).abs()
-        return side - 1 - (side - 1 - moved).abs()
-
-    rows, columns = places(down), places(right)
-    columns = torch.where(mirror[:, None] == 1, side - 1 - columns, columns)
-    image, channel = (torch.arange(n, device=x.device).view(shape) for n, shape in (
-        (len(x), (-1, 1, 1, 1)), (x.shape[1], (1, -1, 1, 1))))
-    return x[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
 
 def _views(batch, settings):
     """The batch's photos, in training shifted and mirrored at random."""
     if batch.epoch == 0:
         return batch.x
     shifts = [batch.integers(2 * settings.shift + 1) - settings.shift for _ in range(2)]
-    views = shifted_and_mirrored(batch.x, *shifts, batch.integers(2))
+    views = photo_models.shifted_and_mirrored(batch.x, *shifts, batch.integers(2))
     return views.contiguous(memory_format=torch.channels_last)
 
 
@@ -241,12 +161,22 @@ def with_mirrored(function, pixels):
     return torch.stack([engine.mapped(function, pixels), engine.mapped(function, pixels.flip(3))])
 
 
+def mean_and_variance(pixels):
+    """(mean photo (C, H, W), variance over all values) of pixels uint8 (N, C, H, W), both as of [0, 1]."""
+    total, squares, n = 0.0, 0.0, pixels.numel()
+    for part in pixels.split(256):  # the whole as floats would be gigabytes; whole numbers below 2^53 add up exactly
+        part = part.double()
+        total, squares = total + part.sum(0), squares + part.square().sum()
+    variance = (squares - total.sum() ** 2 / n) / (n - 1) / 255 ** 2
+    return (total / len(pixels) / 255).float(), float(variance)
+
+
 def train_all(bench, settings, train, test, seed):
     """{"vae", "cnn", "vqvae", "mlp_latents", "mlp_codes": engine.Fitted} of one seed."""
     classes = len(train.classes)
-    variance = float((train.pixels.float() / 255).var())
+    _, variance = mean_and_variance(train.pixels)
     with engine.seeded(seed, 31):
-        models = {"vae": PhotoVAE(settings), "cnn": photo_classifier(settings, classes),
+        models = {"vae": photo_models.PhotoVAE(settings), "cnn": photo_models.photo_classifier(settings, classes),
                   "vqvae": vq.VQVAE(3, settings.vq_widths, settings.codes, settings.code_width, settings.decay,
                                     settings.dead_below)}
 
@@ -265,7 +195,7 @@ def train_all(bench, settings, train, test, seed):
     for name, function in (("mlp_latents", models["vae"].encode), ("mlp_codes", models["vqvae"].features)):
         features = with_mirrored(function, train.pixels), engine.mapped(function, test.pixels)
         with engine.seeded(seed, 32):
-            mlp = FeatureClassifier(features[1].shape[1], settings, classes)
+            mlp = photo_models.FeatureClassifier(features[1].shape[1], settings, classes)
         fits[name] = _fit(bench, "mlp", _mlp_step(settings, *features), mlp, settings.mlp_rate, settings, train, test,
                           seed, name=name, epochs=settings.mlp_epochs)
     return fits
@@ -308,17 +238,15 @@ def fit_mixture(latents, settings, seed):
     return fitted(max(likelihood, key=likelihood.get), latents), likelihood
 
 
-def latent_sources(mixture, latents, n, seed):
-    """{name: latents (n, D)} to decode: noise, draws of the mixture, and those of training photos themselves."""
-    draw = engine.generator(seed, 43)
-    return {"N(0, I)": torch.randn(n, latents.shape[1], generator=draw),
-            "mixture": torch.from_numpy(mixture.sample(n, seed)[0]).float(),
-            "latents of photos": latents[torch.randperm(len(latents), generator=draw)[:n]]}
+def drawn_latents(mixture, n, seed):
+    """{name: latents (n, D)} of new photos: standard normal noise, and draws of the mixture."""
+    noise = torch.randn(n, mixture.means_.shape[1], generator=engine.generator(seed, 43))
+    return {"N(0, I)": noise, "mixture": torch.from_numpy(mixture.sample(n, seed)[0]).float()}
 
 
 def measure(fits, settings, train, test, judges, seed):
-    """(numbers of one seed, {name of a source of latents: the first 100 images decoded from it}). `judges`
-    {name: (function to features, most images)} are those of the FID."""
+    """(numbers of one seed, its mixture of latents). `judges` {name: (function to features, most images)} are those of
+    the FID."""
     model, vq_model, last = fits["vae"].modules["vae"], fits["vqvae"].modules["vqvae"], fits["vae"].history[-1]
     real = test.pixels.float() / 255
 
@@ -328,8 +256,9 @@ def measure(fits, settings, train, test, judges, seed):
     latents = engine.mapped(model.encode, train.pixels)
     mixture, likelihood = fit_mixture(latents, settings, seed)
     n = min(len(train), len(test))
-    decoded = {name: engine.mapped(model.decode, z)
-               for name, z in latent_sources(mixture, latents, n, seed).items()}
+    some = torch.randperm(len(latents), generator=engine.generator(seed, 45))[:n]
+    decoded = {name: engine.mapped(model.decode, z) for name, z in {
+        **drawn_latents(mixture, n, seed), "latents of photos": latents[some]}.items()}
     usage = fits["vqvae"].kept[-1]
     return {
         "accuracy": {name: 1 - fits[name].history[-1]["test"]["error"] for name in CLASSIFIERS},
@@ -343,16 +272,17 @@ def measure(fits, settings, train, test, judges, seed):
         "fid": {judge: metrics.fid_with_floor(features, train, data.at_most(test, most, seed), decoded, seed)
                 for judge, (features, most) in judges.items()},
         "sharpness": {name: metrics.sharpness(images) for name, images in decoded.items()},
-        "diversity": {name: metrics.mean_pairwise_l2(images[:500]) for name, images in decoded.items()},
+        "diversity": {name: metrics.mean_pairwise_l2(images[:DIVERSITY]) for name, images in decoded.items()},
         "vqvae": {"mse": mse(engine.mapped(vq_model.reconstruct, test.pixels, 500)), **usage},
         "seconds": {name: fit.seconds for name, fit in fits.items()}
-    }, {name: images[:100] for name, images in decoded.items()}
+    }, mixture
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
 
-def draw(fits, settings, test, decoded, accuracies, seed, signature):
-    """{name: Picture} of the first seed's models; `accuracies` {name: (share, interval)} is of all seeds."""
+def draw(fits, settings, test, mixture, accuracies, seed, signature):
+    """{name: Picture} of the first seed's models and of its mixture of latents; `accuracies` {name: (share, interval)}
+    is of all seeds."""
     model, vq_model = fits["vae"].modules["vae"], fits["vqvae"].modules["vqvae"]
     some = torch.randperm(len(test), generator=engine.generator(seed, 44))[:10]
     few = test.pixels[some]
@@ -385,8 +315,9 @@ def draw(fits, settings, test, decoded, accuracies, seed, signature):
                 f"{', '.join(map(str, settings.averaged))} samples of the latent, averaged.",
                 "Held-out photos, drawn at random; below, the decoded images of samples of q(z|x), averaged."),
         picture("samples", figures.sheet_png(
-            {f"z ~ {name}": decoded[name] for name in ("N(0, I)", "mixture")}, 10, signature),
-            "Two grids of up to 10 x 10 images decoded from N(0, I) and from the mixture of latents.",
+            {f"z ~ {name}": engine.mapped(model.decode, z) for name, z in drawn_latents(mixture, 100, seed).items()},
+            10, signature),
+            "Two grids of 10 x 10 images decoded from N(0, I) and from the mixture of latents.",
             "Images of the VAE's decoder, none selected. Left: z ~ N(0, I). Right: z from the Gaussian mixture fitted "
             "to the latents of training photos."),
         picture("classifiers", figures.curves_figure(
@@ -400,8 +331,9 @@ def draw(fits, settings, test, decoded, accuracies, seed, signature):
                 "held-out perplexity": [one["perplexity"] for one in kept],
                 "held-out active codes": [one["active"] for one in kept]}}, ""),
             f"Left, loss of the VQ-VAE against epochs; right, perplexity and active codes of {settings.codes}.",
-            f"VQ-VAE. Left: squared error over the pixel variance + {settings.commitment} commitment. Right, over all "
-            f"places of all held-out photos: perplexity of the codes, and how many of {settings.codes} occur at all."),
+            f"VQ-VAE. Left: mean squared error over the pixel variance + {settings.commitment} times the commitment, "
+            "the mean squared difference of the encoder's outputs from their codes. Right, over all places of all "
+            f"held-out photos: perplexity of the codes, and how many of {settings.codes} occur at all."),
         picture("vq_reconstructions", figures.rows_figure(
             {"photo": few.float() / 255, "VQ-VAE": engine.mapped(vq_model.reconstruct, few)}),
             "Two rows of ten held-out photos and of their reconstructions by the VQ-VAE.",
@@ -495,12 +427,16 @@ def sections(results, pictures):
             f"{likelihood}). Latents of training photos, decoded, show what the decoder alone costs.",
             "FID by features learnt here: a classifier trained on the training photos to tell "
             f"{judge['what']}, {report.share(judge['accuracy'], judge['interval'])} right on the held-out ones (95 % "
-            f"interval). They are not comparable with the published {PUBLISHED['fid']}, which is of Inception features "
-            "on 1,000 images" + (", as in the second table here; other photos, though." if "Inception" in found["fid"]
-                                 else "; --inception WEIGHTS adds an FID of that kind."),
+            f"interval) and {report.share(judge['train_accuracy'])} on those it learnt from, during its last epoch. "
+            f"They are not comparable with the published {PUBLISHED['fid']}, which is of Inception features on 1,000 "
+            "images" + (", as in the second table here; other photos, though." if "Inception" in found["fid"]
+                        else "; --inception WEIGHTS adds an FID of that kind."),
             _fid_sentence(found, "learnt here"),
+            f"That is no test of the mixture alone: the KL has a weight of {settings['beta']}, and below 1 it lets the "
+            "latents of all photos together leave N(0, I), where the mixture follows them.",
             "The floor is the FID of as many training photos, which the classifier has seen. Sharpness is the variance "
-            "of the Laplacian, diversity the mean L2 distance of two of 500 images."],
+            "of the Laplacian, diversity the mean L2 distance of two of "
+            f"{results['real']['diversity_images']:,} images."],
             [_fid_table(results, name) for name in found["fid"]], [pictures["samples"]]),
         Section("The VQ-VAE", [
             f"Of {settings['codes']} codes {_whole(codes['active'])} occur on held-out photos, with a "
@@ -524,7 +460,8 @@ def run(args):
     """The whole study; returns the exit code. Raises InputError."""
     began = time.monotonic()
     settings = Settings(**(QUICK if args.quick else {}))
-    settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs)
+    settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs,
+                                   mlp_epochs=args.epochs or settings.mlp_epochs)
     train, test, how = data.for_study(args, settings, 3, labelled=True)
     if args.inception:
         metrics.inception_features(args.inception)  # what is wrong with it should be told before the training
@@ -539,9 +476,9 @@ def run(args):
     judges = {"learnt here": (lambda images: engine.mapped(net.features, images), len(test))}
     if args.inception:
         judges["Inception"] = metrics.inception_features(args.inception, bench.fabric.device), 1000
-    numbers, decoded = zip(*(measure(fits[seed], settings, train, test, judges, seed) for seed in seeds))
-    real = test.pixels.float() / 255
-    mean_photo = train.pixels.float().mean(0) / 255
+    numbers, mixtures = zip(*(measure(fits[seed], settings, train, test, judges, seed) for seed in seeds))
+    real, diverse = test.pixels.float() / 255, min(DIVERSITY, len(train), len(test))
+    mean_photo, _ = mean_and_variance(train.pixels)
     majority = metrics.majority_baseline(train.labels, test.labels)
     results = {
         **report.run_facts(args, bench, settings, train, test, how), "numbers": metrics.summarise(numbers),
@@ -549,12 +486,12 @@ def run(args):
         "codes_by_epoch": {str(seed): fits[seed]["vqvae"].kept for seed in seeds}, "features": judge,
         "published": PUBLISHED,
         "real": {"majority": majority, "sharpness": metrics.sharpness(real),
-                 "diversity": metrics.mean_pairwise_l2(real[:500]),
+                 "diversity": metrics.mean_pairwise_l2(real[:diverse]), "diversity_images": diverse,
                  "mean_photo_mse": float(losses.squared_error(mean_photo.expand_as(real), real).mean())},
         "parameters": {name: sum(p.numel() for module in fit.modules.values() for p in module.parameters())
                        for name, fit in fits[args.seed].items()}}
     results["accuracies"] = accuracies(results["numbers"], majority, len(test))
-    pictures = draw(fits[args.seed], settings, test, decoded[0], results["accuracies"], args.seed, args.signature)
+    pictures = draw(fits[args.seed], settings, test, mixtures[0], results["accuracies"], args.seed, args.signature)
     print(report.write_study(
         bench.folder, "Representations of photos: VAE, VQ-VAE, classifiers, mixture",
         f"{len(train):,} photos, {settings.epochs} epochs for each convolutional network", sections, pictures, results,

@@ -8,6 +8,8 @@ processes have the codebook of one.
 
 [1] van den Oord, Vinyals & Kavukcuoglu 2017, arXiv:1711.00937    [2] Dhariwal et al. 2020 (Jukebox), arXiv:2005.00341
 """
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import distributed, nn
@@ -38,6 +40,11 @@ def code_frequencies(index, codes):
     return (counts / quarters.shape[2]).sqrt().flatten(1)
 
 
+def without_autocast(kind):
+    """A context in which no autocast is on, for devices of that kind; older torch knows none for others than these."""
+    return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else contextlib.nullcontext()
+
+
 class Quantiser(nn.Module):
     """K code vectors (K, D), buffers that learn in the forward pass of training mode.
 
@@ -60,7 +67,7 @@ class Quantiser(nn.Module):
     def forward(self, z, draws):
         """Maps z (B, D, H, W) and random integers (B,) -> quantised maps (B, D, H, W) and index (B, H, W). In training
         mode the codebook learns; the first of the draws, over all processes, seeds where dead codes begin."""
-        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):  # sums of bfloat16 would not add up
+        with torch.no_grad(), without_autocast(z.device.type):  # sums of bfloat16 would not add up
             places = z.detach().float().permute(0, 2, 3, 1)
             rows = places.reshape(-1, z.shape[1])
             if self.training:
@@ -160,8 +167,9 @@ class VQVAE(nn.Module):
         return torch.cat([code_frequencies(index, len(self.quantiser.codebook)), pooled.flatten(1)], dim=1)
 
     def forward(self, x, draws):
-        """Images and random integers (B,) -> reconstructions (B, C, S, S) in [0, 1], and the mean squared distance of
-        the encoder's output from its codes, whose gradient moves the encoder alone [1, equation 3]."""
+        """Images and random integers (B,) -> reconstructions (B, C, S, S) in [0, 1], and the mean squared difference
+        of the encoder's outputs from their codes, whose gradient moves the encoder alone ([1, equation 3] sums it over
+        the dimensions)."""
         z = self.encoder(x)
         quantised, _ = self.quantiser(z, draws)
         return self.decoder(straight_through(z, quantised)).sigmoid(), F.mse_loss(z.float(), quantised)

@@ -476,6 +476,24 @@ def test_a_report_opens_by_itself_and_escapes_what_it_is_told(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
+def test_garments_are_named_in_the_folder_of_fashion_mnist_alone(sources, tmp_path):
+    for folder, first in (("Fashion-MNIST/raw", "T-shirt/top"), ("a fashion course/digits", "0")):
+        shutil.copytree(str(sources["idx"]), str(tmp_path / folder))
+        assert data.read_images(tmp_path / folder).classes[0] == first
+
+
+def test_of_small_classes_some_images_are_held_out_too():
+    images = data.Images(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) // 2, list(map(str, range(20))),
+                         [])
+    train, test = data.held_out(images, 0.2, 0)
+    assert (len(train), len(test)) == (32, 8)
+
+
+def test_thirty_classes_look_different():
+    looks = {(figures.PALETTE[i % len(figures.PALETTE)], figures.marker_of(i)) for i in range(30)}
+    assert len(looks) == 30
+
+
 def test_numbers_are_written_with_their_spread():
     assert report.number(162.0) == "162.0" and report.number(0.0472) == "0.04720" and report.number(12_345) == "12,345"
     assert report.number({"mean": 1.5, "sd": 0.25}) == "1.500 ± 0.25" and report.number(None) == "–"
