@@ -8,6 +8,7 @@ stated beforehand. In the end the nearest training images of the samples show wh
 [2] Radford et al. 2016, arXiv:1511.06434
 """
 import dataclasses
+import functools
 import math
 import sys
 import time
@@ -146,19 +147,16 @@ def train_one(bench, settings, train, test, real, features, seed):
     """engine.Fitted of the two networks for one seed; `kept` has a dict an epoch, see _watch."""
     with engine.seeded(seed, 1):
         modules = {"generator": Generator(settings), "discriminator": Discriminator(settings)}
-    optimizers = {name: torch.optim.Adam(module.parameters(), settings.rate, settings.betas)
-                  for name, module in modules.items()}
+    make = getattr(torch.optim, settings.optimizer)
+    optimizers = {name: make(module.parameters(), settings.rate, settings.betas) for name, module in modules.items()}
     about = {key: getattr(settings, key) for key in (
         "side", "noise", "width", "slope", "spread", "rate", "measure_every", "diversity_images", "judged",
         "neighbours", "feature_steps")}
     about.update(model="dcgan", betas=list(settings.betas), held_out=engine.fingerprint(test))
-
-    def watch(modules, epoch):
-        return _watch(modules, epoch, settings, train, test, real, features, seed)
-
     # channels_last: 76 images a second in place of 70, on one core
     return engine.fit(bench, f"gan_seed{seed}", modules, optimizers, None, train, None, epochs=settings.epochs,
-                      batch=settings.batch, seed=seed, about=about, update=update, each_epoch=watch, channels_last=True)
+                      batch=settings.batch, seed=seed, about=about, update=update, channels_last=True,
+                      each_epoch=lambda *now: _watch(*now, settings, train, test, real, features, seed))
 
 
 def _watch(modules, epoch, settings, train, test, real, features, seed):
@@ -208,7 +206,7 @@ def real_values(settings, train, test, features, seed):
     """What samples are compared with: the features of held-out images, what as many training images get in the
     samples' place, and the looks of the held-out ones."""
     held, trained = compared(train, test, seed)
-    real = {"images": len(held), "features": features(held)}
+    real = {"images": len(held), "in_pairs": min(settings.diversity_images, len(held)), "features": features(held)}
     return {**real, **measure(trained, real, features, settings), **looks(held, settings)}
 
 
@@ -234,31 +232,38 @@ def collapse_signs(row, real, settings):
 
 
 def criterion(settings):
-    """The words for collapse_signs."""
-    return (f"Collapse is called where the mean distance of two samples is below {settings.little_diversity:.0%} of "
-            f"that of two held-out images, or the recall below {settings.little_recall:.0%} of that of training "
-            "images.").replace("%", " %")
+    """The words for collapse_signs and what verdict makes of them."""
+    return (f"Signs of collapse: a mean distance of two samples below {settings.little_diversity:.0%} of that of two "
+            f"held-out images, or a recall below {settings.little_recall:.0%} of that of training images. They count "
+            "after a measured epoch without any; before the first of these: not learnt yet.").replace("%", " %")
 
 
 def verdict(rows, history, real, settings):
-    """{"since": the measured epoch from which on all show signs of collapse, or None; "epochs": all that do; "won":
-    the epochs with a discriminator's loss of next to nothing; "text"} of one training."""
+    """{"unlearnt": the measured epochs with signs before the first without; "epochs": those after it; "since": the one
+    from which on all show signs, or None; "won": the epochs with a discriminator's loss of next to nothing; "text"} of
+    one training. Where no epoch is without, none is in either list."""
     signs = {row["epoch"]: collapse_signs(row, real, settings) for row in rows}
-    epochs, sound = [[epoch for epoch, found in signs.items() if bool(found) == wanted] for wanted in (True, False)]
-    lasting = [epoch for epoch in epochs if not sound or epoch > sound[-1]]
-    if lasting:
-        kinds = sorted({kind for epoch in lasting for kind in signs[epoch]})
-        text = (f"collapse: from epoch {lasting[0]}{'' if sound else ', the first measured,'} to the last, "
-                f"by {' and '.join(kinds)}")
+    sound = [epoch for epoch, found in signs.items() if not found]
+    early = [epoch for epoch in signs if sound and epoch < sound[0]]
+    epochs = [epoch for epoch, found in signs.items() if sound and found and epoch > sound[0]]
+    lasting = [epoch for epoch in epochs if epoch > sound[-1]]
+    kinds = " and ".join(sorted({kind for epoch in (lasting if sound else signs) for kind in signs[epoch]}))
+    if not sound:
+        text = ("collapse: no measured epoch is free of signs: too little learnt to tell, or collapsed from the start; "
+                f"by {kinds}")
+    elif lasting:
+        text = f"collapse: from epoch {lasting[0]} to the last, by {kinds}"
     elif epochs:
         text = (f"collapse: no sign in the end; signs at {len(epochs)} of {len(rows)} measured epochs, the last of "
                 f"them epoch {epochs[-1]}")
     else:
-        text = f"collapse: no sign at {len(rows)} measured epochs"
+        text = f"collapse: no sign at {len(rows) - len(early)} measured epochs"
+    if early:
+        text += f"; not learnt yet at {len(early)} before epoch {sound[0]}"
     won = [row["epoch"] for row in history if row["train"]["discriminator"] < settings.little_loss]
     text += (f". The discriminator's loss is below {settings.little_loss} nats in {len(won)} of {len(history)} epochs"
              + (f", first in epoch {won[0]}." if won else "."))
-    return {"since": lasting[0] if lasting else None, "epochs": epochs, "won": won, "text": text}
+    return {"unlearnt": early, "epochs": epochs, "since": lasting[0] if lasting else None, "won": won, "text": text}
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -303,8 +308,8 @@ def draw(fitted, rows, index, settings, train, test, real, seed, signature):
              "diversity": measured("mean pairwise L2", "held-out", "diversity"),
              "sharpness": measured("variance of the Laplacian", "held-out", "sharpness")})),
             "Four panels against epochs: FID, precision and recall, diversity, sharpness of samples and of real ones.",
-            f"{real['images']:,} samples at each measured epoch, of the same noise, against as many held-out images. "
-            "Dashed: what real images get."),
+            f"{real['images']:,} samples at each measured epoch, of the same noise, against as many held-out images; "
+            f"diversity: the first {real['in_pairs']} of each. Dashed: what real images get."),
         Picture("samples", sheets({f"samples after epoch {epochs}": drawn, "held-out images": test.pixels[some]}),
                 f"Two sheets: {len(drawn)} samples of the generator, and {len(some)} held-out images.",
                 f"The first {len(drawn)} samples, not selected, beside held-out images drawn at random."),
@@ -323,30 +328,46 @@ def draw(fitted, rows, index, settings, train, test, real, seed, signature):
 
 ROWS = (  # title, how to read it, key, what stands beside it
     ("FID", "lower is better", "fid", "training images"),
-    ("FID of Inception features", "lower is better; fewer than 2,048 images inflate it", "inception_fid",
-     "training images"),
+    ("FID of Inception features", "lower is better; inflated below 2,048 images", "inception_fid", "training images"),
     ("precision", "samples among held-out images, higher is better", "precision", "training images"),
     ("recall", "held-out images among samples, higher is better", "recall", "training images"),
     ("diversity, mean pairwise L2", "near that of real images", "diversity", "held-out"),
     ("sharpness, variance of the Laplacian", "near that of real images", "sharpness", "held-out"),
     ("distance to the nearest training image, pixels", "ratio of the medians", "pixels_ratio", "held-out"),
-    ("  closer than 99 % of held-out images, pixels", "share of the samples", "pixels_closer", "held-out"),
+    ("  within that of the nearest 1 %, pixels", "near that of real images", "pixels_closer", "held-out"),
     ("distance to the nearest training image, features", "ratio of the medians", "features_ratio", "held-out"),
-    ("  closer than 99 % of held-out images, features", "share of the samples", "features_closer", "held-out"),
+    ("  within that of the nearest 1 %, features", "near that of real images", "features_closer", "held-out"),
     ("D(x) of training images", "0.5 cannot tell", "judged_train", ""),
     ("D(x) of held-out images", "near that of training images", "judged_test", ""),
     ("training", "seconds", "seconds", ""))
 
 
+def more_or_fewer(interval, other):
+    """How a share compares with another, in words, by their intervals: it is said where these do not meet."""
+    return "more" if interval[0] > other[1] else "fewer" if interval[1] < other[0] else "not surely more or fewer"
+
+
 def _copying_text(numbers, n):
     parts = []
     for space in ("pixels", "features"):
-        interval = numbers[f"{space}_interval"]
-        which = "more" if interval[0] > 0.01 else "fewer" if interval[1] < 0.01 else "not surely more or fewer"
-        parts.append(f"by {space} {report.share(numbers[f'{space}_closer'], interval)}, {which} than 1 %")
-    return (f"The share of {n:,} samples of the first seed that are nearer to a training image than all but the "
-            f"nearest 1 % of the held-out images are, with its 95 % interval: {'; '.join(parts)}. A smooth picture is "
-            "near to many others in pixels without being a copy, so the neighbours below are to be looked at.")
+        interval, other = numbers[f"{space}_interval"], numbers[f"{space}_real_interval"]
+        parts.append(f"by {space} {report.share(numbers[f'{space}_closer'], interval)} of the samples, "
+                     f"{more_or_fewer(interval, other)} than of held-out images, "
+                     f"{report.share(numbers[f'{space}_real'], other)}")
+    return ("The nearest 1 % of one half of the held-out images set a distance to the training images. Within it lie, "
+            f"of {n:,} samples of the first seed and of the other half, with 95 % intervals: {'; '.join(parts)}. More "
+            "or fewer is said where the intervals do not meet. A smooth picture is near to many others in pixels "
+            "without being a copy, so the neighbours below are to be looked at.")
+
+
+def _judge_text(judge, guessing):
+    right, learnt = report.share(judge["accuracy"], judge["interval"]), report.share(judge["train_accuracy"])
+    weak = (" The held-out share is less than halfway from guessing to always right: FID, precision and recall, and a "
+            "sign of collapse by recall, decide little here; diversity and the neighbours are to be looked at.")
+    return ("FID, precision and recall: features of a classifier trained on the training images to tell "
+            f"{judge['what']}; after {judge['epochs']} epochs {right} right on the held-out ones (95 % interval; "
+            f"guessing: {report.share(guessing)}), {learnt} on those it learnt from. What it cannot tell, its features "
+            "do not tell either." + weak * (judge["accuracy"] < (1 + guessing) / 2))
 
 
 def sections(results, pictures):
@@ -356,26 +377,26 @@ def sections(results, pictures):
     first = results["measured"][str(seeds[0])]
     best = min(first, key=lambda row: row["fid"])
     numbers = Table(
-        f"{n:,} samples against {n:,} held-out images; "
+        f"{n:,} samples against {n:,} held-out images, diversity by the first {real['in_pairs']} of each; "
         f"{'one seed' if len(seeds) == 1 else f'mean ± standard deviation of {len(seeds)} seeds'}.",
         ["measure", "GAN", "real images", "how to read it"],
         [[title, report.number(found[key]), f"{beside} {report.number(real[key])}" if beside else "", reading]
          for title, reading, key, beside in ROWS if key in found])
     keys = [key for key in first[0] if key != "epoch"]
+    early = results["collapse"][str(seeds[0])]["unlearnt"]
     through = Table(f"Seed {seeds[0]}, every measured epoch.", ["epoch", "FID", *keys[1:], "sign of collapse"], [
         [row["epoch"], *(report.number(row[key], 3) for key in keys),
-         " and ".join(collapse_signs(row, real, settings)) or "none"] for row in first])
+         (" and ".join(collapse_signs(row, real, settings)) or "none") + ", not learnt yet" * (row["epoch"] in early)]
+        for row in first])
     return [
         Section("What was measured", [
             f"The GAN was trained on {about['train']:,} images; {about['held_out']:,}, which a GAN is usually given "
             "too, were held out, so that FID and neighbours can be compared with what real images get.",
-            f"FID, precision and recall: features of a classifier trained on the training images to tell "
-            f"{judge['what']}, {report.share(judge['accuracy'], judge['interval'])} right on the held-out ones (95 % "
-            f"interval; guessing: {report.share(results['guessing'])}); what it cannot tell, its features do not tell "
-            f"either. Beside them stands what {n:,} training images get in the samples' place, which the classifier "
-            "has seen. They are comparable within this report alone, not with those of Inception features. Precision: "
-            "the share of samples within the held-out images' neighbourhoods; recall: the share of held-out images "
-            f"within the samples'; a neighbourhood reaches to the k-th nearest of its kind, k = {settings.neighbours}.",
+            _judge_text(judge, results["guessing"]),
+            f"Beside them: what {n:,} training images, which the classifier has seen, get in the samples' place. "
+            "All are comparable within this report alone, not with those of Inception features. Precision: the share "
+            "of samples within the held-out images' neighbourhoods; recall: the share of held-out images within the "
+            f"samples'; a neighbourhood reaches to the k-th nearest of its kind, k = {settings.neighbours}.",
             f"Lowest FID of seed {seeds[0]}: {report.number(best['fid'])} at epoch {best['epoch']}; the table is of "
             "the last epoch, which was not chosen by it."], [numbers]),
         Section("Collapse", [criterion(settings),
@@ -406,9 +427,7 @@ def run(args):
     seeds = range(args.seed, args.seed + args.seeds)
     net, judge = metrics.train_feature_net(bench, train, test, settings.feature_steps, seed=args.seed)
 
-    def features(images):
-        return engine.mapped(net.features, images)
-
+    features = functools.partial(engine.mapped, net.features)
     real = real_values(settings, train, test, features, args.seed) if bench.leads else None
     fits = {seed: train_one(bench, settings, train, test, real, features, seed) for seed in seeds}
     if not bench.leads:
@@ -419,6 +438,10 @@ def run(args):
         held, trained = map(inception, compared(train, test, args.seed))
         real.update(inception=held, inception_fid=metrics.fid(held, trained))
     measured = {seed: [kept["measured"] for kept in fits[seed].kept if kept["measured"]] for seed in seeds}
+    for seed, fit in fits.items():
+        if not fit.kept[-1]["measured"]:  # it was to be a longer training when it came to this epoch
+            drawn = samples(fit.modules["generator"], real["images"], seed)
+            measured[seed].append({"epoch": settings.epochs, **measure(drawn, real, features, settings)})
     finals = {seed: final_numbers(fits[seed], measured[seed], real, features, inception, train, test, seed)
               for seed in seeds}
     first = finals[args.seed][0]
@@ -428,12 +451,13 @@ def run(args):
     results = {
         **report.run_facts(args, bench, settings, train, test, how),
         "numbers": {key: metrics.mean_and_sd([finals[seed][0][key] for seed in seeds]) for key in first
-                    if not key.endswith("_interval")},
+                    if not key.endswith(("_interval", "_real"))},
         "measured": {str(seed): rows for seed, rows in measured.items()},
         "collapse": collapse, "criterion": criterion(settings), "features": judge,
         "copying": {key: value for key, value in first.items() if key.startswith(("pixels", "features"))},
         "guessing": metrics.majority_baseline(train.labels, test.labels) if "classes" in judge["what"] else 0.25,
-        "real": {"pixels_closer": 0.01, "features_closer": 0.01, "pixels_ratio": 1.0, "features_ratio": 1.0,
+        "real": {"pixels_closer": first["pixels_real"], "features_closer": first["features_real"],
+                 "pixels_ratio": 1.0, "features_ratio": 1.0,
                  **{key: value for key, value in real.items() if key not in ("features", "inception")}},
         "history": {str(seed): fit.history for seed, fit in fits.items()},
         "judged": {str(seed): [{part: kept[part] for part in ("train", "test")} for kept in fit.kept]
