@@ -121,6 +121,7 @@ def rows_figure(rows):
     """Rows {name: images (n, C, H, W) in [0, 1]} one below the other, such as originals and reconstructions."""
     n = len(next(iter(rows.values())))
     figure = new_figure(PAGE, 0.2 + (PAGE - 1.0) / n * len(rows))
+    figure.get_layout_engine().set(w_pad=0.12)  # images of a fixed shape leave long names too little room
     axes = figure.subplots()
     sheet = mosaic(np.concatenate([np.asarray(images) for images in rows.values()]), n, gap=2)
     height = sheet.shape[0] / len(rows)
