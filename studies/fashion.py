@@ -74,13 +74,13 @@ class ConvVAE(nn.Module):
         more = {**options, "output_padding": kernel % 2}
         features = settings.side // 4 * (settings.side // 4) * second
         self.encoder = nn.Sequential(  # no bias before a norm, which would take it away again
-            nn.Conv2d(1, first, kernel, bias=False, **options), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
-            nn.Conv2d(first, second, kernel, bias=False, **options), nn.BatchNorm2d(second), nn.ReLU(inplace=True))
+            nn.Conv2d(1, first, kernel, bias=False, **options), nn.BatchNorm2d(first), nn.ReLU(),
+            nn.Conv2d(first, second, kernel, bias=False, **options), nn.BatchNorm2d(second), nn.ReLU())
         self.to_posterior = nn.Linear(features, 2 * self.latent)
         self.from_latent = nn.Linear(self.latent, features)
         self.decoder = nn.Sequential(  # a norm here as well would hide from the decoder where the latents lie
-            nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(second, first, kernel, bias=False, **more), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
+            nn.ReLU(),
+            nn.ConvTranspose2d(second, first, kernel, bias=False, **more), nn.BatchNorm2d(first), nn.ReLU(),
             nn.ConvTranspose2d(first, 1, kernel, **more))
 
     def posterior(self, x):
