@@ -456,8 +456,7 @@ def sections(results, pictures):
 
 def add_arguments(parser):
     """--inception."""
-    parser.add_argument("--inception", metavar="WEIGHTS",
-                        help="file of torch-fidelity's Inception weights: FID with these features as well")
+    metrics.add_inception_flag(parser)
 
 
 def run(args):

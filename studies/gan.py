@@ -411,9 +411,8 @@ def sections(results, pictures):
 # --------------------------------------------------------------------------------------------------------- command line
 
 def add_arguments(parser):
-    """The flag of this study."""
-    parser.add_argument("--inception", metavar="WEIGHTS",
-                        help="also the FID of Inception features, by this file of weights for torch-fidelity")
+    """--inception."""
+    metrics.add_inception_flag(parser)
 
 
 def run(args):
@@ -422,7 +421,8 @@ def run(args):
     settings = Settings(**(QUICK if args.quick else {}))
     settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs)
     train, test, how = data.for_study(args, settings, 3)
-    inception = metrics.inception_features(args.inception) if args.inception else None
+    if args.inception:
+        metrics.inception_features(args.inception)  # what is wrong with it should be told before hours of training
     bench = engine.open_bench(args.out, args.device, args.devices, args.precision, args.resume)
     seeds = range(args.seed, args.seed + args.seeds)
     net, judge = metrics.train_feature_net(bench, train, test, settings.feature_steps, seed=args.seed)
@@ -434,6 +434,7 @@ def run(args):
         return 0
 
     print("measuring", file=sys.stderr)
+    inception = metrics.inception_features(args.inception, bench.fabric.device) if args.inception else None
     if inception:
         held, trained = map(inception, compared(train, test, args.seed))
         real.update(inception=held, inception_fid=metrics.fid(held, trained))

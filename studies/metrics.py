@@ -69,6 +69,12 @@ def _turning_step(modules, batch):
     return {"loss": F.cross_entropy(logits, turns), "error": (logits.argmax(1) != turns).float().mean()}
 
 
+def add_inception_flag(parser):
+    """--inception, for the studies whose FID others publish by such features."""
+    parser.add_argument("--inception", metavar="WEIGHTS",
+                        help="torch-fidelity's file of Inception weights: FID with these features as well")
+
+
 def inception_features(weights, device="cpu", batch=50):
     """A function from images (N, 1 or 3, H, W), uint8 or float in [0, 1], to their Inception features (N, 2048), by
     torch-fidelity's network and the file of weights that the user names; nothing is downloaded. Raises InputError."""

@@ -451,9 +451,7 @@ def sections(results, pictures):
 
 def add_arguments(parser):
     """--inception."""
-    parser.add_argument("--inception", metavar="WEIGHTS",
-                        help="torch-fidelity's file of Inception weights: adds the FID that others publish, of at most "
-                             "1,000 images")
+    metrics.add_inception_flag(parser)
 
 
 def run(args):

@@ -3,6 +3,7 @@ import html
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 import types
@@ -294,16 +295,19 @@ def test_the_report_holds_every_picture_and_says_what_was_found(studied):
         assert html.escape(words) in text, words
 
 
+def _stopping(watch, last):
+    """gan._watch, interrupted when the epoch `last` has been trained."""
+    def stop(modules, epoch, *rest):
+        if epoch == last:
+            raise KeyboardInterrupt
+        return watch(modules, epoch, *rest)
+    return stop
+
+
 def test_a_resumed_study_gives_the_numbers_of_an_uninterrupted_one(studied, unlabelled, tmp_path, monkeypatch):
     words = ["gan", str(unlabelled), "--out", str(tmp_path), "--quick", "--epochs", "3", "--device", "cpu"]
     watch = gan._watch
-
-    def stop(modules, epoch, *rest):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return watch(modules, epoch, *rest)
-
-    monkeypatch.setattr(gan, "_watch", stop)
+    monkeypatch.setattr(gan, "_watch", _stopping(watch, 2))
     assert command.main(words) == 130
     monkeypatch.setattr(gan, "_watch", watch)
     assert command.main([*words, "--resume"]) == 0
@@ -321,14 +325,7 @@ def test_a_resumed_study_gives_the_numbers_of_an_uninterrupted_one(studied, unla
 
 def test_a_study_resumed_to_end_on_an_epoch_not_measured_measures_it(studied, unlabelled, tmp_path, monkeypatch):
     words = ["gan", str(unlabelled), "--out", str(tmp_path), "--quick", "--device", "cpu"]
-    watch = gan._watch
-
-    def stop(modules, epoch, *rest):
-        if epoch == 4:
-            raise KeyboardInterrupt
-        return watch(modules, epoch, *rest)
-
-    monkeypatch.setattr(gan, "_watch", stop)
+    monkeypatch.setattr(gan, "_watch", _stopping(gan._watch, 4))
     assert command.main([*words, "--epochs", "5"]) == 130
     assert command.main([*words, "--epochs", "3", "--resume"]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["measured"]["0"] == studied.results["measured"]["0"]
@@ -353,3 +350,15 @@ def test_bad_input_gives_one_line_and_exit_code_2(unlabelled, tmp_path, capsys):
         assert command.main(["gan", *map(str, words), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
         error = capsys.readouterr().err
         assert expected in error and error.count("\n") == 1 and "expected" in error
+
+
+def test_inception_features_add_a_row(studied, monkeypatch, tmp_path):
+    """With a stand-in for the network; the trained one of the study is taken up."""
+    shutil.copytree(str(studied.folder), str(tmp_path / "out"))
+    asked, words = [], [str(tmp_path / "out") if word == str(studied.folder) else word for word in studied.words]
+    monkeypatch.setattr(metrics, "inception_features", lambda *given: asked.append(given) or (
+        lambda images: images.flatten(1)[:, ::97].float()))
+    assert command.main([*words, "--resume", "--inception", "weights.pth"]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert asked == [("weights.pth",), ("weights.pth", torch.device("cpu"))]
+    assert found["numbers"]["inception_fid"]["mean"] > found["real"]["inception_fid"] > 0
