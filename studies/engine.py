@@ -78,6 +78,8 @@ def open_bench(folder, device="auto", devices=1, precision="32-true", resume=Fal
         raise InputError(f"{folder}: expected a folder for the results, found: {one_line(error)}") from None
     if not os.access(str(folder), os.W_OK):
         raise InputError(f"{folder}: expected a folder to write in, found one closed to writing")
+    if kind == "cpu":  # Fabric sets it to 1, and then every step of Adam looks for NVIDIA's library on the disk
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     # Buffers that are broadcast before each forward would change under a loss that looks through one network twice.
     strategy = DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto"
     fabric = Fabric(accelerator=kind, devices=devices, precision=precision, strategy=strategy)

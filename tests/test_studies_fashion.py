@@ -2,7 +2,10 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +15,30 @@ from PIL import Image
 from studies import __main__ as command
 from studies import data, engine, fashion, figures, losses, metrics
 
+ROOT = Path(__file__).resolve().parent.parent
 STILLS = {"loss_curves", "reconstructions", "samples", "frozen_mean", "beta_curves", "beta_images", "beta_samples",
           "beta_latents"}
 MOVING = {"beta_0.1", "beta_0.5", "beta_1.0"}
+TINY = {**fashion.QUICK, "feature_steps": 12, "scatter_points": 40, "diversity_images": 60}
+TWO = """
+import dataclasses, json, sys
+from studies import data, engine, fashion
+
+
+def history(drawings, folder, devices):
+    # Small steps down the gradient: those of Adam, at first g / |g|, make much of the rounding of a small g.
+    settings = dataclasses.replace(fashion.Settings(), optimizer="SGD", rate=1e-5, batch=35)
+    train, test, _ = data.read_split([drawings], settings.side, 1)
+    bench = engine.open_bench(folder, "cpu", devices, quiet=True)
+    fitted = fashion.train_one(bench, "vae", settings, train, test, 0, settings.latent, 0.5, 3)
+    return fitted.history if bench.leads else None
+
+
+if __name__ == "__main__":
+    rows = history(sys.argv[1], sys.argv[2], 2)
+    if rows:
+        print(json.dumps(rows))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +58,7 @@ def studied(drawings, tmp_path_factory):
 
     def study(*more):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fashion, "QUICK", {**fashion.QUICK, "feature_steps": 12, "scatter_points": 40,
-                                             "diversity_images": 60})
+            patch.setattr(fashion, "QUICK", TINY)
             patch.setattr(metrics, "inception_features", lambda *words: asked.append(words) or (
                 lambda images: engine.mapped(lambda x: x.flatten(1)[:, ::97], images)))
             return command.main(["fashion", *words, *more])
@@ -233,6 +256,21 @@ def test_an_interrupted_training_goes_on_to_the_weights_and_frames_of_an_uninter
     some = data.at_most(images, 30, 3).pixels.float() / 255
     mean, log_variance = model.posterior(some)
     assert after["kl"] == pytest.approx(losses.kl_to_standard_normal(mean, log_variance).mean().item(), rel=1e-4)
+
+
+def test_two_processes_give_the_losses_of_one(drawings, tmp_path, environment):
+    (tmp_path / "two.py").write_text(TWO)
+    words = [sys.executable, str(tmp_path / "two.py"), str(drawings), str(tmp_path / "two")]
+    process = subprocess.run(words, cwd=str(tmp_path), env={**environment, "PYTHONPATH": str(ROOT)},
+                             capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr[-2000:]
+    names = {"__name__": "one"}
+    exec(TWO, names)
+    alone, together = names["history"](drawings, tmp_path / "one", 1), json.loads(process.stdout.splitlines()[-1])
+    assert alone[2]["test"]["loss"] < alone[0]["test"]["loss"]
+    for one, two in zip(alone, together):
+        for part in ("train", "test"):
+            assert two[part] == pytest.approx(one[part], rel=2e-4), (one["epoch"], part)
 
 
 def test_bad_input_gives_one_line_and_exit_code_2(drawings, tmp_path, capsys):
