@@ -694,3 +694,24 @@ def test_time_that_reading_used_up_still_gives_a_model(bird, bird_call, bird_dat
     found = bird_call(*words, "--minutes", "1")
     assert (found.code, found.err) == (0, "")
     assert bird_call(bird_data.test, "test", "bird.pth").code == 0
+
+
+def test_the_last_figure_takes_no_time_that_is_not_there(bird, bird_call, bird_data, words, monkeypatch, tmp_path):
+    """It is then of some of the photos that were set aside, of whatever class."""
+    for name in bird_data.classes:
+        for number in range(6):
+            shutil.copytree(str(bird_data.train / name), str(tmp_path / "many" / name / str(number)))
+    seconds, predict = [0.0], bird.predict_probabilities
+
+    def slow(*args):
+        seconds[0] += 90
+        return predict(*args)
+
+    monkeypatch.setattr(bird.time, "monotonic", lambda now=bird.time.monotonic: now() + seconds[0])
+    monkeypatch.setattr(bird, "predict_probabilities", slow)
+    found = bird_call(tmp_path / "many", *words[1:], "--epochs", "1", "--minutes", "1")
+    assert (found.code, found.err) == (0, "")
+    history = json.loads((tmp_path / "bird_history.json").read_text())
+    matrix = np.array(history["validation"]["confusion"])
+    assert 1.5 <= history["minutes"] < 3 and matrix.sum() == 128 < len(history["split"]["validation"])
+    assert "on 128 photos" in found.out and (matrix.sum(1) > 0).all()
