@@ -12,8 +12,8 @@ case $goal in
     *) echo "install.sh: expected nothing, 'demo' or 'test', found '$goal'" >&2; exit 2 ;;
 esac
 python=${PYTHON:-$(command -v python3 || command -v python || echo python3)}
-if ! "$python" -c 'import sys; sys.exit(not (3, 8) <= sys.version_info < (3, 14))' 2>/dev/null; then
-    echo "install.sh: expected Python 3.8 to 3.13 as python3 (or name one in PYTHON), found '$python'" >&2
+if ! "$python" -c 'import sys; sys.exit(not (3, 8) <= sys.version_info < (3, 15))' 2>/dev/null; then
+    echo "install.sh: expected Python 3.8 to 3.14 as python3 (or name one in PYTHON), found '$python'" >&2
     exit 2
 fi
 
