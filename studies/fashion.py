@@ -454,9 +454,7 @@ def sections(results, pictures):
 
 # --------------------------------------------------------------------------------------------------------- command line
 
-def add_arguments(parser):
-    """--inception."""
-    metrics.add_inception_flag(parser)
+add_arguments = metrics.add_inception_flag
 
 
 def run(args):
