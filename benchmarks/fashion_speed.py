@@ -3,8 +3,9 @@
     python -m benchmarks.fashion_speed [DATA] [--rounds 3] [--images 20000]
 
 The usual loop: a torchvision dataset with ToTensor, DataLoader with a worker a core, float32. The loops alternate; a
-ratio is of the medians of their epochs, the first epoch of each left out. DATA: FashionMNIST (default) or any other
-name or idx folder that the studies take.
+ratio is of the medians of their epochs, the first epoch of each left out. Beside them stands the speed of the network's
+arithmetic, and that of a large matrix product, which is as fast as the machine gets. DATA: FashionMNIST (default) or
+any other name or idx folder that the studies take.
 """
 import argparse
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
 from studies import data, engine, fashion, losses
@@ -62,6 +64,26 @@ def our_epochs(folder, images, settings, precision, epochs):
     return [end - begin for begin, end in zip(ends, ends[1:])]
 
 
+def operations(settings):
+    """Floating-point operations of one image's forward and backward pass, by the convolutions and linear layers."""
+    model, counter = fashion.ConvVAE(settings), FlopCounterMode(display=False)
+    with counter:
+        x = torch.rand(2, 1, settings.side, settings.side)
+        logits, mean, log_variance = model(x, torch.randn(2, settings.latent))
+        losses.negative_elbo(logits, x, mean, log_variance)[0].sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def product_speed(dtype, side=1024, repeats=50):
+    """Floating-point operations a second of the fastest of some products of two square matrices."""
+    a, b, seconds = *torch.randn(2, side, side).to(dtype), []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * side ** 3 / min(seconds)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="FashionMNIST")
@@ -80,11 +102,15 @@ def main():
                 seconds["usual"] += apart.submit(usual_epochs, folder, settings, workers, 2).result()
                 for name, precision in names.items():
                     seconds[name] += our_epochs(folder, images, settings, precision, 2)
-    usual = statistics.median(seconds["usual"])
+    usual, each = statistics.median(seconds["usual"]), operations(settings)
+    products = {dtype: product_speed(dtype) for dtype in (torch.float32, torch.bfloat16)}
     for name, values in seconds.items():
         median = statistics.median(values)
         print(f"{name:18} {median:6.2f} s an epoch ({min(values):.2f} to {max(values):.2f}), "
-              f"{len(images) / median:7,.0f} images/s, {usual / median:.2f} times as fast as usual")
+              f"{len(images) / median:7,.0f} images/s, {usual / median:.2f} times as fast as usual, "
+              f"{each * len(images) / median / 1e9:.0f} GFLOP/s")
+    print("a product of matrices: "
+          + ", ".join(f"{speed / 1e9:.0f} GFLOP/s in {dtype}" for dtype, speed in products.items()))
 
 
 if __name__ == "__main__":
