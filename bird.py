@@ -114,8 +114,8 @@ def _is_photo(name):
 
 def _subfolders(folder):
     try:
-        return sorted(entry.name for entry in os.scandir(folder)
-                      if entry.is_dir() and not _is_hidden(entry.name))
+        return sorted(name for name in os.listdir(folder)
+                      if not _is_hidden(name) and os.path.isdir(os.path.join(folder, name)))
     except OSError as error:
         raise InputError(f"{folder}: expected a readable folder, found: {error.strerror}") from None
 
@@ -145,6 +145,9 @@ def list_test_photos(path):
     """Class names and (path, class index or None) of the photos of class folders, of a flat folder or of one photo.
     Raises InputError when there is none."""
     if os.path.isfile(path):
+        if not path.lower().endswith(PHOTO_ENDINGS):
+            raise InputError(f"{path}: expected a folder of photos or one photo ({' '.join(PHOTO_ENDINGS)}), found "
+                             "another file")
         return [], [(path, None)]
     classes, photos = list_photos(path)
     if not photos:
@@ -158,6 +161,8 @@ def list_test_photos(path):
 def read_photo(path, side):
     """Photo of any kind and size -> uint8 (3, side, side) in RGB, upright, squeezed to a square. A truncated file
     gives what it has. Raises OSError or ValueError for what is no photo."""
+    if not os.path.isfile(path):  # a pipe of that name would be waited for without end
+        raise OSError("no file")
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     Image.MAX_IMAGE_PIXELS = None  # ours is below
     with Image.open(path) as image:
@@ -168,7 +173,7 @@ def read_photo(path, side):
             if image.getexif().get(0x0112, 1) != 1:
                 image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits, which `convert` would clip
-            pixels = np.asarray(image, dtype=np.float32)
+            pixels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
             top = max(1.0 if image.mode == "F" else 255.0, float(pixels.max()))
             top = next(bits for bits in (1.0, 255.0, 65535.0, math.inf) if top <= bits)
             top = float(pixels.max()) if top == math.inf else top
@@ -657,14 +662,18 @@ def classify(model, paths, workers, views=TEST_VIEWS, batch=128):
     unreadable, starts = [], range(0, len(paths), batch)
     with ThreadPoolExecutor(workers) as pool:
         ahead = [pool.submit(_try_photo, path, side) for path in paths[:batch]]
-        for start in starts:
-            photos = [job.result() for job in ahead]
-            ahead = [pool.submit(_try_photo, path, side) for path in paths[start + batch:start + 2 * batch]]
-            there = [row for row, photo in enumerate(photos) if photo is not None]
-            unreadable += [start + row for row, photo in enumerate(photos) if photo is None]
-            if there:
-                stack = torch.from_numpy(np.stack([photos[row] for row in there]))
-                labels[start + np.array(there)] = predict_probabilities(model, stack, views).argmax(1).numpy()
+        try:
+            for start in starts:
+                photos = [job.result() for job in ahead]
+                ahead = [pool.submit(_try_photo, path, side) for path in paths[start + batch:start + 2 * batch]]
+                there = [row for row, photo in enumerate(photos) if photo is not None]
+                unreadable += [start + row for row, photo in enumerate(photos) if photo is None]
+                if there:
+                    stack = torch.from_numpy(np.stack([photos[row] for row in there]))
+                    labels[start + np.array(there)] = predict_probabilities(model, stack, views).argmax(1).numpy()
+        finally:
+            for job in ahead:  # one who interrupts should not wait for them
+                job.cancel()
     return labels, unreadable
 
 
@@ -673,9 +682,11 @@ def classify(model, paths, workers, views=TEST_VIEWS, batch=128):
 def check_output(path, *others):
     """Raises InputError unless a file can be written at `path` without loss of `others`: better before the training
     than after."""
-    if os.path.realpath(path) in map(os.path.realpath, others):
-        raise InputError(f"{path}: expected a file of its own to write, found the same name twice")
-    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.realpath(path) in map(os.path.realpath, (*others, __file__)):
+        raise InputError(f"{path}: expected a file of its own to write, found one that is read or written besides")
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.basename(path):
+        raise InputError(f"'{path}': expected the name of a file to write, found none")
     if not os.path.isdir(folder):
         raise InputError(f"{path}: expected an existing folder, found none at {folder}")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -850,7 +861,8 @@ def train_command(args, say):
     changed = {"epochs": args.epochs, "image_size": args.image_size}
     recipe = dataclasses.replace(Recipe(), seed=args.seed, **{k: v for k, v in changed.items() if v is not None})
     names = [os.path.relpath(path, args.dataset).replace(os.sep, "/") for path, _ in photos]
-    settings = {**dataclasses.asdict(recipe), "margin": MARGIN}
+    settings = {**dataclasses.asdict(recipe), "margin": MARGIN, "stem": STEM, "widths": WIDTHS, "depths": DEPTHS,
+                "pooling": POOLING, "batch_norm": BATCH_NORM}
     sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path, _ in photos]
     key = hashlib.sha256(json.dumps([settings, classes, names, sizes]).encode()).hexdigest()
     state = _resumed(state_path, key, args.resume, say)
@@ -923,7 +935,8 @@ def train_command(args, say):
                   "unreadable": [names[i] for i in unreadable]},
         "validation": {"average_f1": average_f1(matrix), "confusion": matrix.tolist()}, "epochs": history}
     write_files({args.model: saved_bytes(best), history_path: (json.dumps(record, indent=1) + "\n").encode()})
-    os.remove(state_path)
+    with contextlib.suppress(OSError):
+        os.remove(state_path)
     say(f"wrote {args.model} and {history_path} after {_duration(spent())}")
 
 
@@ -1001,8 +1014,7 @@ def _stop(number, frame):
 
 def main(argv=None):
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    args, before = None, {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     warnings.formatwarning = lambda message, *_, **__: f"bird.py: warning: {' '.join(str(message).splitlines())}\n"
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know the letters of a class's name
@@ -1019,9 +1031,11 @@ def main(argv=None):
         print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print("bird.py: interrupted" + ("; --resume goes on from the last epoch" if args.mode == "train" else ""),
-              file=sys.stderr)
+        print("bird.py: interrupted"
+              + ("; --resume goes on from the last epoch" if args and args.mode == "train" else ""), file=sys.stderr)
         return 128 + stopped.args[0]
+    for number, handler in before.items():  # while the interpreter ends there is nobody to catch Stopped
+        signal.signal(number, handler)
     return 0
 
 

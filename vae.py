@@ -808,9 +808,11 @@ def fit_classifier(model, images, val_images, val_labels):
 def check_output(path, *others):
     """Raises InputError unless a file can be written at `path` without loss of `others`: better before the training
     than after."""
-    if os.path.realpath(path) in map(os.path.realpath, others):
-        raise InputError(f"{path}: expected a file of its own to write, found the same name twice")
-    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.realpath(path) in map(os.path.realpath, (*others, __file__)):
+        raise InputError(f"{path}: expected a file of its own to write, found one that is read or written besides")
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.basename(path):
+        raise InputError(f"'{path}': expected the name of a file to write, found none")
     if not os.path.isdir(folder):
         raise InputError(f"{path}: expected an existing folder, found none at {folder}")
     if os.path.exists(path) and not os.path.isfile(path):

@@ -88,6 +88,12 @@ def test_folders_without_a_photo_to_test_on(refuse, bird_data, bird_untrained, o
     refuse("photos", "photos", "test", bird_untrained)
 
 
+@pytest.mark.parametrize("name", ["photos.zip", "bird.pth", "notes"])
+def test_a_file_that_is_no_photo_to_test_on(refuse, bird_untrained, old_outputs, name):
+    (old_outputs / name).write_bytes(SENTINEL)
+    refuse(name, name, "test", bird_untrained)
+
+
 @pytest.mark.parametrize("readable", [[], ["a"]], ids=["none", "one class"])
 def test_too_few_readable_photos_to_train_on(bird_call, bird_draw, train, old_outputs, readable):
     """The photos that cannot be read are warned of first."""
@@ -264,10 +270,11 @@ def test_a_bad_resume_file_is_no_obstacle_to_a_new_training(bird_call, train, bi
 
 # ------------------------------------------------------------------------------------------------------------- outputs
 
-@pytest.mark.parametrize("place", ["missing/file.pth", "folder", "bird.csv/file.pth"])
+@pytest.mark.parametrize("place", ["missing/file.pth", "folder", "bird.csv/file.pth", "", "dangling.pth"])
 def test_model_that_cannot_be_written(refuse, train, bird_data, old_outputs, place):
     """Said before the work, not after: training is not even begun."""
     (old_outputs / "folder").mkdir()
+    os.symlink("missing/bird.pth", str(old_outputs / "dangling.pth"))
     assert refuse(place, *train(bird_data.train, place)).out == ""
 
 
@@ -310,6 +317,18 @@ def test_table_over_the_model(refuse, bird_data, bird_untrained, old_outputs, ou
     os.symlink("mine.pth", str(old_outputs / "link.pth"))
     output = output.format(model="mine.pth")
     refuse(output, bird_data.test, "test", "mine.pth", "--output", output)
+
+
+@pytest.mark.parametrize("words", [
+    ("{train}", "train", "script.py"), ("{test}", "test", "{model}", "--output", "script.py")], ids=["train", "test"])
+def test_output_over_the_script_itself(bird_alone, run, bird_data, bird_untrained, old_outputs, words):
+    script = old_outputs / "script.py"
+    shutil.copy(str(bird_alone), str(script))
+    before = contents(old_outputs)
+    words = [word.format(train=bird_data.train, test=bird_data.test, model=bird_untrained) for word in words]
+    process = run(script, *words, cwd=old_outputs)
+    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1 and "script.py" in process.stderr
+    assert contents(old_outputs) == before
 
 
 def test_table_over_the_photo_that_it_is_about(refuse, bird_data, bird_untrained, old_outputs):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 EPOCHS, SIZE = 6, 48  # as in the flags of `bird_fast`
 
@@ -457,6 +459,49 @@ def test_a_signal_while_a_model_loads_is_no_broken_model(bird_call, bird_trained
     found = bird_call(bird_data.test, "test", bird_trained.model)
     assert (found.code, found.err) == (130, "bird.py: interrupted\n")
     assert _files(tmp_path) == []
+
+
+def test_interrupted_at_test_the_photos_that_wait_are_not_decoded(bird, bird_call, bird_trained, bird_draw, monkeypatch,
+                                                                  tmp_path):
+    photos = tmp_path / "photos"
+    bird_draw(photos, {f"{number:03}.jpg": 0 for number in range(200)})
+    decoded = []
+
+    def slow(path, side):
+        if len(decoded) == 3:  # by now all of a batch wait
+            os.kill(os.getpid(), signal.SIGINT)
+        decoded.append(path)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(bird, "_try_photo", slow)
+    assert bird_call(photos, "test", bird_trained.model, "--workers", "1").code == 130
+    assert len(decoded) < 50
+
+
+@pytest.mark.parametrize("key", ["WIDTHS", "POOLING"])
+def test_a_training_of_another_network_is_not_gone_on_with(bird, bird_call, half_way, words, monkeypatch, key):
+    monkeypatch.setattr(bird, key, tuple(reversed(getattr(bird, key))))
+    refused(bird_call(*words, "--resume"), "bird_resume.pth")
+
+
+def test_a_resume_file_that_vanished_costs_nothing(bird, bird_call, words, monkeypatch, tmp_path):
+    predict = bird.predict_probabilities
+
+    def late(*args):
+        (tmp_path / "bird_resume.pth").unlink()
+        monkeypatch.setattr(bird, "predict_probabilities", predict)
+        return predict(*args)
+
+    monkeypatch.setattr(bird, "predict_probabilities", late)
+    found = bird_call(*words)
+    assert (found.code, found.err) == (0, "")
+    assert _files(tmp_path) == ["bird.pth", "bird_history.json"]
+
+
+def test_afterwards_signals_are_whose_they_were(bird_call, bird_trained, bird_data):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert bird_call(bird_data.test, "test", bird_trained.model).code == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_second_ctrl_c_while_the_first_is_told_is_still_one_line(bird, bird_call, bird_trained, bird_data,

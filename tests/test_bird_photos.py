@@ -184,6 +184,14 @@ def test_floats_in_a_tiff(read, top):
     _assert_shows(photo, (values * 255)[:, None].repeat(3, 1))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_pixel_of_a_float_tiff_that_is_no_number_leaves_the_others(read, value):
+    values = _quarters(values=np.float32([25.5, 102, 178.5, 255]) / 255)
+    whole = read("a.tif", Image.fromarray(values)).astype(int)
+    values[0, 0] = value
+    assert np.abs(read("b.tif", Image.fromarray(values)) - whole).mean() < 2
+
+
 # ------------------------------------------------------------------------------------------------ orientation and size
 
 BACK = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE",
@@ -364,6 +372,19 @@ def test_empty_class_folders_keep_their_index(bird, tmp_path):
     (tmp_path / "b").mkdir()
     classes, photos = bird.list_photos(str(tmp_path))
     assert classes == ["a", "b", "c", "d"] and [label for _, label in photos] == [0, 3]
+
+
+def test_a_folder_that_links_to_itself_is_no_class(bird, tmp_path):
+    _touch(tmp_path, ["a/0.jpg"])
+    os.symlink("loop", str(tmp_path / "loop"))
+    assert bird.list_photos(str(tmp_path))[0] == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_pipe_is_a_photo_that_cannot_be_read(bird, tmp_path):
+    os.mkfifo(str(tmp_path / "pipe.jpg"))
+    with pytest.raises(OSError):
+        bird.read_photo(str(tmp_path / "pipe.jpg"), 16)
 
 
 @pytest.mark.parametrize("place", ["a/link.jpg", "link.jpg"], ids=["class folders", "flat folder"])
