@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from common.errors import InputError
+from studies import printable
 
 STUDIES = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code: what it does
     "autoencoder": "an autoencoder and a VAE of the same body, side by side",
@@ -54,7 +55,7 @@ def add_common_arguments(parser):
                         help="processes to share each batch, one a GPU (default: 1)")
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"),
                         help="of the arithmetic (default: 32-true)")
-    parser.add_argument("--signature", default="", metavar="TEXT", help="a text on every figure")
+    parser.add_argument("--signature", default="", type=printable, metavar="TEXT", help="a text on every figure")
 
 
 def main(argv=None):
@@ -75,12 +76,16 @@ def main(argv=None):
         add_common_arguments(parser)
         module.add_arguments(parser)
         args = parser.parse_args(argv[1:])
-        args.study, args.words = name, argv[1:]  # for the report, which states the command
+        args.study, args.words = name, list(map(printable, argv[1:]))  # for the report, which states the command
         return module.run(args)
     except InputError as error:
         if not follows:
             print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not (follows and "by peer" in str(error)):  # gloo's: connection reset, or closed, by peer
+            raise
+        return 1  # the first process has ended, and said why
     except KeyboardInterrupt:
         if not follows:
             print(f"python -m studies {name}: interrupted; --resume goes on from the last epoch", file=sys.stderr)

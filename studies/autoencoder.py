@@ -256,7 +256,8 @@ def sections(results, pictures):
             f"{report.share(judge['train_accuracy'])} on those it learnt from; "
             f"{results['fid_images']:,} samples against as many held-out images. Its floor is the FID of as many real "
             "training images, which the classifier has seen. It is comparable within this report alone, not with "
-            "an FID of Inception features."],
+            "an FID of Inception features." + report.weak_features(judge, results["real"]["majority"],
+                                                                   "this FID decides little here")],
             [numbers]),
         Section("Training", [], [], [pictures["loss_curves"], pictures["kl"]]),
         Section("Reconstructions and samples", [], [], [pictures["reconstructions"], pictures["samples"]]),
@@ -294,7 +295,7 @@ def run(args):
         **report.run_facts(args, bench, settings, train, test, how), "numbers": metrics.summarise(numbers),
         "history": {str(seed): {kind: fit.history for kind, fit in fits[seed].items()} for seed in seeds},
         "features": judge, "fid_images": min(len(train), len(test)),
-        "real": {"diversity": metrics.mean_pairwise_l2(real[:1000]), "sharpness": metrics.sharpness(real),
+        "real": {"diversity": metrics.diversity(real, 1000, args.seed), "sharpness": metrics.sharpness(real),
                  "majority": metrics.majority_baseline(train.labels, test.labels)},
         "parameters": {kind: sum(p.numel() for p in fit.modules[KINDS[kind][0]].parameters())
                        for kind, fit in fits[args.seed].items()}}

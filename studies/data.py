@@ -13,8 +13,9 @@ import os
 import re
 import urllib.error
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Optional
 
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image, ImageFile, ImageOps
 
 import bird
 from common.errors import InputError, one_line
+from studies import printable
 
 NAMES = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "kmnist": "KMNIST"}
 INSTALLED = {"FashionMNIST": "/usr/share/datasets/fashion-mnist"}  # Debian's dataset-fashion-mnist
@@ -78,6 +80,8 @@ def read_split(sources, side=None, channels=None, share=0.2, seed=0, labelled=Fa
     if len(sources) == 2:
         train, test, how = found["train"], _read_parts(sources[1], side, channels, cache), "a source of its own"
         test = test.get("test", test["train"])
+        if torch.equal(train.pixels, test.pixels):
+            raise InputError(f"{sources[1]}: expected other images to hold out than to train on, found the same")
     elif "test" in found:
         train, test, how = found["train"], found["test"], "the source's own test files"
     else:
@@ -115,9 +119,9 @@ def for_study(args, settings, channels, labelled=False):
 
 def require_classes(images, source):
     """Raises InputError unless there are labels of two classes or more."""
-    present = 0 if images.labels is None else len(images.labels.unique())
-    if present < 2:
-        found = "no labels" if images.labels is None else f"{present}: {_few(images.classes)}"
+    present = [] if images.labels is None else [images.classes[i] for i in images.labels.unique()]
+    if len(present) < 2:
+        found = "no labels" if images.labels is None else f"{len(present)}: {_few(present)}"
         raise InputError(f"{source}: expected labels of at least two classes, found {found}")
 
 
@@ -149,9 +153,10 @@ def _read_parts(source, side, channels, cache):
     if side is not None and side < 8:
         raise InputError(f"{source}: expected a side of 8 px or more, found {side}")
     path, name = Path(source), NAMES.get(re.sub("[^a-z]", "", source.lower()))
-    if not path.exists() and name:
+    there = os.path.exists(source)  # Path.exists raises OSError for a name that is too long
+    if not there and name:
         parts = _torchvision(name, cache)
-    elif not path.exists():
+    elif not there:
         raise InputError(f"{source}: expected a file, a folder or one of {', '.join(NAMES.values())}, "
                          "found nothing there")
     elif path.is_dir():
@@ -159,7 +164,7 @@ def _read_parts(source, side, channels, cache):
     else:
         parts = _file(path, source, side, channels)
     for part, images in parts.items():
-        if not len(images):
+        if not images.pixels.numel():
             why = f"; {len(images.skipped)} skipped, such as {images.skipped[0]}" if images.skipped else ""
             raise InputError(f"{source}: expected images, found none that can be read{why}")
         parts[part] = _fitted(images, side, channels, source)
@@ -175,12 +180,12 @@ def _file(path, source, side, channels):
     if start[:2] == b"\x1f\x8b" or start[:3] == b"\0\0\x08":
         return {"train": _idx_pair(path, _labels_beside(path))}
     if start == b"\x93NUM":
-        return {"train": _npz(path, source)}
+        return _npz(path, source)
     if start[:2] == b"PK":
         try:
             with zipfile.ZipFile(str(path)) as archive:
                 if all(name.endswith(".npy") for name in archive.namelist()):
-                    return {"train": _npz(path, source)}
+                    return _npz(path, source)
                 return _photo_parts(_ZipTree(archive), source, side, channels)
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
             raise InputError(f"{source}: expected a zip of images, found: {one_line(error)}") from None
@@ -208,8 +213,13 @@ def _torchvision(name, cache):
 
 
 def _idx_folder(folder):
-    """Images of a folder that holds the four usual names, plain or gzipped; {} of any other."""
-    parts = {}
+    """Images of a folder that holds the four usual names, plain or gzipped, itself or where torchvision puts them below
+    it; {} of any other."""
+    places = [folder, folder / "raw", *(folder / name / "raw" for name in NAMES.values())]
+    found = [place for place in places if _one_of(place, "train-images", "idx3-ubyte")]
+    if len(found) > 1 and found[0] in places[2:]:
+        raise InputError(f"{folder}: expected one set, found {_few(place.parent.name for place in found)}")
+    folder, parts = found[0] if found else folder, {}
     for part, stem in (("train", "train"), ("test", "t10k")):
         images = _one_of(folder, f"{stem}-images", "idx3-ubyte")
         if images:
@@ -258,10 +268,11 @@ def _idx(path, dimensions):
                                  f"found the header {header[:4]!r}")
             shape = tuple(int(n) for n in np.frombuffer(header[4:], ">u4"))
             expected = math.prod(shape)
-            if expected > MOST_BYTES:
-                raise InputError(f"{path}: expected at most {MOST_BYTES:,} bytes, found a header of {expected:,}")
+            if not 0 < expected <= MOST_BYTES:
+                raise InputError(f"{path}: expected 1 byte or more, at most {MOST_BYTES:,}, found a header of "
+                                 f"{expected:,}")
             content = file.read(expected + 1)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path}: expected an idx file, found: {one_line(error)}") from None
     if len(content) != expected:
         raise InputError(f"{path}: expected {expected:,} bytes as the header says, found "
@@ -272,28 +283,42 @@ def _idx(path, dimensions):
 # --------------------------------------------------------------------------------------------------------------- arrays
 
 def _npz(path, source):
+    """{"train": Images} of an array or of arrays, with "test" where they are named as Keras names them."""
     try:
         with open(str(path), "rb") as file:
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
-                data, labels = content, None
+                arrays = {"train": (content, None)}
             else:
-                names = [name for name in content.files if name != "labels"]
-                key = "data" if "data" in names else names[0] if len(names) == 1 else None
-                if key is None:
-                    raise InputError(f"{source}: expected the key 'data' or a single array, found {_few(names)}")
-                data, labels = content[key], content["labels"] if "labels" in content.files else None
+                arrays = {part: (content[key], content[marks] if marks in content.files else None)
+                          for part, (key, marks) in _npz_keys(content.files, source).items()}
     except InputError:
         raise
     except Exception as error:  # broken bytes trip zipfile and NumPy in a dozen ways
         raise InputError(f"{source}: expected a .npz or .npy file of numbers, found: {one_line(error)}") from None
+    return {part: _of_arrays(data, labels, source) for part, (data, labels) in arrays.items()}
+
+
+def _npz_keys(found, source):
+    """{part: (key of its images, key of their labels)}."""
+    if {"x_train", "x_test"} <= set(found):
+        return {part: (f"x_{part}", f"y_{part}") for part in ("train", "test")}
+    names = [name for name in found if name != "labels"]
+    key = "data" if "data" in names else names[0] if len(names) == 1 else None
+    if key is None:
+        raise InputError(f"{source}: expected the key 'data', x_train and x_test, or a single array, found "
+                         f"{_few(names)}")
+    return {"train": (key, "labels")}
+
+
+def _of_arrays(data, labels, source):
     pixels = _as_bytes(_as_nchw(data, source), source)
     if labels is None:
         return Images(torch.from_numpy(pixels), None, [], [])
     labels = labels.reshape(-1) if labels.shape == (len(pixels), 1) else labels
     if labels.shape != (len(pixels),):
         raise InputError(f"{source}: expected one label an image, {len(pixels)} in all, found shape {labels.shape}")
-    if labels.dtype.kind == "f" and not np.array_equal(labels, np.round(labels)):
+    if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and np.array_equal(labels, np.round(labels))):
         raise InputError(f"{source}: expected whole numbers or words as labels, found others")
     return _labelled(pixels, labels.astype(np.int64) if labels.dtype.kind == "f" else labels, [])
 
@@ -301,7 +326,7 @@ def _npz(path, source):
 def _as_nchw(array, source):
     shape = array.shape
     if array.ndim == 2 and math.isqrt(shape[1]) ** 2 == shape[1]:
-        return array.reshape(shape[0], 1, math.isqrt(shape[1]), -1)
+        return array.reshape(shape[0], 1, math.isqrt(shape[1]), math.isqrt(shape[1]))
     if array.ndim == 3:
         return array[:, None]
     if array.ndim == 4 and shape[1] in (1, 3):
@@ -325,7 +350,7 @@ def _as_bytes(array, source):
 
 def _labelled(pixels, marks, skipped, names=None):
     values, labels = np.unique(marks, return_inverse=True)
-    classes = [str(value) for value in values]
+    classes = [printable(str(value)) for value in values]
     if names is not None:
         labels, classes = marks, list(names)
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels.reshape(-1).astype(np.int64)), classes, skipped)
@@ -380,12 +405,14 @@ class _ZipTree:
 
     def __init__(self, archive):
         self.archive = archive
+        self.members = {PurePosixPath(item.filename.replace("\\", "/")).as_posix(): item  # "./a/1.png", "a\\1.png"
+                        for item in archive.infolist() if not item.is_dir()}
 
     def names(self):
-        return [item.filename for item in self.archive.infolist() if not item.is_dir()]
+        return list(self.members)
 
     def read(self, name):
-        with self.archive.open(name) as file:  # what a member says of its size need not be true
+        with self.archive.open(self.members[name]) as file:  # what a member says of its size need not be true
             content = file.read(MOST_FILE_BYTES + 1)
         if len(content) > MOST_FILE_BYTES:
             raise ValueError(f"more than {MOST_FILE_BYTES:,} bytes unpacked")
@@ -407,14 +434,15 @@ def _photo_parts(tree, source, side, channels):
     for name in names:
         steps = name.split("/")[depth:]
         groups.setdefault(steps[0].lower() if len(steps) > 1 else "", []).append(name)
-    kinds = {PARTS.get(top) for top in groups}
-    if kinds == {"train", "test"}:
+    if {"train", "test"} <= {PARTS.get(top) for top in groups}:
         parts = {"train": [], "test": []}
         chosen = next(top for top in ("test", "testing", "val", "valid", "validation") if top in groups)
         for top, members in groups.items():
-            if PARTS[top] == "train" or top == chosen:
+            if PARTS.get(top) == "train" or top == chosen:
                 parts[PARTS[top]] += members
-        return {part: _photos(tree, members, depth + 1, side, channels) for part, members in parts.items()}
+        beside = [f"{name}: beside the parts" for top in groups if top not in PARTS for name in groups[top]]
+        found = {part: _photos(tree, members, depth + 1, side, channels) for part, members in parts.items()}
+        return {**found, "train": dataclasses.replace(found["train"], skipped=beside + found["train"].skipped)}
     return {"train": _photos(tree, names, depth, side, channels)}
 
 

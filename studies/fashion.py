@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.errors import InputError
 from studies import data, engine, figures, losses, metrics, report
 from studies.figures import Picture
 from studies.report import Section, Table
@@ -230,10 +231,10 @@ def measure_beta(fitted, settings, train, test, seed):
         "seconds": fitted.seconds}
 
 
-def measure_real(train, test, n):
+def measure_real(train, test, n, seed):
     """The same numbers of the held-out images themselves."""
     real = test.pixels.float() / 255
-    return {"sharpness": metrics.sharpness(real), "diversity": metrics.mean_pairwise_l2(real[:n]),
+    return {"sharpness": metrics.sharpness(real), "diversity": metrics.diversity(real, n, seed),
             "majority": metrics.majority_baseline(train.labels, test.labels)}
 
 
@@ -436,7 +437,8 @@ def sections(results, pictures):
             f"Trained: features of a classifier trained on the training images to tell {judge['what']}, "
             f"{report.share(judge['accuracy'], judge['interval'])} right on {judge['images']:,} held-out ones (95 % "
             f"interval) and {report.share(judge['train_accuracy'])} on those it learnt from. The floor is the FID of "
-            "real training images, which are among the latter. Values of different features are not comparable.",
+            "real training images, which are among the latter. Values of different features are not comparable."
+            + report.weak_features(judge, real["majority"], "this FID decides little here"),
             "Untrained: the same network with its random weights. The value of its FID means nothing, since the FID "
             "goes with the square of the features' scale, which is the initialisation's: over the held-out images they "
             f"have a total variance of {report.number(results['spread']['untrained'], 3)}, the trained ones of "
@@ -466,7 +468,9 @@ def run(args):
     train, test, how = data.for_study(args, settings, 1, labelled=True)
     classes = common_classes(train, test, settings.beta_classes)
     few_train, few_test = of_classes(train, classes), of_classes(test, classes)
-    data.require_classes(few_test, args.data[-1])
+    if len(classes) < 2:
+        raise InputError(f"{args.data[-1]}: expected at least two classes both trained on and held out, found "
+                         f"{len(classes)} of {len(train.classes)}")
     if args.inception:
         metrics.inception_features(args.inception)  # what is wrong with it should be told before hours of training
     bench = engine.open_bench(args.out, args.device, args.devices, args.precision, args.resume)
@@ -499,9 +503,9 @@ def run(args):
         "published": PUBLISHED if train.classes == data.GARMENTS else None,
         "history": {str(seed): {str(key): fit.history for key, fit in fits[seed].items()} for seed in seeds},
         "features": judge, "spread": spread, "fid_images": min(len(train), len(test)),
-        "real": {**measure_real(train, test, settings.diversity_images), "chosen": len(chosen)},
+        "real": {**measure_real(train, test, settings.diversity_images, args.seed), "chosen": len(chosen)},
         "beta": {"classes": few_train.classes, "train": len(few_train), "held_out": len(few_test),
-                 "real": measure_real(few_train, few_test, settings.diversity_images)},
+                 "real": measure_real(few_train, few_test, settings.diversity_images, args.seed)},
         "parameters": sum(p.numel() for p in fits[args.seed]["vae"].modules["vae"].parameters())}
     pictures = draw(fits[args.seed], watched, settings, test, chosen, args.seed, args.signature)
     print(report.write_study(

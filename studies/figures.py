@@ -21,7 +21,7 @@ STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "lines.linewidth": 1.4, "patch.linewidth": 0.6, "image.interpolation": "nearest",
-    "figure.dpi": 100, "savefig.dpi": 160,
+    "figure.dpi": 100, "savefig.dpi": 160, "text.parse_math": False,  # names of classes may hold a $
 }
 
 
@@ -56,6 +56,11 @@ def styled(function):
 def marker_of(i):
     """Marker of the i-th class: with its colour, PALETTE[i % 10], another for each of 100 classes."""
     return MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
+
+
+def _legend_name(name):
+    """The name of a class for a legend, which leaves out what is empty or begins with "_"."""
+    return name if name[:1] not in ("", "_") else " " + name
 
 
 def new_figure(width, height):
@@ -202,7 +207,7 @@ def scatter_figure(panels, labels, classes):
         for i, name in enumerate(classes):
             chosen = labels == i
             axes.scatter(points[chosen, 0], points[chosen, 1], 7, PALETTE[i % len(PALETTE)],
-                         marker=marker_of(i), label=name, alpha=0.75, linewidths=0)
+                         marker=marker_of(i), label=_legend_name(name), alpha=0.75, linewidths=0)
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(True)
     handles, names = axes.get_legend_handles_labels()
@@ -222,8 +227,10 @@ def latent_frame(points, labels, classes, limits, rows, title):
     for i, name in enumerate(classes):
         chosen = np.asarray(points)[np.asarray(labels) == i]
         above.scatter(chosen[:, 0], chosen[:, 1], 6, PALETTE[i % len(PALETTE)], marker=marker_of(i),
-                      label=name, alpha=0.6, linewidths=0)
-    above.set(title=title, xlim=limits[0], ylim=limits[1], aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
+                      label=_legend_name(name), alpha=0.6, linewidths=0)
+    above.set(title=title, xlim=limits[0], ylim=limits[1], aspect="equal")
+    above.set_xlabel("$z_1$", parse_math=True)
+    above.set_ylabel("$z_2$", parse_math=True)
     sheet = mosaic(np.concatenate([np.asarray(images) for images in rows.values()]), len(next(iter(rows.values()))))
     below.imshow(sheet)
     below.set_yticks([sheet.shape[0] / len(rows) * (i + 0.5) for i in range(len(rows))], list(rows))

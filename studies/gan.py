@@ -362,12 +362,12 @@ def _copying_text(numbers, n):
 
 def _judge_text(judge, guessing):
     right, learnt = report.share(judge["accuracy"], judge["interval"]), report.share(judge["train_accuracy"])
-    weak = (" The held-out share is less than halfway from guessing to always right: FID, precision and recall, and a "
-            "sign of collapse by recall, decide little here; diversity and the neighbours are to be looked at.")
+    weak = report.weak_features(judge, guessing, "FID, precision and recall, and a sign of collapse by recall, decide "
+                                "little here; diversity and the neighbours are to be looked at")
     return ("FID, precision and recall: features of a classifier trained on the training images to tell "
             f"{judge['what']}; after {judge['epochs']} epochs {right} right on the held-out ones (95 % interval; "
             f"guessing: {report.share(guessing)}), {learnt} on those it learnt from. What it cannot tell, its features "
-            "do not tell either." + weak * (judge["accuracy"] < (1 + guessing) / 2))
+            "do not tell either." + weak)
 
 
 def sections(results, pictures):

@@ -16,6 +16,8 @@ from torch import nn
 from common.errors import InputError, one_line
 from studies import engine
 
+NEAR = 0.05  # of the pixels' range: two photos that differ by no more are one, saved twice
+
 # ------------------------------------------------------------------------------------------------------------- features
 
 class FeatureNet(nn.Module):
@@ -136,11 +138,11 @@ def fid_with_floor(features, train, test, fakes, seed=0):
     return {**found, **{name: fid(real, features(images[:n])) for name, images in fakes.items()}}
 
 
-def nearest(x, y, k=1):
+def nearest(x, y, k=1, dtype=torch.float64):
     """(Euclidean distances (N, k), indices (N, k)) of the k points or images y (M, ...) nearest to each of x (N, ...),
     the nearest first; images uint8 are taken as [0, 1]."""
     def flat(part):
-        return part.flatten(1).double() / (255 if part.dtype == torch.uint8 else 1)
+        return part.flatten(1).to(dtype) / (255 if part.dtype == torch.uint8 else 1)
 
     x, found, start = flat(x), [], 0
     for part in y.split(1000):  # as float64, images are eight times their size
@@ -151,6 +153,17 @@ def nearest(x, y, k=1):
     index = index.gather(1, distances.topk(min(k, len(y)), largest=False)[1])
     # cdist goes by inner products and rounds: the distance of a point to its copy has to be 0
     return torch.stack([(x - flat(y[column])).norm(dim=1) for column in index.T], 1), index
+
+
+def near_copies(train, test, within=NEAR):
+    """How many of the images `test` uint8 (N, ...) are nearly one of `train` (M, ...): the root mean square of their
+    difference, in pixels of [0, 1], is at most `within`, and at most half the standard deviation of the image's own
+    pixels, for plain ones are all near each other."""
+    found, root = 0, math.sqrt(test[0].numel())
+    for part in test.split(2000):
+        limit = (part.flatten(1).float().std(1, unbiased=False) / 255 / 2).clamp_max(within)
+        found += int((nearest(part, train, dtype=torch.float32)[0][:, 0] / root <= limit).sum())
+    return found
 
 
 def precision_recall(real, fake, k=3):
@@ -222,6 +235,12 @@ def mean_pairwise_l2(images):
     flat = images.flatten(1).double()
     total = sum(torch.cdist(part, flat, compute_mode="donot_use_mm_for_euclid_dist").sum() for part in flat.split(256))
     return float(total / (len(flat) * (len(flat) - 1)))
+
+
+def diversity(images, most, seed):
+    """mean_pairwise_l2 of at most `most` images of (N, ...), drawn with `seed`: a set may be sorted by class."""
+    some = torch.randperm(len(images), generator=engine.generator(seed, 12))[:most]
+    return mean_pairwise_l2(images[some.sort().values])
 
 
 def sharpness(images):

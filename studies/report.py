@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import bird
 from common.errors import InputError, bad_input_of, one_line
+from studies import metrics, printable
 
 PACKAGES = ("torch", "torchvision", "lightning-fabric", "torchmetrics", "numpy", "scikit-learn", "matplotlib", "pillow")
 
@@ -99,14 +100,19 @@ def run_section(results):
     about = results["data"]
     shown = {"data": ", ".join(about["source"]), "training images": number(about["train"]),
              "held-out images": number(about["held_out"]), "held out by": about["held_out_by"],
-             "images that could not be read": number(about["skipped"]),
+             "images skipped": number(about["skipped"]),
              "classes": ", ".join(about["classes"]) or "none",
              "seeds": ", ".join(map(str, results["seeds"])), "device": results["device"],
              "precision": results["precision"], "whole study, this call": f"{results['seconds']:.0f} s",
              "command": results["command"]}
     settings = [[key.replace("_", " "), _plain(value)] for key, value in results["settings"].items()]
-    return Section("The run", [], [Table("Data and machine", ["", "value"], [list(row) for row in shown.items()]),
-                                   Table("Settings", ["setting", "value"], settings)])
+    near = about["near_copies"]
+    return Section("The run", [
+        f"{near['held_out']:,} of {about['held_out']:,} held-out images are nearly one that was trained on: the root "
+        f"mean square of their difference is at most {near['within']}, with pixels in [0, 1], and at most half the "
+        "standard deviation of the image's own pixels."], [
+        Table("Data and machine", ["", "value"], [list(row) for row in shown.items()]),
+        Table("Settings", ["setting", "value"], settings)])
 
 
 def _plain(value):
@@ -114,11 +120,21 @@ def _plain(value):
 
 
 def describe_data(source, train, test, how):
-    """What results.json says of the data: n, classes, shape, how held out, what was skipped."""
-    skipped = train.skipped + test.skipped
-    return {"source": [Path(str(one)).name or str(one) for one in source], "train": len(train), "held_out": len(test),
-            "held_out_by": how, "shape": list(train.pixels.shape[1:]), "classes": train.classes,
-            "skipped": len(skipped), "skipped_first": skipped[:20]}
+    """What results.json says of the data: n, classes, shape, how held out, what was skipped, how many held-out images
+    are nearly a training image."""
+    skipped, names = train.skipped + test.skipped, [Path(str(one)).name or str(one) for one in source]
+    return {"source": list(map(printable, names)), "train": len(train), "held_out": len(test), "held_out_by": how,
+            "shape": list(train.pixels.shape[1:]), "classes": train.classes, "skipped": len(skipped),
+            "skipped_first": list(map(printable, skipped[:20])),
+            "near_copies": {"held_out": metrics.near_copies(train.pixels, test.pixels), "within": metrics.NEAR}}
+
+
+def weak_features(judge, guessing, undecided):
+    """A sentence where the classifier behind the FID is nearer to guessing than to always right: what is `undecided`
+    then. Else nothing. `judge` is from metrics.train_feature_net."""
+    if judge["accuracy"] >= (1 + guessing) / 2:
+        return ""
+    return f" The classifier's held-out share is less than halfway from guessing to always right: {undecided}."
 
 
 def number(value, digits=4):
@@ -226,5 +242,5 @@ def write_study(folder, title, lead, sections, pictures, results, began):
     results["seconds"] = time.monotonic() - began
     lead += ", the quick version of the study." if results["quick"] else "."
     write(folder, title, lead, sections(results, pictures), results)
-    skipped = f"; {results['data']['skipped']} images could not be read" if results["data"]["skipped"] else ""
-    return f"wrote {folder}/report.html, results.json and {len(pictures)} figures{skipped}"
+    skipped = f"; {results['data']['skipped']} images skipped" if results["data"]["skipped"] else ""
+    return f"wrote {printable(str(folder))}/report.html, results.json and {len(pictures)} figures{skipped}"

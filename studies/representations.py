@@ -431,7 +431,8 @@ def sections(results, pictures):
             f"They are not comparable with the published {PUBLISHED['fid']}, which is of Inception features on 1,000 "
             "images" + (", as in the second table here; other photos, though." if "Inception" in found["fid"]
                         else "; --inception WEIGHTS adds an FID of that kind."),
-            _fid_sentence(found, "learnt here"),
+            _fid_sentence(found, "learnt here") + report.weak_features(
+                judge, results["real"]["majority"], "this FID, and so that difference, decides little here"),
             f"That is no test of the mixture alone: the KL has a weight of {settings['beta']}, and below 1 it lets the "
             "latents of all photos together leave N(0, I), where the mixture follows them.",
             "The floor is the FID of as many training photos, which the classifier has seen. Sharpness is the variance "
@@ -482,7 +483,7 @@ def run(args):
         "codes_by_epoch": {str(seed): fits[seed]["vqvae"].kept for seed in seeds}, "features": judge,
         "published": PUBLISHED,
         "real": {"majority": majority, "sharpness": metrics.sharpness(real),
-                 "diversity": metrics.mean_pairwise_l2(real[:diverse]), "diversity_images": diverse,
+                 "diversity": metrics.diversity(real, diverse, args.seed), "diversity_images": diverse,
                  "mean_photo_mse": float(losses.squared_error(mean_photo.expand_as(real), real).mean())},
         "parameters": {name: sum(p.numel() for module in fit.modules.values() for p in module.parameters())
                        for name, fit in fits[args.seed].items()}}

@@ -33,7 +33,7 @@ def studied(digits, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(autoencoder, "QUICK", {**autoencoder.QUICK, "feature_steps": 20, "tsne_points": 40})
     words = [str(digits), "--out", str(folder), "--quick", "--epochs", "3", "--device", "cpu", "--seeds", "2"]
-    code = command.main(["autoencoder", *words, "--signature", "drawn for a test"])
+    code = command.main(["autoencoder", *words, "--signature", "drawn for $test_^$ \udce9"])
     yield types.SimpleNamespace(folder=folder, code=code, words=words,
                                 results=json.loads((folder / "results.json").read_text()))
     patch.undo()
@@ -57,6 +57,9 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     found = studied.results
     assert found["seeds"] == [0, 1] and found["quick"] is True
     assert found["data"]["train"] == 256 and found["data"]["held_out"] == 64 and found["data"]["skipped"] == 0
+    near = found["data"]["near_copies"]
+    assert near["within"] == 0.05 and "\\udce9" in found["command"]
+    assert f"{near['held_out']} of 64 held-out images are nearly" in (studied.folder / "report.html").read_text()
     assert {"torch", "lightning-fabric", "torchmetrics"} <= set(found["versions"])
     for kind in ("AE", "VAE"):
         numbers = found["numbers"][kind]

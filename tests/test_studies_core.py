@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from common.errors import InputError
+from studies import __main__ as command
 from studies import data, engine, figures, losses, metrics, report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,15 +102,63 @@ def test_own_test_files_are_held_out_and_else_a_share_of_each_class(sources, dra
     assert torch.equal(again.pixels, test.pixels) and not torch.equal(other.pixels, test.pixels)
     every = {image.numpy().tobytes() for image in torch.cat([train.pixels, test.pixels])}
     assert every == {image.tobytes() for image in drawn[0]}
-    train, test, how = data.read_split([sources["npz"], sources["npz"]], least=10)
-    assert len(train) == len(test) == 60 and "of its own" in how
+    train, test, how = data.read_split([sources["npz of floats"], sources["idx"]], least=10)
+    assert (len(train), len(test)) == (60, 30) and "of its own" in how
+    with pytest.raises(InputError, match="labelled.npz: expected other images to hold out .*found the same"):
+        data.read_split([sources["npz of floats"], sources["npz"]], least=10)
 
 
-def test_train_and_valid_folders_are_parts_not_classes(drawn, tmp_path):
+@pytest.mark.parametrize("zipped", (False, True))
+def test_train_and_valid_folders_are_parts_not_classes(drawn, tmp_path, zipped):
+    folder = source = tmp_path / "photos"
     for part in ("train", "valid"):
-        _save_classes(tmp_path / part, *drawn)
-    train, test, _ = data.read_split([tmp_path], 16, 3, least=10, labelled=True)
+        _save_classes(folder / part, *drawn)
+    _save_classes(folder / "drafts", drawn[0][:2], drawn[1][:2])
+    shutil.copy(str(folder / "train/kind0/000.png"), str(folder / "preview.png"))
+    if zipped:
+        source = tmp_path / "photos.zip"
+        _zip(folder, source)
+    train, test, _ = data.read_split([source], 16, 3, least=10, labelled=True)
     assert train.classes == test.classes == ["kind0", "kind1", "kind2"] and train.pixels.shape == (60, 3, 16, 16)
+    assert sorted(line.split(":")[0] for line in train.skipped) == [
+        "drafts/kind0/000.png", "drafts/kind0/001.png", "preview.png"] and test.skipped == []
+
+
+def test_where_torchvision_and_keras_put_their_files_they_are_found(sources, tmp_path, monkeypatch):
+    shutil.copytree(str(sources["idx"].resolve()), str(tmp_path / "MNIST/raw"))
+    monkeypatch.chdir(tmp_path)
+    for source in ("MNIST", "MNIST/raw", "."):
+        train, test, _ = data.read_split([source], least=20)
+        assert (len(train), len(test)) == (60, 30) and train.labels is not None, source
+    shutil.copytree("MNIST", "KMNIST")
+    with pytest.raises(InputError, match="expected one set, found MNIST, KMNIST"):
+        data.read_split(["."], least=20)
+    np.savez("keras.npz", x_train=train.pixels[:, 0], y_train=train.labels, x_test=test.pixels[:, 0],
+             y_test=test.labels)
+    found = data.read_split(["keras.npz"], least=20)
+    assert all(torch.equal(a.pixels, b.pixels) and torch.equal(a.labels, b.labels)
+               for a, b in zip(found, (train, test)))
+
+
+@pytest.mark.parametrize("change", (lambda name: "./" + name, lambda name: name.replace("/", "\\")))
+def test_members_of_a_zip_may_be_named_as_other_programs_do(sources, drawn, tmp_path, change):
+    with zipfile.ZipFile(str(tmp_path / "a.zip"), "w") as archive:
+        for path in sorted(sources["class folders"].rglob("*.png")):
+            archive.write(str(path), change(path.relative_to(sources["class folders"]).as_posix()))
+    images = data.read_images(tmp_path / "a.zip", 28, 1)
+    assert np.array_equal(images.pixels[:, 0], drawn[0]) and np.array_equal(images.labels, drawn[1])
+
+
+def test_names_that_are_no_utf8_can_be_written_into_a_report(drawn, tmp_path):
+    folder = tmp_path / "caf\udce9"
+    try:
+        _save_classes(folder, drawn[0][:40], [f"\udce9{label}" for label in drawn[1][:40]])
+    except OSError:
+        pytest.skip("this file system has UTF-8 alone")
+    (folder / "kind\udce90/broken\udce9.png").write_bytes(b"no image")
+    train, test, how = data.read_split([os.fsdecode(str(folder))], 16, 1, least=5)
+    assert train.classes == ["kind\\udce90", "kind\\udce91"]
+    json.dumps(report.describe_data([folder], train, test, how), ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("zipped", (False, True))
@@ -204,6 +254,12 @@ def _bad_sources(folder, pixels):
         "text": (put("a.txt", b"hello there"), "idx, npz, npy or zip"), "empty file": (put("b", b""), "begins with"),
         "cut idx": (put("c-idx3-ubyte", whole[:-5]), "47,035"), "long idx": (put("e", whole + b"1"), "found more"),
         "greedy idx": (put("f", whole[:4] + b"\xff" * 12), "at most"),
+        "empty idx": (put("r", whole[:4] + bytes(12)), "header of 0"),
+        "damaged gzip": (put("s.gz", gzip.compress(whole)[:10] + b"\xff" * 99), "idx file"),
+        "a long name": (folder / ("a" * 300), "nothing there"),
+        "rows of nothing": (put("t.npz", {"data": pixels.reshape(60, -1)[:, :0]}), "found none"),
+        "images of nothing": (put("u.npz", {"data": pixels[:, :0, :0]}), "found none"),
+        "all rare but one": (put("v.npz", {"data": pixels, "labels": np.r_[labels[2:], 1, 2]}), "found 1: 0"),
         "cut gzip": (put("g.gz", gzip.compress(whole)[:-20]), "idx file"),
         "labels too few": (folder / "d/images-idx3-ubyte", "60 labels"),
         "cut zip": (put("h.zip", b"PK\3\4" + bytes(50)), "zip"),
@@ -268,6 +324,9 @@ def test_small_metrics_agree_with_values_worked_by_hand():
     assert metrics.wilson_interval(0, 10) == pytest.approx([0, 0.2775], abs=1e-4)
     points = torch.tensor([[0.0, 0], [3, 4], [0, 4]])
     assert metrics.mean_pairwise_l2(points) == pytest.approx((5 + 4 + 3) / 3)
+    assert metrics.diversity(points, 3, 0) == metrics.mean_pairwise_l2(points)
+    by_class = torch.arange(4.0).repeat_interleave(50)[:, None]
+    assert metrics.diversity(by_class, 50, 1) == pytest.approx(metrics.mean_pairwise_l2(by_class), rel=0.15)
     dot = torch.zeros(1, 1, 5, 5)
     dot[0, 0, 2, 2] = 1
     assert metrics.sharpness(dot) == pytest.approx((16 + 4) / 9)
@@ -278,6 +337,19 @@ def test_small_metrics_agree_with_values_worked_by_hand():
     assert metrics.knn_accuracy(z, y, torch.tensor([[2.0], [9.0], [9.5]]), torch.tensor([0, 1, 0]), k=1) == 2 / 3
     assert metrics.mean_and_sd([1.0, 3.0]) == {"mean": 2, "sd": math.sqrt(2), "values": [1, 3]}
     assert metrics.mean_and_sd([1.0])["sd"] is None and metrics.mean_and_sd([None])["mean"] is None
+
+
+def test_near_copies_are_counted_but_not_plain_images_that_look_alike():
+    draw = torch.Generator().manual_seed(0)
+    train = torch.randint(256, (30, 3, 8, 8), dtype=torch.uint8, generator=draw)
+    test = torch.randint(256, (12, 3, 8, 8), dtype=torch.uint8, generator=draw)
+    assert metrics.near_copies(train, test) == 0
+    test[3], test[7] = train[29], (train[4].float() * 0.96).byte()
+    assert metrics.near_copies(train, test) == 2
+    test[8], train[9] = 200, 203
+    assert metrics.near_copies(train, test) == 2
+    train[9] = 200
+    assert metrics.near_copies(train, test) == 3
 
 
 def test_inception_without_its_package_or_weights_is_one_clear_line(tmp_path):
@@ -411,9 +483,23 @@ def test_a_diverging_training_and_a_device_that_is_not_there_are_told(tmp_path):
         engine.open_bench(tmp_path / "file", "cpu")
 
 
+def test_a_process_whose_leader_has_ended_says_nothing(monkeypatch, tmp_path):
+    def run(args):
+        raise RuntimeError(f"[tcp/pair.cc:545] {args.data[0]}")
+
+    monkeypatch.setitem(sys.modules, "studies.one", types.SimpleNamespace(
+        EXAMPLE="", __doc__="", add_arguments=lambda parser: None, run=run))
+    monkeypatch.setitem(command.STUDIES, "one", "")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert command.main(["one", "Connection reset by peer", "--out", str(tmp_path)]) == 1
+    with pytest.raises(RuntimeError, match="another"):
+        command.main(["one", "another", "--out", str(tmp_path)])
+
+
 def test_two_optimizers_train_in_turns_by_an_update_of_ones_own(tmp_path):
     _, training = _training(tmp_path, 0)
-    modules = {"a": nn.Linear(64, 1), "b": nn.Linear(64, 1)}
+    with engine.seeded(0):  # some first weights have next to no loss to lose
+        modules = {"a": nn.Linear(64, 1), "b": nn.Linear(64, 1)}
     optimizers = {key: torch.optim.SGD(module.parameters(), 0.01) for key, module in modules.items()}
 
     def update(models, optimizers, batch, backward):
@@ -462,6 +548,15 @@ def test_a_gif_keeps_its_frames_and_a_signature_is_drawn():
     assert figures.png_bytes(make(), "by hand") != figures.png_bytes(make()) == figures.png_bytes(make())
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_of_classes_and_signatures_are_drawn_as_they_are():
+    names, points = ["_a", "$b_^$", ""], np.eye(3)[:, :2]
+    frame = figures.latent_frame(points, range(3), names, ((-1, 1), (-1, 1)), {"a": torch.zeros(2, 1, 8, 8)}, "t")
+    for figure in (figures.scatter_figure({"z": points}, range(3), names), frame):
+        assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == names
+        figures.png_bytes(figure, "$x_^$")
+
+
 def test_a_report_opens_by_itself_and_escapes_what_it_is_told(tmp_path):
     content = figures.png_bytes(figures.rows_figure({"original": torch.rand(4, 3, 8, 8)}))
     picture = figures.Picture("rows", content, 'four "images" <here>', "caption & more")
@@ -497,6 +592,8 @@ def test_thirty_classes_look_different():
 def test_numbers_are_written_with_their_spread():
     assert report.number(162.0) == "162.0" and report.number(0.0472) == "0.04720" and report.number(12_345) == "12,345"
     assert report.number({"mean": 1.5, "sd": 0.25}) == "1.500 ± 0.25" and report.number(None) == "–"
+    weak = report.weak_features({"accuracy": 0.4}, 0.2, "little is told")
+    assert weak.endswith(": little is told.") and report.weak_features({"accuracy": 0.6}, 0.2, "little is told") == ""
     assert report.number(123456.0) == "123,456" and report.share(0.5, [0.4, 0.6]) == "50.0 % (40.0 to 60.0)"
     fabric = types.SimpleNamespace(device=torch.device("cpu"), world_size=2)
     assert report.device_name(fabric).startswith("2 x cpu")

@@ -273,10 +273,19 @@ def test_two_processes_give_the_losses_of_one(drawings, tmp_path, environment):
             assert two[part] == pytest.approx(one[part], rel=2e-4), (one["epoch"], part)
 
 
+def test_the_diversity_of_real_images_is_that_of_all_classes():
+    labels = torch.arange(4).repeat_interleave(60)
+    images = data.Images((labels * 60).byte().view(-1, 1, 1, 1).expand(-1, 1, 28, 28), labels, list("abcd"), [])
+    found = fashion.measure_real(images, images, 60, 0)["diversity"]
+    assert found == pytest.approx(metrics.mean_pairwise_l2(images.pixels / 255), rel=0.15)
+
+
 def test_bad_input_gives_one_line_and_exit_code_2(drawings, tmp_path, capsys):
     np.savez(str(tmp_path / "one.npz"), data=np.zeros((90, 28, 28), np.uint8), labels=np.zeros(90))
     (tmp_path / "weights.pth").write_bytes(b"no weights")
+    np.savez(str(tmp_path / "each.npz"), data=np.zeros((260, 28, 28), np.uint8), labels=np.arange(260))
     for words, expected in (([tmp_path / "none.npz"], "nothing there"), ([tmp_path / "one.npz"], "two classes"),
+                            ([tmp_path / "each.npz"], "both trained on and held out, found 0 of 260"),
                             ([drawings, "--inception", tmp_path / "weights.pth"], "weights.pth: expected"),
                             ([drawings, "--inception", tmp_path / "none.pth"], "none.pth: expected")):
         assert command.main(["fashion", *map(str, words), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2

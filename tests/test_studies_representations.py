@@ -291,6 +291,8 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     text, tags = read_page(studied.folder / "report.html")
     assert len(images_of(tags)) == len(PICTURES) and all(len(image["alt"]) > 40 for image in images_of(tags))
     assert "249.12" in text and "not comparable" in text and "100 %, of one class" in text
+    weak = found["features"]["accuracy"] < (1 + found["real"]["majority"]) / 2
+    assert ("so that difference, decides little here" in text) is weak
     assert "two of 60 images" in text and "on those it learnt from" in text and "a weight of 0.2" in text
 
 
