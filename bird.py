@@ -999,6 +999,11 @@ def test_command(args, say):
         say(f"average F1 {average_f1(matrix):.4f} with the folders' names as truth")
 
 
+def _plain(text):
+    """One line for a terminal: what is not printable becomes a space."""
+    return "".join(character if character.isprintable() else " " for character in str(text))
+
+
 def _say(line):
     try:
         print(line, flush=True)
@@ -1015,7 +1020,7 @@ def _stop(number, frame):
 def main(argv=None):
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     args, before = None, {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    warnings.formatwarning = lambda message, *_, **__: f"bird.py: warning: {' '.join(str(message).splitlines())}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"bird.py: warning: {_plain(message)}\n"
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know the letters of a class's name
     warnings.filterwarnings("ignore", module="PIL")
@@ -1028,7 +1033,7 @@ def main(argv=None):
         say = (lambda line: None) if args.quiet else _say
         {"train": train_command, "test": test_command}[args.mode](args, say)
     except InputError as error:
-        print(" ".join(str(error).splitlines()), file=sys.stderr)
+        print(_plain(error), file=sys.stderr)
         return 2
     except Stopped as stopped:
         print("bird.py: interrupted"

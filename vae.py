@@ -1040,6 +1040,11 @@ def classify_command(args, say):
     say(f"wrote {output}: {len(found)} labels")
 
 
+def _plain(text):
+    """One line for a terminal: what is not printable becomes a space."""
+    return "".join(character if character.isprintable() else " " for character in str(text))
+
+
 def _say(line):
     try:
         print(line, flush=True)
@@ -1050,7 +1055,7 @@ def _say(line):
 def main(argv=None):
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    warnings.formatwarning = lambda message, *_, **__: f"vae.py: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"vae.py: warning: {_plain(message)}\n"
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
         torch.manual_seed(0)  # the assignment's rule; --seed replaces it inside train_vae
@@ -1060,7 +1065,7 @@ def main(argv=None):
         {"train": train_command, "test_reconstruction": reconstruct_command,
          "test_classifier": classify_command}[args.mode](args, say)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(_plain(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vae.py: interrupted", file=sys.stderr)

@@ -163,6 +163,10 @@ def test_damaged_files_are_read_or_refused(vae, kind, tmp_path):
     assert refused > 100
 
 
+def test_a_path_of_many_lines_is_still_one_line(refuse, trained):
+    refuse("no images [31m", "no\nimages\x1b[31m.npz", "test_classifier", trained.model, trained.mixture)
+
+
 @pytest.mark.parametrize("place", ["missing.npz", "missing/folder.npz", "folder"])
 def test_no_file_there(refuse, data, trained, old_outputs, place):
     (old_outputs / "folder").mkdir()
@@ -335,6 +339,18 @@ def test_output_that_cannot_be_written(refuse, data, trained, old_outputs, place
     assert refuse(place, data.train, data.val, "train", "vae.pth", place).out == ""
     refuse(place, data.test, "test_reconstruction", trained.model, "--output", place)
     refuse(place, data.test, "test_classifier", trained.model, trained.mixture, "--output", place)
+
+
+def test_models_without_a_name_or_behind_a_broken_link(refuse, data, old_outputs):
+    os.symlink("missing/file", str(old_outputs / "broken"))
+    for place in ("", "broken"):
+        assert refuse(place, data.train, data.val, "train", place, "gmm_params.pkl").out == ""
+        assert refuse(place, data.train, data.val, "train", "vae.pth", place).out == ""
+
+
+def test_the_script_is_no_output(vae):
+    with pytest.raises(vae.InputError, match="vae.py: expected a file of its own"):
+        vae.check_output(vae.__file__)
 
 
 @pytest.mark.parametrize("name", ["vae_reconstructed.npz", "vae.csv"])

@@ -421,8 +421,8 @@ def test_an_argument_of_many_lines_is_still_one_line(refuse):
 
 
 def test_a_path_of_many_lines_is_still_one_line(refuse, train, bird_untrained):
-    refuse("no photos", *train("no\nphotos"))
-    refuse("no photos", "no\nphotos", "test", bird_untrained)
+    refuse("no photos [31m", *train("no\nphotos\x1b[31m"))
+    refuse("no photos [31m", "no\nphotos\x1b[31m", "test", bird_untrained)
 
 
 # -------------------------------------------------------------------------------------------------- as a user sees them

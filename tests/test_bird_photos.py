@@ -435,9 +435,9 @@ def test_unreadable_photos_alone_get_their_rows_too(bird_call, bird_untrained, t
 
 
 def test_one_unreadable_photo_gets_its_row(bird_call, bird_untrained, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"no photo")
-    found = bird_call("a.jpg", "test", bird_untrained)
-    assert found.code == 0 and len(found.err.splitlines()) == 1 and "a.jpg" in found.err
+    (tmp_path / "a\n\x1b[31m.jpg").write_bytes(b"no photo")
+    found = bird_call("a\n\x1b[31m.jpg", "test", bird_untrained)
+    assert found.code == 0 and len(found.err.splitlines()) == 1 and "a  [31m.jpg" in found.err
     assert _rows(tmp_path / "bird.csv") == [1]
 
 
