@@ -150,9 +150,13 @@ def list_test_photos(path):
                              "another file")
         return [], [(path, None)]
     classes, photos = list_photos(path)
+    loose = [(os.path.join(path, name), None) for name in sorted(os.listdir(path))
+             if _is_photo(name) and not os.path.isdir(os.path.join(path, name))]
     if not photos:
-        classes, photos = [], [(os.path.join(path, name), None) for name in sorted(os.listdir(path))
-                               if _is_photo(name) and not os.path.isdir(os.path.join(path, name))]
+        classes, photos = [], loose
+    elif loose:
+        _warn(f"{path}: photos beside the class folders get no row, as in ImageFolder: "
+              f"{_listed(os.path.basename(name) for name, _ in loose)}")
     if not photos:
         raise InputError(f"{path}: expected photos ({' '.join(PHOTO_ENDINGS)}), found none")
     return classes, photos
