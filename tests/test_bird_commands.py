@@ -192,7 +192,8 @@ def test_order_is_that_of_image_folder_for_1_to_12_nested_and_mixed_names(bird, 
     classes, photos = bird.list_photos(str(tmp_path))
     assert len(photos) == len(NAMES)
     assert (classes, photos) == (reference.classes, reference.samples)
-    assert photos == bird.list_test_photos(str(tmp_path))[1]
+    with pytest.warns(RuntimeWarning, match="no row, as in ImageFolder: loose.jpg$"):
+        assert photos == bird.list_test_photos(str(tmp_path))[1]
 
 
 @given(names=st.lists(st.lists(st.text("aB1_ -é", min_size=1, max_size=3).map(lambda name: name.strip() or "x"),

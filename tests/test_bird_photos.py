@@ -367,12 +367,6 @@ def test_junk_in_a_flat_folder_is_passed_over(bird, tmp_path):
         [], [(str(tmp_path / "a.PNG"), None), (str(tmp_path / "b.jpg"), None)])
 
 
-def test_photos_beside_the_class_folders_are_told(bird, tmp_path):
-    _touch(tmp_path, ["a/0.jpg", "1.jpg", "2.PNG", "notes.txt"])
-    with pytest.warns(RuntimeWarning, match=r"no row, as in ImageFolder: 1.jpg, 2.PNG$"):
-        assert len(bird.list_test_photos(str(tmp_path))[1]) == 1
-
-
 def test_empty_class_folders_keep_their_index(bird, tmp_path):
     _touch(tmp_path, ["a/0.jpg", "c/Thumbs.db", "d/x/y/0.jpg"])
     (tmp_path / "b").mkdir()
