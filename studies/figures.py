@@ -171,6 +171,12 @@ def curves_figure(panels, unit, x_label="epoch", common_scale=False):
             axes.plot(range(1, len(values) + 1), values, "--" if dashed else "-", label=label,
                       color=PALETTE[order.index(plain[label]) % len(PALETTE)], marker="." if len(values) < 4 else "")
         axes.set(title=title, xlabel=x_label, ylabel=unit)
+        first, later = (np.concatenate([values[part] for values in curves.values()])
+                        for part in (slice(1), slice(1, None)))
+        if len(later) and first.max() > later.max() + 10 * np.ptp(later) > later.max():
+            # One leap would flatten all that follows.
+            axes.set_ylim(later.min() - 0.1 * np.ptp(later), later.max() + 0.3 * np.ptp(later))
+            axes.set_xlabel(f"{x_label} ({x_label} 1 is above, up to {first.max():.3g})")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(labelleft=True)
         axes.legend()

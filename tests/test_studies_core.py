@@ -584,6 +584,15 @@ def test_of_small_classes_some_images_are_held_out_too():
     assert (len(train), len(test)) == (32, 8)
 
 
+def test_a_leap_in_the_first_epoch_does_not_flatten_the_curve():
+    later = [9.0, 8, 7, 6]
+    for first, top in ((10.0, 10), (30.0, 30), (4e6, 9.9)):
+        curves = {"training loss": [first, *later], "held-out loss": [9, *later]}
+        axes = figures.curves_figure({"loss": curves}, "nats").axes[0]
+        assert axes.get_ylim()[1] == pytest.approx(top, rel=0.05) and axes.get_ylim()[0] == pytest.approx(6, rel=0.25)
+        assert ("4e+06" in axes.get_xlabel()) is (first == 4e6)
+
+
 def test_thirty_classes_look_different():
     looks = {(figures.PALETTE[i % len(figures.PALETTE)], figures.marker_of(i)) for i in range(30)}
     assert len(looks) == 30
