@@ -64,7 +64,7 @@ def our_epochs(folder, images, settings, precision, epochs):
     return [end - begin for begin, end in zip(ends, ends[1:])]
 
 
-def operations(settings):
+def flops_per_image(settings):
     """Floating-point operations of one image's forward and backward pass, by the convolutions and linear layers."""
     model, counter = fashion.ConvVAE(settings), FlopCounterMode(display=False)
     with counter:
@@ -74,7 +74,7 @@ def operations(settings):
     return counter.get_total_flops() / 2
 
 
-def product_speed(dtype, side=1024, repeats=50):
+def matmul_speed(dtype, side=1024, repeats=50):
     """Floating-point operations a second of the fastest of some products of two square matrices."""
     a, b, seconds = *torch.randn(2, side, side).to(dtype), []
     for _ in range(repeats):
@@ -102,15 +102,15 @@ def main():
                 seconds["usual"] += apart.submit(usual_epochs, folder, settings, workers, 2).result()
                 for name, precision in names.items():
                     seconds[name] += our_epochs(folder, images, settings, precision, 2)
-    usual, each = statistics.median(seconds["usual"]), operations(settings)
-    products = {dtype: product_speed(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    usual, flops = statistics.median(seconds["usual"]), flops_per_image(settings)
+    matmuls = {dtype: matmul_speed(dtype) for dtype in (torch.float32, torch.bfloat16)}
     for name, values in seconds.items():
         median = statistics.median(values)
         print(f"{name:18} {median:6.2f} s an epoch ({min(values):.2f} to {max(values):.2f}), "
               f"{len(images) / median:7,.0f} images/s, {usual / median:.2f} times as fast as usual, "
-              f"{each * len(images) / median / 1e9:.0f} GFLOP/s")
+              f"{flops * len(images) / median / 1e9:.0f} GFLOP/s")
     print("a product of matrices: "
-          + ", ".join(f"{speed / 1e9:.0f} GFLOP/s in {dtype}" for dtype, speed in products.items()))
+          + ", ".join(f"{speed / 1e9:.0f} GFLOP/s in {dtype}" for dtype, speed in matmuls.items()))
 
 
 if __name__ == "__main__":
