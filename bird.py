@@ -40,6 +40,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 if __name__ == "__main__":  # torch takes a second to import: Ctrl-C in that second must be one line as well
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"bird.py: interrupted\n"), os._exit(130)))
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a torch cannot do on MPS yet, the CPU does
 
 import numpy as np
 import torch
@@ -416,6 +417,13 @@ def mix(photos, targets, recipe, generator):
 
 # ------------------------------------------------------------------------------------------------------------ training
 
+def placed(model, device):
+    """The model on this device, its weights in the order that is fastest there. In channels_last MPS is not to be
+    trusted: wrong gradients of batch norms (pytorch/pytorch#175189)."""
+    order = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    return model.to(device, memory_format=order)
+
+
 def pick_precision(device):
     """dtype of the network's arithmetic: half precision where the device has it in hardware, else float32."""
     if device.type == "cuda":
@@ -508,12 +516,12 @@ def _follow(average, model, decay):
             kept.lerp_(new, 1 - decay)
 
 
-def _on_cpu(state):
+def _copied(state, device="cpu"):
     if isinstance(state, dict):
-        return {key: _on_cpu(value) for key, value in state.items()}
+        return {key: _copied(value, device) for key, value in state.items()}
     if isinstance(state, list):
-        return [_on_cpu(value) for value in state]
-    return state.detach().cpu().clone() if isinstance(state, torch.Tensor) else state
+        return [_copied(value, device) for value in state]
+    return state.detach().to(device, copy=True) if isinstance(state, torch.Tensor) else state
 
 
 def new_classifier(classes, counts, recipe):
@@ -559,7 +567,7 @@ def train_classifier(model, bank, labels, train, val, recipe, device, seconds, m
     torch.backends.cudnn.benchmark = True  # all batches are of one shape
     steps = max(1, len(train) // recipe.batch)
     batch = min(recipe.batch, len(train))
-    model = model.to(device, memory_format=torch.channels_last)
+    model = placed(model, device)
     average = copy.deepcopy(model)
     optimizer, scaler = _optimizer(model, recipe), _grad_scaler(pick_precision(device) == torch.float16)
     counts = model.about["counts"]
@@ -570,8 +578,10 @@ def train_classifier(model, bank, labels, train, val, recipe, device, seconds, m
     else:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        of_each = _copied(state["optimizer"]["state"], device)  # torch 2.0 would leave the step counts on the CPU
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": of_each})
+        if state["scaler"]:  # empty after a training that needed none, on another device
+            scaler.load_state_dict(state["scaler"])
     history, best = list(state["history"]), state["best"]
     best_epoch = max(history, key=_merit)["epoch"] if history else 0
     schedule = Schedule(state["steps"], seconds, state["progress"], finish=math.ceil(4 * len(val) / batch))
@@ -608,7 +618,7 @@ def train_classifier(model, bank, labels, train, val, recipe, device, seconds, m
             "learning_rate": rate, "photos_per_second": seen * batch / train_seconds,
             "seconds": time.monotonic() - began})
         if best is None or _merit(history[-1]) > _merit(history[best_epoch - 1]):
-            best, best_epoch = _on_cpu(average.state_dict()), epoch
+            best, best_epoch = _copied(average.state_dict()), epoch
         state = {"epoch": epoch, "steps": schedule.steps, "progress": schedule.progress, "history": history,
                  "best": best, "model": model.state_dict(), "average": average.state_dict(),
                  "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
@@ -646,15 +656,15 @@ def evaluate(model, bank, labels, index, batch=128):
     and whole."""
     model.eval()
     device, size, n_classes = model.mean.device, model.about["image_size"], model.head.out_features
-    weights, logits = balanced_weights(model.about["counts"]).to(device), []
+    logits = []
     for part in index.split(batch):
         photos = bank[part.to(bank.device)].to(_workshop(device)).float().div_(255)
         photos = F.interpolate(photos, (size, size), mode="bilinear", align_corners=False, antialias=True).to(device)
         with autocast(device):
-            logits.append(model(photos))
-    logits, truth = torch.cat(logits), labels[index].to(device)
-    loss = weighted_cross_entropy(logits, soft_targets(truth, n_classes, 0.0), weights)
-    return loss.item(), confusion(truth.cpu(), logits.argmax(1).cpu(), n_classes)
+            logits.append(model(photos).cpu())
+    logits, truth = torch.cat(logits), labels[index]
+    loss = weighted_cross_entropy(logits, soft_targets(truth, n_classes, 0.0), balanced_weights(model.about["counts"]))
+    return loss.item(), confusion(truth, logits.argmax(1), n_classes)
 
 
 def classify(model, paths, workers, views=TEST_VIEWS, batch=128):
@@ -990,7 +1000,7 @@ def test_command(args, say):
               f"the training classes ({_listed(known, 12)})")
     if classes and missing:
         say(f"no folder here for the classes {_listed(missing)}; labels are indices into all {len(known)} classes")
-    labels, unreadable = classify(model.to(device), [path for path, _ in photos], args.workers)
+    labels, unreadable = classify(placed(model, device), [path for path, _ in photos], args.workers)
     for index in unreadable[:20]:
         _warn(f"{photos[index][0]}: cannot be read; its row says {labels[index]}, the most frequent class")
     if len(unreadable) > 20:

@@ -37,6 +37,7 @@ import warnings
 
 if __name__ == "__main__":  # torch takes a second to import: Ctrl-C in that second must be one line as well
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"vae.py: interrupted\n"), os._exit(130)))
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a torch cannot do on MPS yet, the CPU does
 
 import numpy as np
 import torch

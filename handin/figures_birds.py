@@ -335,7 +335,7 @@ def draw_all(test, model_path, history_path, device, workers, progress=tqdm):
     names, each = model.about["classes"], 2
     with progress(total=math.ceil(len(paths) / BATCH) + 4) as bar:
         bar.set_description("predictions")
-        predicted, probabilities, readable = predict(model.to(device), paths, workers, bar.update)
+        predicted, probabilities, readable = predict(bird.placed(model, device), paths, workers, bar.update)
         model.to("cpu")  # the few photos of Grad-CAM need no more, and hooks work there on every version
         matrix = bird.confusion(torch.from_numpy(truth), torch.from_numpy(predicted), len(names)).numpy()
         chosen = choose_examples(truth, predicted, readable, len(names), each)

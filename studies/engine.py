@@ -157,7 +157,8 @@ def steps_an_epoch(n, batch, least=LEAST_ROWS):
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation (Ioffe & Szegedy 2015) over the rows of all processes, which nn.SyncBatchNorm does on CUDA
-    alone. In one process, and in evaluation, what nn.BatchNorm does."""
+    alone. In one process, and in evaluation, what nn.BatchNorm does; on MPS it does so in contiguous memory, for in any
+    other order its gradients are wrong there (pytorch/pytorch#175189)."""
 
     def _check_input_dim(self, x):
         pass
@@ -165,7 +166,12 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x):
         from torch import distributed
         if not (self.training and distributed.is_initialized() and distributed.get_world_size() > 1):
-            return super().forward(x)
+            if x.device.type != "mps":
+                return super().forward(x)
+            y = super().forward(x.contiguous())
+            if y.requires_grad:
+                y.register_hook(torch.Tensor.contiguous)
+            return y
         from torch.distributed.nn.functional import all_reduce
         axes, shape = [0, *range(2, x.dim())], (1, -1) + (1,) * (x.dim() - 2)
         wide = x.float()
@@ -213,6 +219,7 @@ def fit(bench, name, modules, optimizers, step, train, test=None, *, epochs, bat
                 gradients, in one process alone
     Raises InputError."""
     fabric, path = bench.fabric, bench.folder / "checkpoints" / f"{name}.pt"
+    channels_last = channels_last and fabric.device.type != "mps"
     about = {"batch": batch, "seed": seed, "precision": bench.precision,
              "data": [fingerprint(part) for part in (train, test) if part is not None], **(about or {})}
     state = _resumed(bench, path, about, epochs) if bench.resume else None
@@ -313,7 +320,7 @@ def _set_up(fabric, modules, optimizers, channels_last):
     for key, module in modules.items():
         if channels_last:
             module.to(memory_format=torch.channels_last)
-        if fabric.world_size > 1:
+        if fabric.world_size > 1 or fabric.device.type == "mps":
             _with_global_norms(module)
         if key in optimizers:
             wrapped[key], ready[key] = fabric.setup(module, optimizers[key])

@@ -1,0 +1,143 @@
+"""The commands on a pretended GPU (see pretend_gpu.py): tensors where they belong, resuming, MPS's weak points."""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PRETEND = ROOT / "tests" / "pretend_gpu.py"
+DEVICES = ("cuda:7.5", "mps")  # 7.5 has float16 alone: the scaler's case
+there_is_one = torch.cuda.is_available() or torch.backends.mps.is_available()
+pytestmark = pytest.mark.skipif(there_is_one, reason="pretence is for machines without a GPU")
+TINY = ("--epochs", "3", "--image-size", "32", "--threads", "1")
+
+
+@pytest.fixture
+def photos(bird_draw, tmp_path):
+    """Two kinds of photos, 16 of each."""
+    bird_draw(tmp_path / "photos", {f"{kind}/{i}.jpg": kind for kind in range(2) for i in range(16)}, seed=4)
+    return tmp_path / "photos"
+
+
+def on(device, *words, cwd, env):
+    """The finished process of a script, or of -m module, on a pretended device; on "cpu" as it is."""
+    words = [sys.executable, *([] if device == "cpu" else [str(PRETEND), device]), *map(str, words)]
+    done = subprocess.run(words, cwd=str(cwd), env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_birds(device, bird_script, bird_data, environment, tmp_path):
+    flags = ("--epochs", "6", "--image-size", "48", "--threads", "1")
+    train = on(device, bird_script, bird_data.train, "train", "bird.pth", *flags, cwd=tmp_path, env=environment)
+    precision = {"cuda:7.5": "torch.float16", "mps": "torch.float32"}[device]
+    assert f"on {device.split(':')[0]}:0, {precision}" in train.stdout  # --device auto has found it
+    scores = []
+    for place in (device, "cpu"):  # what a GPU has trained works without one
+        test = on(place, bird_script, bird_data.test, "test", "bird.pth", cwd=tmp_path, env=environment)
+        scores.append(float(test.stdout.split("average F1 ")[1].split()[0]))
+    assert min(scores) > 0.6, scores
+
+
+@pytest.mark.parametrize("before, after", [("cuda:7.5", "cuda:7.5"), ("cpu", "cuda:7.5"), ("cuda:8.0", "cpu")])
+def test_resume_of_birds(before, after, bird_script, photos, environment, tmp_path):
+    """A training that was stopped goes on, also on another device; on the same one to the same weights."""
+    pretended = [] if before == "cpu" else [str(PRETEND), before]
+    command = [sys.executable, "-u", *pretended, str(bird_script), str(photos), "train", "bird.pth", *TINY]
+    process = subprocess.Popen(command, cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch   2/3"):  # said before its state is written: the first epoch's is there
+            process.kill()
+            break
+    process.wait()
+    process.stdout.close()
+    resumed = on(after, bird_script, photos, "train", "bird.pth", *TINY, "--resume", cwd=tmp_path, env=environment)
+    assert "resumed after epoch" in resumed.stdout and "epoch   3/3" in resumed.stdout
+    if before == after:
+        on(after, bird_script, photos, "train", "whole.pth", *TINY, cwd=tmp_path, env=environment)
+        assert (tmp_path / "whole.pth").read_bytes() == (tmp_path / "bird.pth").read_bytes()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_digits(device, script_path, data, environment, tmp_path):
+    flags = ("--epochs", "2", "--threads", "1")
+    train = on(device, script_path, data.train, data.val, "train", "v.pth", "g.pkl", *flags, cwd=tmp_path,
+               env=environment)
+    kind = device.split(":")[0]
+    assert f"on {kind}:0" in train.stdout
+    on(device, script_path, data.test, "test_reconstruction", "v.pth", cwd=tmp_path, env=environment)
+    on(device, script_path, data.test, "test_classifier", "v.pth", "g.pkl", "--device", kind, cwd=tmp_path,
+       env=environment)
+    assert np.load(str(tmp_path / "vae_reconstructed.npz"))["data"].shape == (50, 28, 28)
+    labels = np.loadtxt(str(tmp_path / "vae.csv"), skiprows=1, dtype=int)
+    assert (labels == data.test_labels).mean() > 0.6
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_study(device, draw, environment, tmp_path):
+    """The study whose network is least like those of the scripts: transposed, and its layers permuted."""
+    kinds = np.arange(400) % 3
+    np.savez(str(tmp_path / "shapes.npz"), data=draw(kinds), labels=kinds)
+    kind = device.split(":")[0]
+    on(device, "-m", "studies", "fashion", tmp_path / "shapes.npz", "--out", tmp_path / "out", "--quick", "--epochs",
+       "1", "--device", kind, cwd=ROOT, env=environment)
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+NORM = "torch.nn.BatchNorm2d(2).to(d)(torch.rand(4, 2, 3, 3, device=d).contiguous(memory_format=torch.channels_last))"
+REFUSED = {  # code: what is said
+    "cuda": {"torch.ones(3) + torch.ones(3, device=d)": "expected all tensors on cuda:0",
+             "torch.ones(3)[torch.arange(2, device=d)]": "expected all tensors on cuda:0",
+             "torch.ones(3, device=d).numpy()": "expected a tensor on the CPU for NumPy",
+             "torch.randn(3, device=d, generator=torch.Generator())": "expected a generator on cuda:0"},
+    "mps": {"torch.ones(3, device=d).double()": "expected another dtype on MPS",
+            NORM: "expected contiguous tensors on MPS"}}
+TAKEN = {  # code: its value
+    "cuda": {"(torch.ones(3, device=d) + torch.arange(3).to(d)).sum().item()": 6.0, f"{NORM}.device.type": "cuda",
+             "torch.arange(3, device=d)[torch.tensor([2])].tolist()": [2]},
+    "mps": {"(torch.ones(3, device=d) * torch.tensor(2.0)).cpu().tolist()": [2.0, 2.0, 2.0]}}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_what_is_pretended(kind, environment, tmp_path):
+    """The instrument itself: it refuses what a GPU refuses, and nothing else."""
+    (tmp_path / "code.py").write_text(f"""
+import torch
+d = torch.device('{kind}', 0)
+for code, value in {TAKEN[kind]!r}.items():
+    assert eval(code) == value, code
+for code, said in {REFUSED[kind]!r}.items():
+    try:
+        eval(code)
+    except (RuntimeError, TypeError) as error:
+        assert said in str(error), (code, error)
+    else:
+        raise AssertionError(code)
+""")
+    on(kind, "code.py", cwd=tmp_path, env=environment)
+
+
+@pytest.mark.parametrize("way_in", [
+    "sys.argv = ['bird.py']; runpy.run_path('bird.py', run_name='__main__')",
+    "sys.argv = ['vae.py']; runpy.run_path('vae.py', run_name='__main__')",
+    "import studies.__main__, studies.engine", "import handin.__main__, handin.figures_birds"])
+def test_mps_falls_back_to_the_cpu(way_in, environment):
+    """torch reads the variable when it is first imported: each way in has to have set it by then."""
+    code = f"""
+import os, runpy, sys
+class Spy:
+    def find_spec(self, name, *_):
+        assert name != 'torch' or os.environ['PYTORCH_ENABLE_MPS_FALLBACK'] == '1'
+sys.meta_path.insert(0, Spy())
+try:
+    {way_in}
+except SystemExit as ended:
+    assert ended.code == 2  # a script without words
+assert 'torch' in sys.modules
+"""
+    plain = {name: value for name, value in environment.items() if name != "PYTORCH_ENABLE_MPS_FALLBACK"}
+    subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), env=plain, check=True, timeout=100)
