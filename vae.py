@@ -965,16 +965,19 @@ def parse_arguments(argv):
 
 
 def pick_device(name, light=False):
-    """torch.device of a --device word; `auto` is the best there is, for light work the CPU. Raises InputError."""
-    cuda, mps = torch.cuda.is_available, torch.backends.mps.is_available
-    if name == "auto":
-        name = "cpu" if light else "cuda" if cuda() else "mps" if mps() else "cpu"
-    there = {"cpu": lambda: True, "cuda": cuda, "mps": mps}.get(name.split(":")[0], lambda: False)
-    try:
-        if there():
-            return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError):
-        pass
+    """torch.device of a --device word; `auto` is the best that works, for light work the CPU: a driver that is too
+    old, or a GPU that this torch has no kernels for, shows in the first product alone. Raises InputError."""
+    kinds = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    for word in (["cpu"] if light else kinds) if name == "auto" else [name]:
+        try:
+            if kinds.get(word.split(":")[0], lambda: False)():
+                x = torch.ones(8, 8, device=word)
+                if F.conv2d((x @ x)[None, None], x[None, None, :3, :3]).sum().item() == 36 * 9 * 8:
+                    return x.device
+                raise RuntimeError("wrong sums")
+        except (RuntimeError, AssertionError) as error:
+            if name == "auto":
+                warnings.warn(f"{word} is there and does not work: {_one_line(error)}", RuntimeWarning, stacklevel=2)
     raise InputError(f"vae.py: expected a --device that is here, found '{name}'")
 
 

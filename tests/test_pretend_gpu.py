@@ -88,6 +88,17 @@ def test_study(device, draw, environment, tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
+def test_a_gpu_that_does_not_work(bird, vae, monkeypatch):
+    """Such as one that this torch has no kernels for: `auto` goes on without it and says so, its name is refused."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for script in (bird, vae):
+        with pytest.warns(RuntimeWarning, match="cuda is there and does not work: ."):
+            assert script.pick_device("auto") == torch.device("cpu")
+        with pytest.raises(script.InputError, match="expected a --device that is here, found 'cuda'"):
+            script.pick_device("cuda")
+    assert vae.pick_device("auto", light=True) == torch.device("cpu")
+
+
 NORM = "torch.nn.BatchNorm2d(2).to(d)(torch.rand(4, 2, 3, 3, device=d).contiguous(memory_format=torch.channels_last))"
 REFUSED = {  # code: what is said
     "cuda": {"torch.ones(3) + torch.ones(3, device=d)": "expected all tensors on cuda:0",
