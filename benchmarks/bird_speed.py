@@ -110,7 +110,7 @@ def measure_usual_test(classes, recipe, paths, views):
             with Image.open(path) as image:
                 image, total = image.convert("RGB"), 0.0
             for scale, mirrored in views:
-                side = round(scale * model.about["image_size"])
+                side = bird.view_side(scale, model.about["image_size"])
                 photo = transforms.functional.to_tensor(image.resize((side, side), Image.BICUBIC))[None]
                 total = total + model(photo.flip(3) if mirrored else photo).softmax(1)
             labels.append(int(total.argmax()))

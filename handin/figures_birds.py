@@ -243,7 +243,8 @@ def grad_cam_rows(model, paths, truth, predicted, probabilities, chosen, each, w
     names, wanted = model.about["classes"], [i for groups in chosen for group in groups for i in group]
     examples = {}
     if wanted:
-        photos, _ = bird.read_bank([paths[i] for i in wanted], round(bird.MARGIN * model.about["image_size"]), workers)
+        side = bird.view_side(max(scale for scale, _ in bird.TEST_VIEWS), model.about["image_size"])
+        photos, _ = bird.read_bank([paths[i] for i in wanted], side, workers)
         heat = grad_cam(model, photos, predicted[wanted])
         for i, photo, map_ in zip(wanted, photos, heat):
             examples[i] = Example(photo.permute(1, 2, 0).numpy() / np.float32(255), map_, names[truth[i]],

@@ -367,7 +367,8 @@ def birds_story(layout, n, entries, ablation=None, ablation_first=False):
              f"minutes (device: {plain(n['device'])}; seed {s['seed']}). Epoch {n['chosen_epoch']} had the best "
              f"validation F1 and is kept (Figure 2); seen as at test, the {n['validation_photos']:,} validation photos "
              f"give {n['validation_f1']:.4f}. At test, the class probabilities of {views} views are "
-             f"averaged: sides of {scales} times {n['image_size']} px, each also mirrored."),
+             f"averaged: sides of {scales} times {n['image_size']} px, to the nearest multiple of 32, each also "
+             "mirrored."),
         layout.whole(layout.figure(
             "birds_learning_curves", 2, "Loss in nats and accuracy against epochs. Training photos are augmented and "
             "mixed, hence harder.")),

@@ -393,6 +393,20 @@ def test_a_mirrored_photo_gets_the_same_probabilities(bird, model, exact):
     assert found.std(0).max() > 1e-4  # the photos do differ
 
 
+def test_views_have_sides_that_the_network_can_halve(bird):
+    """Each of the five halvings has an even side before it, as in training."""
+    assert [bird.view_side(scale, 160) for scale, _ in bird.TEST_VIEWS] == [192, 192, 224, 224]
+    assert [bird.view_side(scale, 64) for scale in (0.1, 1, 1.4)] == [32, 64, 96]
+    model, halvings = bird.BirdClassifier().eval(), []
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.AvgPool2d)) and module.stride in (2, (2, 2)):
+            module.register_forward_hook(lambda _, x, y: halvings.append((x[0].shape[-1], y.shape[-1])))
+    with torch.no_grad():
+        for scale, _ in bird.TEST_VIEWS:
+            model(torch.rand(1, 3, *[bird.view_side(scale, 160)] * 2))
+    assert len(halvings) == len(bird.TEST_VIEWS) * 8 and all(before == 2 * after for before, after in halvings)
+
+
 def test_probabilities_are_the_mean_over_the_views(bird, model, exact):
     photos = _photos(3, 48)
     parts = torch.stack([bird.predict_probabilities(model, photos, (view,)) for view in bird.TEST_VIEWS])
