@@ -146,7 +146,7 @@ def compare(dataset, rounds, seconds):
     model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe).eval()
     model = model.to(memory_format=torch.channels_last)
     some = list(itertools.islice(itertools.cycle(paths), 600))
-    training, found = ([], []), {views: ([], []) for views in (bird.TEST_VIEWS[:1], bird.TEST_VIEWS)}
+    training, found = ([], []), {views: ([], []) for views in (((1.0, False),), bird.TEST_VIEWS)}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # where bird.py has set nothing
         for _ in range(rounds):
             training[0].append(apart.submit(measure_usual_training, dataset, recipe, workers, seconds).result())
