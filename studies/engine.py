@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import bird
 from common.errors import InputError, bad_input_of, one_line
+from studies import layers
 
 PRECISIONS = ("32-true", "bf16-mixed")
 LEAST_ROWS = 8  # a smaller last batch is left out of its epoch: batch normalisation needs company
@@ -122,7 +123,7 @@ class Batch:
         self._rows = slice(len(index) * rank // world, len(index) * (rank + 1) // world)
         self.index, self.device = index[self._rows], fabric.device
         rows = self.index.to(images.pixels.device)
-        x = images.pixels[rows].to(self.device).float().div_(255)
+        x = images.pixels.index_select(0, rows).to(self.device).float().div_(255)
         self.x = x.to(memory_format=torch.channels_last) if channels_last else x
         self.y = None if images.labels is None else images.labels[rows].to(self.device)
         self.weight = len(self.index) * world / len(index)
@@ -155,52 +156,16 @@ def steps_an_epoch(n, batch, least=LEAST_ROWS):
     return n // batch + (n % batch >= min(least, n))
 
 
-class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation (Ioffe & Szegedy 2015) over the rows of all processes, which nn.SyncBatchNorm does on CUDA
-    alone. In one process, and in evaluation, what nn.BatchNorm does; on MPS it does so in contiguous memory, for in any
-    other order its gradients are wrong there (pytorch/pytorch#175189)."""
-
-    def _check_input_dim(self, x):
-        pass
-
-    def forward(self, x):
-        from torch import distributed
-        if not (self.training and distributed.is_initialized() and distributed.get_world_size() > 1):
-            if x.device.type != "mps":
-                return super().forward(x)
-            y = super().forward(x.contiguous())
-            if y.requires_grad:
-                y.register_hook(torch.Tensor.contiguous)
-            return y
-        from torch.distributed.nn.functional import all_reduce
-        axes, shape = [0, *range(2, x.dim())], (1, -1) + (1,) * (x.dim() - 2)
-        wide = x.float()
-        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-        distributed.all_reduce(count)
-        mean = all_reduce(wide.sum(axes)) / count
-        centred = wide - mean.view(shape)
-        variance = all_reduce((centred * centred).sum(axes)) / count
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(variance * count / (count - 1), rate)
-        y = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(x.dtype)
-
-
-def _with_global_norms(module):
-    """The module with each nn.BatchNorm turned, in place, into a GlobalBatchNorm of the same state."""
-    for part in module.modules():
-        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            part.__class__ = GlobalBatchNorm
-    return module
-
-
 # ------------------------------------------------------------------------------------------------------------- training
+
+def new_optimizer(name, parameters, rate, **options):
+    """The torch.optim.NAME; in one pass over the weights where this torch can (2.4 on the CPU)."""
+    make, parameters = getattr(torch.optim, name), list(parameters)
+    try:
+        return make(parameters, rate, fused=True, **options)
+    except (RuntimeError, TypeError):  # not on this device, not of this optimizer
+        return make(parameters, rate, **options)
+
 
 def fit(bench, name, modules, optimizers, step, train, test=None, *, epochs, batch, seed=0, about=None, update=None,
         each_epoch=None, channels_last=False):
@@ -320,8 +285,7 @@ def _set_up(fabric, modules, optimizers, channels_last):
     for key, module in modules.items():
         if channels_last:
             module.to(memory_format=torch.channels_last)
-        if fabric.world_size > 1 or fabric.device.type == "mps":
-            _with_global_norms(module)
+        layers.fit_for(module, fabric.device, fabric.world_size)
         if key in optimizers:
             wrapped[key], ready[key] = fabric.setup(module, optimizers[key])
         else:

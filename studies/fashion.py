@@ -75,13 +75,13 @@ class ConvVAE(nn.Module):
         more = {**options, "output_padding": kernel % 2}
         features = settings.side // 4 * (settings.side // 4) * second
         self.encoder = nn.Sequential(  # no bias before a norm, which would take it away again
-            nn.Conv2d(1, first, kernel, bias=False, **options), nn.BatchNorm2d(first), nn.ReLU(),
-            nn.Conv2d(first, second, kernel, bias=False, **options), nn.BatchNorm2d(second), nn.ReLU())
+            nn.Conv2d(1, first, kernel, bias=False, **options), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
+            nn.Conv2d(first, second, kernel, bias=False, **options), nn.BatchNorm2d(second), nn.ReLU(inplace=True))
         self.to_posterior = nn.Linear(features, 2 * self.latent)
         self.from_latent = nn.Linear(self.latent, features)
         self.decoder = nn.Sequential(  # a norm here as well would hide from the decoder where the latents lie
             nn.ReLU(),
-            nn.ConvTranspose2d(second, first, kernel, bias=False, **more), nn.BatchNorm2d(first), nn.ReLU(),
+            nn.ConvTranspose2d(second, first, kernel, bias=False, **more), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
             nn.ConvTranspose2d(first, 1, kernel, **more))
 
     def posterior(self, x):
@@ -130,7 +130,7 @@ def train_one(bench, name, settings, train, test, seed, latent, beta, epochs, ea
     """engine.Fitted of one ConvVAE, under modules["vae"]."""
     with engine.seeded(seed, 2):
         model = ConvVAE(settings, latent)
-    optimizer = getattr(torch.optim, settings.optimizer)(model.parameters(), settings.rate)
+    optimizer = engine.new_optimizer(settings.optimizer, model.parameters(), settings.rate)
     about = {"model": "ConvVAE", "channels": list(settings.channels), "kernel": settings.kernel, "latent": latent,
              "beta": beta, "rate": settings.rate}
     return engine.fit(bench, f"{name}_seed{seed}", {"vae": model}, {"vae": optimizer}, vae_step(latent, beta), train,
