@@ -1,9 +1,10 @@
 """How fast an epoch of the study `fashion` is, beside the usual loop around the same network, in one run.
 
-    python -m benchmarks.fashion_speed [DATA] [--rounds 3] [--images 20000]
+    python -m benchmarks.fashion_speed [DATA] [--rounds 3] [--images N]
 
-The usual loop: a torchvision dataset with ToTensor, DataLoader with a worker a core, float32. The loops alternate; a
-ratio is of the medians of their epochs, the first epoch of each left out. Beside them stands the speed of the network's
+The usual loop: a torchvision dataset with ToTensor, DataLoader with a worker a core, torch's own layers and optimizer,
+float32. The study's, on the same network, exchanges what studies/layers.py computes faster. The loops alternate; a ratio
+is of the medians of their epochs, the first epoch of each left out. Beside them stands the speed of the network's
 arithmetic, and that of its largest convolution alone, forwards, which is about as fast as the machine gets. DATA:
 FashionMNIST (default) or any other name or idx folder that the studies take.
 """
@@ -91,10 +92,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="FashionMNIST")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--images", type=int, help="so many of the training images; all without")
     args = parser.parse_args()
     settings, workers = fashion.Settings(), os.cpu_count() or 1
-    images = data.at_most(data.read_images(args.data, settings.side, 1), args.images, 0)
+    images = data.read_images(args.data, settings.side, 1)
+    images = data.at_most(images, args.images or len(images), 0)
     print(f"{len(images):,} images, batches of {settings.batch}, {torch.get_num_threads()} threads, {workers} workers")
     names = {"ours, 32-true": "32-true", "ours, bf16-mixed": "bf16-mixed"}
     seconds = {name: [] for name in ("usual", *names)}
