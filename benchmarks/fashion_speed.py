@@ -3,8 +3,8 @@
     python -m benchmarks.fashion_speed [DATA] [--rounds 3] [--images N]
 
 The usual loop: a torchvision dataset with ToTensor, DataLoader with a worker a core, torch's own layers and optimizer,
-float32. The study's, on the same network, exchanges what studies/layers.py computes faster. The loops alternate; a ratio
-is of the medians of their epochs, the first epoch of each left out. Beside them stands the speed of the network's
+float32. The study's, on the same network, exchanges what studies/layers.py computes faster. The loops alternate; a
+ratio is of the medians of their epochs, the first epoch of each left out. Beside them stands the speed of the network's
 arithmetic, and that of its largest convolution alone, forwards, which is about as fast as the machine gets. DATA:
 FashionMNIST (default) or any other name or idx folder that the studies take.
 """
