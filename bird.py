@@ -486,18 +486,20 @@ def learning_rate(progress, recipe):
 
 
 def _optimizer(model, recipe):
-    """AdamW that decays neither norms nor biases; in one pass over the weights where this torch can (2.4 on CPU)."""
-    def build(**options):
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
-        return torch.optim.AdamW([{"params": decayed, "weight_decay": recipe.weight_decay},
-                                  {"params": others, "weight_decay": 0.0}], lr=recipe.learning_rate, betas=(0.9, 0.99),
-                                 **options)
+    """AdamW that decays neither norms nor biases."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return in_one_pass(torch.optim.AdamW, [{"params": decayed, "weight_decay": recipe.weight_decay},
+                                           {"params": others, "weight_decay": 0.0}],
+                       lr=recipe.learning_rate, betas=(0.9, 0.99))
 
+
+def in_one_pass(make, parameters, **options):
+    """make(parameters, **options), an optimizer; in one pass over the weights where this torch can (2.4 on CPU)."""
     try:
-        return build(fused=True)
-    except RuntimeError:
-        return build()
+        return make(parameters, fused=True, **options)
+    except (RuntimeError, TypeError):  # not on this device, not of this optimizer
+        return make(parameters, **options)
 
 
 def _grad_scaler(enabled):

@@ -158,15 +158,6 @@ def steps_an_epoch(n, batch, least=LEAST_ROWS):
 
 # ------------------------------------------------------------------------------------------------------------- training
 
-def new_optimizer(name, parameters, rate, **options):
-    """The torch.optim.NAME; in one pass over the weights where this torch can (2.4 on the CPU)."""
-    make, parameters = getattr(torch.optim, name), list(parameters)
-    try:
-        return make(parameters, rate, fused=True, **options)
-    except (RuntimeError, TypeError):  # not on this device, not of this optimizer
-        return make(parameters, rate, **options)
-
-
 def fit(bench, name, modules, optimizers, step, train, test=None, *, epochs, batch, seed=0, about=None, update=None,
         each_epoch=None, channels_last=False):
     """Trains and returns a Fitted.

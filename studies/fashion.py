@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import bird
 from common.errors import InputError
 from studies import data, engine, figures, losses, metrics, report
 from studies.figures import Picture
@@ -130,7 +131,7 @@ def train_one(bench, name, settings, train, test, seed, latent, beta, epochs, ea
     """engine.Fitted of one ConvVAE, under modules["vae"]."""
     with engine.seeded(seed, 2):
         model = ConvVAE(settings, latent)
-    optimizer = engine.new_optimizer(settings.optimizer, model.parameters(), settings.rate)
+    optimizer = bird.in_one_pass(getattr(torch.optim, settings.optimizer), list(model.parameters()), lr=settings.rate)
     about = {"model": "ConvVAE", "channels": list(settings.channels), "kernel": settings.kernel, "latent": latent,
              "beta": beta, "rate": settings.rate}
     return engine.fit(bench, f"{name}_seed{seed}", {"vae": model}, {"vae": optimizer}, vae_step(latent, beta), train,

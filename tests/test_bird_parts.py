@@ -598,3 +598,30 @@ def test_the_docstring_gives_the_two_commands(tree):
     lines = ast.get_docstring(tree).splitlines()
     assert any("python bird.py DATASET train bird.pth" in line for line in lines)
     assert any("python bird.py DATASET test bird.pth" in line for line in lines)
+
+
+def _stepped(optimizer, parameter, gradients):
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("name", ("Adam", "SGD", "AdamW", "RMSprop"))
+def test_an_optimizer_in_one_pass_steps_as_that_of_torch(bird, name):
+    begin, gradients = torch.randn(2, 5, 40, dtype=torch.float64, generator=_generator(1))
+    one, other = (torch.nn.Parameter(begin[0].clone()) for _ in range(2))
+    make = getattr(torch.optim, name)
+    ours, theirs = bird.in_one_pass(make, [one], lr=0.01, weight_decay=0.1), make([other], lr=0.01, weight_decay=0.1)
+    assert type(ours) is type(theirs)
+    assert torch.allclose(_stepped(ours, one, gradients), _stepped(theirs, other, gradients), rtol=1e-12, atol=1e-12)
+
+
+def test_an_old_torch_gets_the_usual_optimizer(bird):
+    def old(parameters, lr, fused=False):
+        if fused:
+            raise RuntimeError("`fused=True` requires all the params to be CUDA, floating point Tensor")
+        return torch.optim.SGD(parameters, lr)
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    assert isinstance(bird.in_one_pass(old, [parameter], lr=0.1), torch.optim.SGD)

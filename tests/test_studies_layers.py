@@ -68,31 +68,3 @@ def test_the_whole_network_gives_the_same_with_exchanged_layers(processes):
     layers.fit_for(model, torch.device("cpu"), processes)
     for one, other in zip(gradients(), expected):
         assert torch.allclose(one, other, rtol=1e-8, atol=1e-8)
-
-
-def steps(optimizer, parameter, gradients):
-    for gradient in gradients:
-        parameter.grad = gradient.clone()
-        optimizer.step()
-    return parameter.detach().clone()
-
-
-@pytest.mark.parametrize("name", ("Adam", "SGD", "AdamW", "RMSprop"))
-def test_a_new_optimizer_steps_as_that_of_torch(name):
-    with engine.seeded(1):
-        begin, gradients = torch.randn(40, dtype=torch.float64), torch.randn(5, 40, dtype=torch.float64)
-    one, other = nn.Parameter(begin.clone()), nn.Parameter(begin.clone())
-    ours = engine.new_optimizer(name, iter([one]), 0.01, weight_decay=0.1)
-    theirs = getattr(torch.optim, name)([other], 0.01, weight_decay=0.1)
-    assert type(ours) is type(theirs)
-    assert torch.allclose(steps(ours, one, gradients), steps(theirs, other, gradients), rtol=1e-12, atol=1e-12)
-
-
-def test_an_old_torch_gets_the_usual_optimizer(monkeypatch):
-    def old(parameters, rate, fused=False):
-        if fused:
-            raise RuntimeError("`fused=True` requires all the params to be CUDA, floating point Tensor")
-        return torch.optim.SGD(parameters, rate)
-
-    monkeypatch.setattr(torch.optim, "Adam", old)
-    assert isinstance(engine.new_optimizer("Adam", [nn.Parameter(torch.zeros(1))], 0.1), torch.optim.SGD)
