@@ -68,6 +68,7 @@ def main(argv=None):
         return 2
     name = parser.parse_args(argv[:1]).study
     follows = os.environ.get("LOCAL_RANK", "0") != "0"  # a process that the first one started says nothing
+    code = None
     try:
         module = importlib.import_module(f"studies.{name}")
         parser = argparse.ArgumentParser(
@@ -77,7 +78,8 @@ def main(argv=None):
         module.add_arguments(parser)
         args = parser.parse_args(argv[1:])
         args.study, args.words = name, list(map(printable, argv[1:]))  # for the report, which states the command
-        return module.run(args)
+        code = module.run(args)
+        return code
     except InputError as error:
         if not follows:
             print(" ".join(str(error).splitlines()), file=sys.stderr)
@@ -90,6 +92,9 @@ def main(argv=None):
         if not follows:
             print(f"python -m studies {name}: interrupted; --resume goes on from the last epoch", file=sys.stderr)
         return 130
+    finally:
+        if "studies.engine" in sys.modules:  # --help imports no more than it shows
+            sys.modules["studies.engine"].leave(failed=code != 0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ uninterrupted one.
 """
 import contextlib
 import dataclasses
+import datetime
 import math
 import os
 import pickle
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
@@ -87,6 +89,26 @@ def open_bench(folder, device="auto", devices=1, precision="32-true", resume=Fal
     fabric.launch()
     bird.keep_freed_memory()
     return Bench(fabric, folder, resume, quiet, precision)
+
+
+def leave(failed=False):
+    """Lets all processes end together and closes the connections between them; does nothing in a lone process.
+
+    A process that ends with its connections open can abort those that still use them, and itself. After a failure of
+    its own a process waits for the others no more than ten seconds: they may be in the midst of an operation, which
+    then ends with an error in them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    patience = datetime.timedelta(seconds=10) if failed else datetime.timedelta(days=1)  # the first one draws figures
+    try:
+        if torch.distributed.get_backend() == "gloo":
+            torch.distributed.monitored_barrier(timeout=patience)
+        elif not failed:  # NCCL's barrier has no time limit of its own
+            torch.distributed.barrier()
+    except RuntimeError:  # the others have ended with an error of their own
+        pass
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

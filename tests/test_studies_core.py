@@ -606,3 +606,36 @@ def test_numbers_are_written_with_their_spread():
     assert report.number(123456.0) == "123,456" and report.share(0.5, [0.4, 0.6]) == "50.0 % (40.0 to 60.0)"
     fabric = types.SimpleNamespace(device=torch.device("cpu"), world_size=2)
     assert report.device_name(fabric).startswith("2 x cpu")
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+
+TWO = '''
+import sys, time
+from common.errors import InputError
+from studies import __main__ as command, autoencoder, engine
+
+
+def run(args):
+    bench = engine.open_bench(args.out, "cpu", 2, quiet=True)
+    if args.seed == 1 and bench.leads:
+        raise InputError("expected a disk, found it full")
+    bench.fabric.all_reduce(bench.fabric.to_device(engine.torch.ones(1)))
+    time.sleep(3 * bench.leads)  # the first one draws figures while the other has no more to do
+    return 0
+
+
+autoencoder.run = run
+sys.exit(command.main(sys.argv[1:]))
+'''
+
+
+@pytest.mark.parametrize("seed, code, told", [(0, 0, ""), (1, 2, "expected a disk, found it full\n")])
+def test_two_processes_leave_together_whether_all_is_well_or_the_first_fails_alone(tmp_path, environment, seed, code,
+                                                                                   told):
+    (tmp_path / "two.py").write_text(TWO)
+    words = [sys.executable, "two.py", "autoencoder", "x", "--out", "out", "--seed", str(seed)]
+    found = subprocess.run(words, cwd=str(tmp_path), env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True,
+                           text=True, timeout=100)
+    assert found.returncode == code, found.stderr
+    assert told in found.stderr and "terminate" not in found.stderr and "Traceback" not in found.stderr

@@ -36,6 +36,7 @@ def history(drawings, folder, devices):
 
 if __name__ == "__main__":
     rows = history(sys.argv[1], sys.argv[2], 2)
+    engine.leave()
     if rows:
         print(json.dumps(rows))
 """

@@ -239,6 +239,7 @@ def found(photos, folder, devices, changed):
 
 if __name__ == "__main__":
     *rest, leads = found(sys.argv[1], sys.argv[2], 2, json.loads(sys.argv[3]))
+    engine.leave()
     if leads:
         print(json.dumps(rest))
 '''
