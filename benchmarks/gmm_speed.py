@@ -28,10 +28,10 @@ def blobs(n, dimensions, components, seed=0):
     return points, centres + 0.3 * rng.normal(size=centres.shape)
 
 
-def fit_ours(points, means, weights, covariances):
-    mixture = vae.GaussianMixture(len(means), tol=TOLERANCE, max_iter=ITERATIONS)
+def fit_ours(points, means, *_):
+    mixture = vae.GaussianMixture(tol=TOLERANCE, max_iter=ITERATIONS)
     began = time.perf_counter()
-    mixture.fit(points, means, weights, covariances)
+    mixture.fit(points, means)
     return time.perf_counter() - began, mixture
 
 
@@ -50,7 +50,8 @@ def main():
           "|---|---|---|---|---|---|---|")
     for n, dimensions, components in ((14748, 2, 3), (20000, 64, 3), (20000, 64, 10)):
         points, means = blobs(n, dimensions, components)
-        start = means, np.full(components, 1 / components), np.tile(np.cov(points.T), (components, 1, 1))
+        covariance = np.cov(points.T, bias=True) + 1e-6 * np.eye(dimensions)  # as vae.py starts
+        start = means, np.full(components, 1 / components), np.tile(covariance, (components, 1, 1))
         ours, theirs = [], []
         for _ in range(REPEATS):
             ours.append(fit_ours(points, *start))

@@ -17,6 +17,7 @@ from typing import Tuple
 
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import kmeans_plusplus
 
 import vae
 from studies import data, engine, figures, losses, metrics, photo_models, report, vq
@@ -229,10 +230,10 @@ def fit_mixture(latents, settings, seed):
     aside, rest = latents[order[:len(order) // 5]], latents[order[len(order) // 5:]]
 
     def fitted(components, points):
-        mixture = vae.GaussianMixture(components, settings.ridge, tol=1e-3, max_iter=200, seed=seed)
+        mixture = vae.GaussianMixture(settings.ridge, tol=1e-3, max_iter=200)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # one that fits badly is found by its likelihood
-            return mixture.fit(points)
+            return mixture.fit(points, kmeans_plusplus(points, components, random_state=seed)[0])
 
     likelihood = {k: fitted(k, rest).score(aside) for k in settings.components if k <= len(rest)}
     return fitted(max(likelihood, key=likelihood.get), latents), likelihood

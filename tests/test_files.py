@@ -92,7 +92,7 @@ def test_a_model_is_reread_as_it_was_kept(vae, tmp_path):
 
 def test_a_mixture_is_reread_as_it_was_kept(vae, tmp_path):
     X = np.random.default_rng(0).normal(size=(200, 2))
-    mixture = vae.GaussianMixture(2).fit(X, means_init=[[-1, 0], [1, 0]])
+    mixture = vae.GaussianMixture().fit(X, [[-1, 0], [1, 0]])
     (tmp_path / "m.pkl").write_bytes(vae.mixture_bytes(mixture, np.array([4, 900])))
     again, labels = vae.load_mixture(str(tmp_path / "m.pkl"))
     assert labels.tolist() == [4, 900]
