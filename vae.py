@@ -278,10 +278,10 @@ def generalized_cross_entropy(logits, targets, q):
 
 
 def training_loss(model, clean, moved, targets, recipe, noise):
-    """Loss (a scalar) of images (B, 784), of augmented copies (B, 784) and target class probabilities (B, K), with
-    standard normal noise (2 B, 2); the terms by name; and q(c|x) of the clean images (B, K).
+    """Loss (a scalar) of images (B, 784), of augmented copies (B, 784) or none (0, 784), and of target class
+    probabilities (B, K), with standard normal noise for all (2 B, 2); its terms by name; q(c|x) of the images (B, K).
 
-    The decoder learns from the clean images alone, so that it need not draw what no digit looks like; the encoder
+    The decoder learns from the images as they are, so that it need not draw what no digit looks like; the encoder
     learns from both, and the classes from the augmented ones, whose wrong labels it cannot learn by heart."""
     n, x = len(clean), torch.cat([clean, moved])
     logits, mean, log_variance = model.posterior(x)
@@ -289,7 +289,7 @@ def training_loss(model, clean, moved, targets, recipe, noise):
     pixels = torch.cat([model.decode_logits(z[:n]), model.decode_logits(z[n:], frozen=True)])
     bernoulli, kl = reconstruction_loss(pixels, x), kl_to_prior(model, logits, mean, log_variance)
     dissimilarity = 1 - ssim(x, pixels.sigmoid())
-    labels = generalized_cross_entropy(logits[n:], targets, recipe.label_noise)
+    labels = generalized_cross_entropy(logits[-n:], targets, recipe.label_noise)
     loss = (bernoulli + recipe.kl_weight * kl + recipe.ssim_weight * dissimilarity).sum() / n \
         + recipe.class_weight * labels.mean()
     terms = {"reconstruction": bernoulli[:n].mean(), "KL": kl[:n].mean(), "SSIM": 1 - dissimilarity[:n].mean()}
@@ -528,6 +528,7 @@ def train_vae(images, n_components, recipe=Recipe(), device="cpu", log=lambda ep
         {"params": [p for p in encoder if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in encoder if p.ndim == 1] + decoder, "weight_decay": 0.0}])
     n_batches = max(1, round(len(x) / min(recipe.batch, max(16, len(x) // 50))))  # few images, still many steps
+    augmented = any((recipe.rotate, recipe.shift, recipe.scale, recipe.shear))
     model.train()
     for epoch in range(recipe.epochs):
         sums = {}
@@ -535,8 +536,9 @@ def train_vae(images, n_components, recipe=Recipe(), device="cpu", log=lambda ep
             progress = (epoch + (step + 1) / (n_batches + 1)) / recipe.epochs
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * learning_rate(progress, recipe.warmup)
-            clean, moved = x[index], augment(x[index], recipe, generator)
-            noise = torch.randn(2 * len(index), LATENT, generator=generator).to(device)
+            clean = x[index]
+            moved = augment(clean, recipe, generator) if augmented else clean[:0]
+            noise = torch.randn(len(clean) + len(moved), LATENT, generator=generator).to(device)
             loss, terms, probabilities = training_loss(model, clean, moved, targets[index], recipe, noise)
             optimizer.zero_grad()
             loss.backward()
@@ -575,12 +577,12 @@ def encode_means(model, x, rows=4096):
 @torch.no_grad()
 def refine(model, x, rows=1024):
     """Latents (N, 2) near the encoder's means from which images (N, 784) reconstruct better, by SSIM - MSE: the best
-    of 24 latents around the mean, then a pattern search of six rounds around the best so far. No randomness."""
-    unit, found = model.prior_scale.item(), []
-    turn, angle = torch.arange(1, 25) * math.pi * (3 - math.sqrt(5)), torch.arange(8) * (math.pi / 4)
-    spiral = 0.5 * unit * (torch.arange(1, 25) / 24).sqrt()[:, None] * torch.stack([turn.cos(), turn.sin()], dim=1)
+    of 48 latents within s of the mean, then a pattern search of four rounds around the best so far. No randomness."""
+    unit, number, found = model.prior_scale.item(), torch.arange(1, 49), []
+    turn, angle = number * math.pi * (3 - math.sqrt(5)), torch.arange(6) * (math.pi / 3)
+    spiral = unit * (number / 48).sqrt()[:, None] * torch.stack([turn.cos(), turn.sin()], dim=1)  # evenly over a disc
     compass = torch.stack([angle.cos(), angle.sin()], dim=1)
-    rounds = [spiral] + [0.2 * unit * 0.7 ** step * compass for step in range(6)]
+    rounds = [spiral] + [0.12 * unit * 0.55 ** step * compass for step in range(4)]
     for part in x.split(rows):
         z = model.encode(part)[0]
         best = similarity(part, model.decode(z))

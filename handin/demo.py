@@ -83,7 +83,8 @@ def birds(folder):
 def draw_figures(folder):
     """Draws the figures of both parts into folder/figures."""
     for words in (("birds", "birds_test", "--model", "bird.pth"),
-                  ("digits", "val.npz", "test.npz", "--model", "vae.pth", "--mixture", "gmm_params.pkl")):
+                  ("digits", "val.npz", "test.npz", "--train", "train.npz", "--model", "vae.pth", "--mixture",
+                   "gmm_params.pkl")):
         print(f"\n$ python -m handin figures {' '.join(words)}", flush=True)
         parser = argparse.ArgumentParser()
         figures.add_arguments(parser)

@@ -1,7 +1,8 @@
 """Draws the pictures that the assignment asks for and measures what the report states, from saved models.
 
 Nothing is trained. Each picture becomes FIGURES/NAME.png (200 dpi) and FIGURES/NAME.pdf, the numbers go to
-FIGURES/numbers.json, whose other part is kept. The same input gives the same bytes.
+FIGURES/numbers.json, whose other part is kept. The digits give FIGURES/latent.html too, a page that shows what the
+model makes of each point of the latent plane. The same input gives the same bytes.
 """
 import functools
 import io
@@ -101,10 +102,10 @@ def read_numbers(folder):
     return found
 
 
-def save(folder, part, figures, numbers):
-    """Writes the figures {name: Figure} and the numbers of one part into an existing folder; returns the paths. All
-    are written beside their places before the first is moved in. Raises InputError."""
-    payloads = {}
+def save(folder, part, figures, pages, numbers):
+    """Writes the figures {name: Figure}, the pages {file name: bytes} and the numbers of one part into an existing
+    folder; returns the paths. All are written beside their places before the first is moved in. Raises InputError."""
+    payloads = {os.path.join(str(folder), name): content for name, content in pages.items()}
     for name, figure in figures.items():
         for ending, content in figure_bytes(figure).items():
             payloads[os.path.join(str(folder), name + ending)] = content
@@ -126,11 +127,13 @@ def add_arguments(parser):
     birds.add_argument("--history", metavar="FILE", help="bird_history.json (default: the one beside the model)")
     birds.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), metavar="N",
                        help="threads that decode photos (default: one a core)")
-    digits = parts.add_parser("digits", help="reconstructions, manifold, latents, mixture, SSIM",
-                              description="example: python -m handin figures digits VAL TEST --model vae.pth "
-                                          "--mixture gmm_params.pkl")
+    digits = parts.add_parser("digits", help="reconstructions, manifold, latents, mixture, SSIM, latent.html",
+                              description="example: python -m handin figures digits VAL TEST --train TRAIN "
+                                          "--model vae.pth --mixture gmm_params.pkl")
     digits.add_argument("val", metavar="VAL", help="the labelled digits that named the clusters, .npz")
     digits.add_argument("test", metavar="TEST", help="digits that were not trained on, .npz, with labels or without")
+    digits.add_argument("--train", metavar="TRAIN", help="the training images, .npz: the latents that are drawn, "
+                        "labels in the file give their colours alone (default: those of the test)")
     digits.add_argument("--model", required=True, metavar="FILE", help="vae.pth")
     digits.add_argument("--mixture", required=True, metavar="FILE", help="gmm_params.pkl")
     for part in (birds, digits):
@@ -155,12 +158,14 @@ def run(args):
             from handin.figures_birds import draw_all
             figures, numbers, remarks = draw_all(args.test, args.model, args.history, bird.pick_device(args.device),
                                                  args.workers, progress)
+            pages = {}
         else:
             from handin.figures_digits import draw_all
-            figures, numbers, remarks = draw_all(args.val, args.test, args.model, args.mixture,
-                                                 vae.pick_device(args.device), progress)
-        paths = save(args.out, args.part, figures, numbers)
+            figures, pages, numbers, remarks = draw_all(args.val, args.test, args.train, args.model, args.mixture,
+                                                        vae.pick_device(args.device), progress)
+        paths = save(args.out, args.part, figures, pages, numbers)
     for remark in remarks:
         print(remark, file=sys.stderr)
-    print(f"wrote {len(figures)} figures, each as PNG and PDF, and numbers.json: {len(paths)} files in {args.out}")
+    others = " and ".join([*pages, "numbers.json"])
+    print(f"wrote {len(figures)} figures, each as PNG and PDF, and {others}: {len(paths)} files in {args.out}")
     return 0

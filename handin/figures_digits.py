@@ -1,7 +1,8 @@
-"""The pictures and the numbers of part II: reconstructions, manifold, latents, mixture, SSIM.
+"""The pictures and the numbers of part II: reconstructions, manifold, latents, mixture, SSIM, the page latent.html.
 
 Each `*_figure` takes arrays and returns a matplotlib Figure; `draw_all` makes them all from the saved files.
 """
+import itertools
 import math
 
 import numpy as np
@@ -10,18 +11,19 @@ from tqdm import tqdm
 
 import vae
 from common.errors import InputError
+from handin import latent_page
 from handin.figures import COLUMN, PAGE, class_styles, macro_scores, new_figure, plural, styled
 from handin.scores import mean_ssim, one_minus_mse
 
 GRID = 20             # digits along each axis of the manifold
 TAIL = 0.05           # probability that the assignment's grid leaves out at each end of each axis
-AXES = ("latent $z_1$ (no unit)", "latent $z_2$ (no unit)")
-CODES = ("encoder's mean $z_1$ (no unit)", "encoder's mean $z_2$ (no unit)")
+SHOWN = 15            # reconstructions in the figure: the whole validation file of the course
+MEANS = ("encoder's mean $z_1$ (no unit)", "encoder's mean $z_2$ (no unit)")
 
 
 # ------------------------------------------------------------------------------------------------------------ data in
 
-def load_test(path):
+def load_digits(path):
     """Images float32 (N, 784) in [0, 1] of a file, and their labels int64 (N,), None when it has none. Raises
     vae.InputError."""
     images = vae.load_images(path)
@@ -46,73 +48,71 @@ def spread_over_classes(labels, total, n, seed=0):
 
 # ---------------------------------------------------------------------------------------------------- reconstructions
 
+def reconstructions(model, images, device="cpu"):
+    """Of images float32 (N, 784), from the encoder's means and then from the refined latents: a pair of latents
+    (N, 2), a pair of reconstructions (N, 28, 28) in [0, 1], and a pair of their SSIM (N,)."""
+    model, x = model.to(device), torch.from_numpy(images).to(device)
+    latents, made = [vae.encode_means(model, x), vae.refine(model, x)], []
+    with torch.no_grad():
+        for z in latents:
+            made.append(torch.cat([model.decode(part).cpu() for part in z.split(4096)]).view(-1, vae.SIDE, vae.SIDE))
+    made, truth = [part.numpy() for part in made], images.reshape(-1, vae.SIDE, vae.SIDE)
+    similarities = [np.array([mean_ssim(x[None], y[None]) for x, y in zip(truth, part)]) for part in made]
+    return [z.cpu().double().numpy() for z in latents], made, similarities
+
+
 @styled
-def reconstructions_figure(originals, reconstructions, similarities):
-    """Two rows of n images (n, 28, 28) in [0, 1]: originals above, reconstructions below, each with its SSIM (n,)."""
+def reconstructions_figure(originals, made, similarities):
+    """Three rows of n images (n, 28, 28) in [0, 1]: originals, the reconstructions from the encoder's means and those
+    from the refined latents, `made` a pair of arrays, each image with its SSIM, a pair of (n,)."""
     n = len(originals)
-    figure = new_figure(PAGE, PAGE / max(n, 6) * 2 + 0.35)
+    figure = new_figure(PAGE, PAGE / max(n, 6) * 3 + 0.6)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(2, n, squeeze=False)
-    for row, images in zip(grid, (originals, reconstructions)):
+    grid = figure.subplots(3, n, squeeze=False)
+    for row, name, images in zip(grid, ("original", "from the\nmean", "refined"), (originals, *made)):
+        row[0].set_ylabel(name, fontsize=6.5)
         for axes, image in zip(row, images):
             axes.imshow(image, cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
-    for axes, similarity in zip(grid[1], similarities):
-        axes.set_xlabel(f"SSIM {similarity:.2f}" if n <= 10 else f"{similarity:.2f}", fontsize=7.5, labelpad=2)
-    grid[0, 0].set_ylabel("original", fontsize=7)
-    grid[1, 0].set_ylabel("reconstruction", fontsize=7)
+    for row, values in zip(grid[1:], similarities):
+        for axes, value in zip(row, values):
+            axes.set_xlabel(f"{value:.2f}", fontsize=7, labelpad=2)
+    figure.supxlabel("below each reconstruction: its SSIM with the original (no unit)", fontsize=7.5)
     return figure
 
 
 # ----------------------------------------------------------------------------------------------------------- manifold
 
-def grid_values(mean=0.0, deviation=1.0):
-    """The assignment's latents along an axis (20,): norm.ppf(linspace(0.05, 0.95, 20)), for another mean and standard
-    deviation than 0 and 1 moved and stretched."""
+def grid_values():
+    """The assignment's latents along an axis (20,): norm.ppf(linspace(0.05, 0.95, 20))."""
     from scipy.stats import norm
-    return mean + deviation * norm.ppf(np.linspace(TAIL, 1 - TAIL, GRID))
+    return norm.ppf(np.linspace(TAIL, 1 - TAIL, GRID))
 
 
 @torch.no_grad()
 def manifold(model, first, second):
-    """Images (S, S, 28, 28) in [0, 1] that a VAE decodes from the grid of latents first (S,) x second (S,): [row,
-    column] has z_1 = first[column] and z_2 = second[row]."""
+    """Images (R, C, 28, 28) in [0, 1] that a VAE decodes from the grid of latents first (C,) x second (R,): [row,
+    column] has z_1 = first[column] and z_2 = second[row], as in the assignment's plot_2d_manifold."""
     z = np.stack(np.meshgrid(first, second), axis=-1).reshape(-1, 2)
     drawn = model.decode(torch.from_numpy(z).float()).numpy()
     return drawn.reshape(len(second), len(first), vae.SIDE, vae.SIDE)
 
 
 @styled
-def manifold_figure(panels):
-    """Panels (title, z_1 (S,), z_2 (S,), images (S, S, 28, 28)) in rows of two: each a sheet of digits in the places of
-    their latents, z_2 upwards."""
-    down = math.ceil(len(panels) / 2)
-    figure = new_figure(PAGE, 3.4 * down + 0.1) if len(panels) > 1 else new_figure(COLUMN, COLUMN + 0.3)
-    for place, (title, first, second, images) in enumerate(panels):
-        axes = figure.add_subplot(down, min(2, len(panels)), place + 1)
-        rows, columns, side = images.shape[:3]
-        sheet = images[::-1].transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
-        axes.imshow(sheet, cmap="gnuplot2", vmin=0, vmax=1, extent=(-0.5, columns - 0.5, -0.5, rows - 0.5),
-                    interpolation="antialiased")
-        ticks = np.linspace(0, columns - 1, 5).round().astype(int)
-        axes.set_xticks(ticks, [f"{first[i]:.2f}" for i in ticks])
-        axes.set_yticks(ticks, [f"{second[i]:.2f}" for i in ticks])
-        axes.set(xlabel=AXES[0], ylabel=AXES[1], title=title)
+def manifold_figure(images, first, second):
+    """The images (R, C, 28, 28) of `manifold` in the assignment's order: z_1, first (C,), grows to the right, and z_2,
+    second (R,), downwards."""
+    rows, columns, side = images.shape[:3]
+    figure = new_figure(5.2, 5.1)
+    axes = figure.add_subplot()
+    axes.imshow(images.transpose(0, 2, 1, 3).reshape(rows * side, columns * side), cmap="gnuplot2", vmin=0, vmax=1,
+                extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), interpolation="antialiased")
+    for set_ticks, values in ((axes.set_xticks, first), (axes.set_yticks, second)):
+        last, quarter = len(values) - 1, len(values) // 4
+        ticks = sorted({0, quarter, last - quarter, last})
+        set_ticks(ticks, [f"{values[i]:.2f}".replace("-", "\N{MINUS SIGN}") for i in ticks])
+    axes.set(xlabel="latent $z_1$ (no unit), to the right", ylabel="latent $z_2$ (no unit), downwards")
     return figure
-
-
-def manifold_panels(model, mixture, labels, codes):
-    """The panels of `manifold_figure`: the assignment's grid, which is the quantiles of N(0, I), and for each component
-    of the mixture the same grid over its own quantiles. (vae.py's prior is a circle of Gaussians around the origin:
-    hardly a digit is encoded where the assignment's grid lies.)"""
-    values = grid_values()
-    inside = (np.abs(codes) <= values[-1]).all(1).mean()
-    panels = [(f"the assignment's grid, quantiles of N(0, I):\n{100 * inside:.0f} % of the images are encoded there",
-               values, values)]
-    for mean, covariance, label in zip(mixture.means_, mixture.covariances_, labels):
-        axes = [grid_values(mean[axis], math.sqrt(covariance[axis, axis])) for axis in range(2)]
-        panels.append((f"digit {label}: the same quantiles\nof its component of the mixture", *axes))
-    return [(title, first, second, manifold(model, first, second)) for title, first, second in panels]
 
 
 # ------------------------------------------------------------------------------------------------- latents and mixture
@@ -128,19 +128,20 @@ def _styles(labels, classes):
     return class_styles(sorted({*labels.tolist(), *([] if classes is None else classes.tolist())}))
 
 
-def _scatter(axes, codes, classes, styles, alpha=1.0, size=9):
-    """Codes (N, 2) in the style of their class, grey when `classes` is None."""
-    if classes is None:
-        axes.scatter(*codes.T, s=size, color="0.35", alpha=alpha, linewidths=0, label="image")
-        return
+def _scatter(axes, means, classes, styles, predicted):
+    """Latent means (N, 2) in the style of their class (N,), which is true or `predicted` by the mixture."""
+    size, alpha = (9, 0.8) if len(means) < 3000 else (2, 0.5)
+    word = "predicted" if predicted else "digit"
     for name in np.unique(classes):
         colour, marker = styles[name]
-        axes.scatter(*codes[classes == name].T, s=size, color=colour, marker=marker, alpha=alpha, linewidths=0,
-                     label=f"digit {name}")
+        # Rasterised, since a PDF viewer needs seconds for thousands of marks.
+        axes.scatter(*means[classes == name].T, s=size, color=colour, marker=marker, alpha=alpha, linewidths=0,
+                     rasterized=True)
+        axes.scatter([], [], s=14, color=colour, marker=marker, linewidths=0, label=f"{word} {name}")
 
 
 def _tint(axes, mixture, labels, styles, bounds, side=400):
-    """Faint regions in the colours of the digits that the mixture tells there."""
+    """Faint regions in the colours of the digits that the mixture predicts there."""
     from matplotlib.colors import to_rgb
     (left, right), (bottom, top) = bounds
     x, y = np.linspace(left, right, side), np.linspace(bottom, top, side)
@@ -150,55 +151,56 @@ def _tint(axes, mixture, labels, styles, bounds, side=400):
 
 
 @styled
-def latents_figure(codes, classes, mixture, labels):
-    """Codes (N, 2) of test images in the colours of their true classes (N,), or in grey where those are None; behind
-    them the regions that the mixture gives to each digit, labels (K,), around those it tells wrong a ring."""
+def latents_figure(means, classes, mixture, labels, test=None, predicted=False):
+    """Latent means (N, 2) in the colours of their classes (N,), which are true or `predicted` by the mixture; behind
+    them the regions that the mixture predicts to be each digit, labels (K,). `test` is the pair of means and true
+    classes of the test images: those that the mixture misclassifies get a ring."""
     styles = _styles(labels, classes)
     reach = grid_values()[-1]
-    bounds = _bounds(np.vstack([codes, [[-reach, -reach], [reach, reach]]]))
-    figure = new_figure(COLUMN, 3.55)
+    figure = new_figure(COLUMN, 3.7)
     axes = figure.add_subplot()
-    _tint(axes, mixture, labels, styles, bounds)
-    _scatter(axes, codes, classes, styles)
-    if classes is not None:
-        wrong = labels[mixture.predict(codes)] != classes
-        axes.scatter(*codes[wrong].T, s=45, facecolors="none", edgecolors="black", linewidths=0.8,
-                     label=f"told wrong ({wrong.sum()} of {len(codes)})")
+    _scatter(axes, means, classes, styles, predicted)
+    if test is not None:
+        wrong = labels[mixture.predict(test[0])] != test[1]
+        axes.scatter(*test[0][wrong].T, s=30, facecolors="none", edgecolors="black", linewidths=0.8,
+                     label=f"misclassified ({wrong.sum()} of {len(wrong):,} test images)")
     axes.plot(reach * np.array([-1, 1, 1, -1, -1]), reach * np.array([-1, -1, 1, 1, -1]), ":", color="0.3",
               linewidth=0.8, label="the assignment's grid")
-    axes.set(xlabel=CODES[0], ylabel=CODES[1], xlim=bounds[0], ylim=bounds[1], aspect="equal")
+    bounds = _bounds(np.vstack([means, [[-reach, -reach], [reach, reach]], *([] if test is None else test[:1])]))
+    _tint(axes, mixture, labels, styles, bounds)
+    axes.set(xlabel=MEANS[0], ylabel=MEANS[1], xlim=bounds[0], ylim=bounds[1], aspect="equal")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, handletextpad=0.3,
                   columnspacing=1.0)
     return figure
 
 
 @styled
-def mixture_figure(codes, classes, mixture, labels, val_codes):
-    """The mixture over the codes (N, 2): ellipses at 1, 2 and 3 standard deviations and the mean of each component with
-    its digit, labels (K,), and weight; crosses are the labelled images, val_codes (M, 2), that gave it the digit."""
+def mixture_figure(means, classes, mixture, labels, val_means, predicted=False):
+    """The mixture over latent means (N, 2), coloured as in `latents_figure`: ellipses at 1, 2 and 3 standard deviations
+    and the mean of each component with its digit, labels (K,), and weight; crosses are the labelled images,
+    val_means (M, 2), from whose class means EM started."""
     from matplotlib.patches import Ellipse
     styles = _styles(labels, classes)
-    figure = new_figure(COLUMN, 3.55)
+    figure = new_figure(COLUMN, 3.7)
     axes = figure.add_subplot()
-    _scatter(axes, codes, classes, styles, alpha=0.35, size=6)
-    corners = [codes, val_codes]
+    _scatter(axes, means, classes, styles, predicted)
+    corners, middle = [means, val_means], mixture.means_[:, 1].mean()
     for k, (mean, covariance, label) in enumerate(zip(mixture.means_, mixture.covariances_, labels)):
         variances, directions = np.linalg.eigh(covariance)
         angle = math.degrees(math.atan2(directions[1, 1], directions[0, 1]))
         for sigmas, width in ((1, 1.2), (2, 0.9), (3, 0.6)):
             height, length = 2 * sigmas * np.sqrt(variances)
-            axes.add_patch(Ellipse(mean, length, height, angle=angle, fill=False, edgecolor=styles[label][0],
-                                   linewidth=width))
+            axes.add_patch(Ellipse(mean, length, height, angle=angle, fill=False, edgecolor="black", linewidth=width))
         reach = 3 * np.sqrt(np.diag(covariance))
         corners += [[mean + reach, mean - reach]]
         axes.plot(*mean, "+", color="black", markersize=7, markeredgewidth=1.2)
-        axes.annotate(f"digit {label}, weight {mixture.weights_[k]:.2f}", mean + [0, reach[1]], xytext=(0, 2),
-                      textcoords="offset points", ha="center", va="bottom", color=styles[label][0])
-    axes.scatter(*val_codes.T, s=18, marker="x", color="black", linewidths=0.9,
-                 label=f"labelled ({len(val_codes)})")
+        away = 1 if mean[1] >= middle else -1
+        axes.annotate(f"digit {label}\nweight {mixture.weights_[k]:.2f}", mean + [0, away * reach[1]],
+                      xytext=(0, 3 * away), textcoords="offset points", ha="center", va="bottom" if away > 0 else "top")
+    axes.scatter(*val_means.T, s=18, marker="x", color="black", linewidths=0.9, label=f"labelled ({len(val_means)})")
     axes.plot([], [], "+", color="black", markersize=7, markeredgewidth=1.2, label="mean")
-    bounds = _bounds(np.vstack(corners), 0.1)  # room for what is written above the ellipses
-    axes.set(xlabel=CODES[0], ylabel=CODES[1], xlim=bounds[0], ylim=bounds[1], aspect="equal",
+    bounds = _bounds(np.vstack(corners), 0.14)  # room for what is written beside the ellipses
+    axes.set(xlabel=MEANS[0], ylabel=MEANS[1], xlim=bounds[0], ylim=bounds[1], aspect="equal",
              title="ellipses: 1, 2 and 3 standard deviations")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.3,
                   columnspacing=1.0)
@@ -209,8 +211,8 @@ def mixture_figure(codes, classes, mixture, labels, val_codes):
 
 @styled
 def ssim_figure(similarities, classes, labels):
-    """Histogram of the SSIM (N,) of each image and its reconstruction, by class (N,) unless that is None, in the
-    colours that the latents have beside the mixture's labels (K,); and the mean."""
+    """Histogram of the SSIM (N,) of each image and its refined reconstruction, by class (N,) unless that is None, in
+    the colours that the latents have beside the mixture's labels (K,); and the mean."""
     figure = new_figure(COLUMN, 2.4)
     axes = figure.add_subplot()
     low = min(0.95, math.floor(20 * similarities.min()) / 20)
@@ -225,7 +227,7 @@ def ssim_figure(similarities, classes, labels):
             axes.hist(part, bins, histtype="step", color=colour, linestyle=line, linewidth=1.2,
                       label=f"digit {name}, mean {part.mean():.3f}")
     axes.axvline(similarities.mean(), color="black", linewidth=1, label=f"all, mean {similarities.mean():.3f}")
-    axes.set(xlabel="SSIM of an image and its reconstruction (no unit)", ylabel="images", xlim=(low, 1))
+    axes.set(xlabel="SSIM of the refined reconstruction (no unit)", ylabel="images", xlim=(low, 1))
     axes.legend(loc="upper left")
     axes.set_ylim(top=1.1 * axes.get_ylim()[1])
     return figure
@@ -233,49 +235,87 @@ def ssim_figure(similarities, classes, labels):
 
 # ------------------------------------------------------------------------------------------------------------ numbers
 
-def numbers(model, mixture, labels, images, made, similarities, classes, predicted, labelled_images):
-    """What the report states of part II; the form is that of numbers.json. Without the true classes (N,) what tells of
-    classification is left out."""
+def separation(mixture):
+    """Distance of the two means of a mixture that are nearest to each other, in standard deviations: the Mahalanobis
+    distance by the mean of the two covariances."""
+    found = []
+    for a, b in itertools.combinations(range(len(mixture.means_)), 2):
+        difference = mixture.means_[a] - mixture.means_[b]
+        covariance = (mixture.covariances_[a] + mixture.covariances_[b]) / 2
+        found.append(math.sqrt(difference @ np.linalg.solve(covariance, difference)))
+    return min(found)
+
+
+def numbers(model, mixture, labels, images, means, made, similarities, classes, n_labelled):
+    """What the report states of part II, of test images (N, 784), their latent means (N, 2), the pair of their
+    reconstructions, from the mean and refined, and the pair of their SSIM; the form is that of numbers.json. Without
+    the true classes (N,) the scores of the classification are left out."""
+    predicted = labels[mixture.predict(means)]
     return {
         "images": len(images), **(macro_scores(classes, predicted) if classes is not None else {}),
-        "ssim": float(similarities.mean()), "ssim_sd": float(similarities.std()),
-        "one_minus_mse": one_minus_mse(images.reshape(made.shape), made),
+        "ssim": float(similarities[1].mean()), "ssim_sd": float(similarities[1].std()),
+        "ssim_from_mean": float(similarities[0].mean()),
+        "one_minus_mse": one_minus_mse(images.reshape(made[1].shape), made[1]),
+        "inside_grid": float((np.abs(means) <= grid_values()[-1]).all(1).mean()),
+        "aggregate_mean": means.mean(0).tolist(), "aggregate_covariance": np.cov(means.T, ddof=0).tolist(),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "classes": labels.tolist(), "mixture_weights": mixture.weights_.tolist(), "labelled_images": labelled_images}
+        "classes": labels.tolist(), "mixture_weights": mixture.weights_.tolist(),
+        "mixture_separation": separation(mixture), "labelled_images": n_labelled}
 
 
-def draw_all(val, test, model_path, mixture_path, device, progress=tqdm):
-    """Figures {name: Figure}, numbers and remarks (lines for the user) of part II, from the labelled digits, those of
-    the test, a model and its mixture. progress(total=steps) gives a bar as tqdm does, once the input has proved
-    sound. Raises InputError, also vae.py's."""
+def draw_all(val, test, train, model_path, mixture_path, device, progress=tqdm):
+    """Figures {name: Figure}, pages {file name: bytes}, numbers and remarks (lines for the user) of part II, from the
+    labelled digits, those of the test, the training images or None, a model and its mixture. Labels of the training
+    images only colour them. progress(total=steps) gives a bar as tqdm does, once the input has proved sound. Raises
+    InputError, also vae.py's."""
     model, (mixture, labels) = vae.load_model(model_path), vae.load_mixture(mixture_path)
-    (val_images, val_classes), (images, classes) = vae.load_labelled(val), load_test(test)
+    (val_images, val_classes), (images, classes) = vae.load_labelled(val), load_digits(test)
+    shown_images, shown_classes = (images, classes) if train is None else load_digits(train)
     known = np.unique(val_classes).tolist()
     if sorted(labels.tolist()) != known:
         raise InputError(f"{mixture_path}: expected a mixture of the digits {known} of {val}, found one of "
                          f"{sorted(labels.tolist())}")
-    with progress(total=7) as bar:
+    with progress(total=8) as bar:
         bar.set_description("reconstructions")
-        made = vae.reconstruct(model, images, device=device)
+        (_, refined), made, similarities = reconstructions(model, images, device)
+        _, val_made, val_similarities = reconstructions(model, val_images, device)
+        bar.update()
+        bar.set_description("latents")
         model.to("cpu")  # test_classifier's place, and grids are small
+        means, val_means, shown_means = (vae.encode_means(model, torch.from_numpy(x)).double().numpy()
+                                         for x in (images, val_images, shown_images))
+        unknown = shown_classes is None
+        if unknown:
+            shown_classes = labels[mixture.predict(shown_means)]
+        first = spread_over_classes(val_classes, len(val_classes), SHOWN)
+        strip = spread_over_classes(classes, len(images), latent_page.STRIP)
+        values = grid_values()
         bar.update()
-        bar.set_description("SSIM")
-        truth = images.reshape(-1, vae.SIDE, vae.SIDE)
-        similarities = np.array([mean_ssim(x[None], y[None]) for x, y in zip(truth, made)])
-        codes, val_codes = (vae.encode_means(model, torch.from_numpy(x)).double().numpy() for x in (images, val_images))
-        predicted, shown = vae.classify(model, mixture, labels, images), spread_over_classes(classes, len(images), 10)
-        bar.update()
-        figures, drawn = {}, (
-            ("digits_reconstructions", lambda: reconstructions_figure(truth[shown], made[shown], similarities[shown])),
-            ("digits_manifold", lambda: manifold_figure(manifold_panels(model, mixture, labels, codes))),
-            ("digits_latents", lambda: latents_figure(codes, classes, mixture, labels)),
-            ("digits_mixture", lambda: mixture_figure(codes, classes, mixture, labels, val_codes)),
-            ("digits_ssim", lambda: ssim_figure(similarities, classes, labels)))
-        for name, draw in drawn:
+        figures = {}
+        for name, draw in (
+                ("digits_reconstructions", lambda: reconstructions_figure(
+                    val_images[first].reshape(-1, vae.SIDE, vae.SIDE), [part[first] for part in val_made],
+                    [part[first] for part in val_similarities])),
+                ("digits_manifold", lambda: manifold_figure(manifold(model, values, values), values, values)),
+                ("digits_latents", lambda: latents_figure(
+                    shown_means, shown_classes, mixture, labels, None if classes is None else (means, classes),
+                    unknown)),
+                ("digits_mixture", lambda: mixture_figure(shown_means, shown_classes, mixture, labels, val_means,
+                                                          unknown)),
+                ("digits_ssim", lambda: ssim_figure(similarities[1], classes, labels))):
             bar.set_description(name)
             figures[name] = draw()
             bar.update()
-    remarks = [] if classes is not None else [f"{test}: no labels of {plural(len(images), 'image')}: drawn without "
-                                              "colours, accuracy, precision, recall and F1 left out"]
-    return figures, numbers(model, mixture, labels, images, made, similarities, classes, predicted,
-                            len(val_classes)), remarks
+        bar.set_description("latent.html")
+        page = latent_page.page_bytes(
+            model, mixture, labels, latent_page.Points(shown_images, shown_means, shown_classes),
+            latent_page.Points(val_images, val_means, val_classes),
+            latent_page.Reconstructed(images[strip], None if classes is None else classes[strip], means[strip],
+                                      refined[strip], *(part[strip] for part in similarities)),
+            values[-1], trained_on=train is not None, predicted=unknown)
+        bar.update()
+    remarks = [] if classes is not None else [f"{test}: no labels of {plural(len(images), 'image')}: accuracy, "
+                                              "precision, recall and F1 left out"]
+    found = numbers(model, mixture, labels, images, means, made, similarities, classes, len(val_classes))
+    found.update(scatter_of="test" if train is None else "training", scatter_images=len(shown_images))
+    return figures, {"latent.html": page}, found, remarks

@@ -15,7 +15,7 @@ from handin import forms
 EXAMPLE = "python -m handin report both --figures figures --group group.txt --out report"
 PARTS = ("birds", "digits")
 MAKERS = {"birds": "python -m handin figures birds TEST --model bird.pth",
-          "digits": "python -m handin figures digits VAL TEST --model vae.pth --mixture gmm_params.pkl",
+          "digits": "python -m handin figures digits VAL TEST --train TRAIN --model vae.pth --mixture gmm_params.pkl",
           "ablation": "python -m handin ablate TRAIN"}
 FIGURES = {  # in the order of their numbers
     "birds": ("birds_architecture", "birds_learning_curves", "birds_confusion", "birds_gradcam"),
@@ -31,8 +31,10 @@ FORMS = {  # what the files must hold: types, a list of one form, or a dict of f
               "settings": {"class_weights": bool, "mirror": bool, **dict.fromkeys((
                   "epochs", "batch", "learning_rate", "warmup", "weight_decay", "dropout", "label_smoothing", "mixup",
                   "cutmix", "average", "area", "aspect", "rotate", "colour", "tint", "held_out", "seed"), NUMBER)}},
-    "digits": {"images": int, "ssim": NUMBER, "ssim_sd": NUMBER, "one_minus_mse": NUMBER, "parameters": int,
-               "classes": [(int, str)], "mixture_weights": [NUMBER], "labelled_images": int},
+    "digits": {"images": int, "ssim": NUMBER, "ssim_sd": NUMBER, "ssim_from_mean": NUMBER, "one_minus_mse": NUMBER,
+               "inside_grid": NUMBER, "aggregate_mean": [NUMBER], "aggregate_covariance": [[NUMBER]],
+               "scatter_of": str, "scatter_images": int, "parameters": int, "classes": [(int, str)],
+               "mixture_weights": [NUMBER], "mixture_separation": NUMBER, "labelled_images": int},
     "ablation": {"epochs": int, "image_size": int, "photos": int,
                  "rows": [{"variant": str, "f1": [NUMBER], "f1_mean": NUMBER, "f1_sd": (int, float, type(None)),
                            "minutes_mean": NUMBER}]}}
@@ -262,6 +264,10 @@ def _signed(value):
     return f"{value:+.4f}".replace("-", "\N{EN DASH}")
 
 
+def _decimals(value):
+    return f"{value:.2f}".replace("-", "\N{EN DASH}")
+
+
 def _percent(share):
     return f"{100 * share:.3g} %"
 
@@ -404,60 +410,78 @@ def digits_story(layout, n, entries):
     import vae
     recipe, text, head = vae.Recipe(), layout.text, lambda title: layout.text(title, "heading")
     classes, labelled = listed(n["classes"]), fits(n, SCORES)
+    n_classes, scale = len(n["classes"]), vae.mixture_prior(len(n["classes"]))[1].item()
     weights = _and(f"{weight:.3f}" for weight in n["mixture_weights"])
-    encoder = "-".join(map(str, (vae.PIXELS, *vae.ENCODER_WIDTHS, 2 * vae.LATENT)))
+    encoder = "-".join(map(str, (vae.PIXELS, *vae.ENCODER_WIDTHS, n_classes + 2 * vae.LATENT)))
     decoder = "-".join(map(str, (2 * vae.FREQUENCIES + vae.LATENT, *vae.DECODER_WIDTHS, vae.PIXELS)))
     story = [
         text(" ".join(entries), "entries"),
         text("Digits: a variational autoencoder and a Gaussian mixture", "title"),
         head("1  Task and data"),
         text(f"Images of {vae.SIDE} × {vae.SIDE} pixels show the digits {classes}. A variational autoencoder with a "
-             f"{vae.LATENT}-D latent learns from the training images alone, a Gaussian mixture over the latent makes a "
-             f"classifier of it, and {n['labelled_images']:,} labelled images tell which component is which digit. "
+             f"{vae.LATENT}-D latent z learns from the training images alone, a Gaussian mixture over the latent makes "
+             f"a classifier of it, and {n['labelled_images']:,} labelled images tell which component is which digit. "
              f"All scores below are of the n = {n['images']:,} images of the test file."),
         head("2  Model"),
-        text(f"One of {len(n['classes'])} components is drawn, all equally likely, then z from a normal distribution "
-             "of unit variance around its centre, then each pixel from a Bernoulli distribution whose mean the decoder "
-             f"gives [1, 2]. The encoder is a perceptron {encoder} with batch normalisation and ReLU: mean and "
-             f"log-variance of q(z|x). The decoder, {decoder}, sees z through sines and cosines of {vae.FREQUENCIES} "
-             "random frequencies: a sheet of two dimensions must fold often to pass near every digit. Together they "
-             f"have {n['parameters']:,} parameters."),
+        text(f"A class c is drawn, each of the {n_classes} with the same probability, then z from a normal "
+             "distribution around the mean of the class, then each pixel from a Bernoulli distribution whose mean the "
+             f"decoder gives [1, 2]. The means of the classes lie on a circle, neighbours {vae.SEPARATION:g} standard "
+             f"deviations apart, and the standard deviation, {scale:.3f}, is the same for all"
+             + (", chosen so that the mixture as a whole has mean 0 and covariance I, as a standard normal prior has"
+                if n_classes > 2 else "")
+             + f". The encoder is a perceptron {encoder} with batch normalisation and ReLU: the logits of q(c|x), mean "
+             f"and log-variance of q(z|x). The decoder, {decoder}, sees z and the sines and cosines of "
+             f"{vae.FREQUENCIES} random frequencies of it [3], since a perceptron of z alone is too smooth to show "
+             f"every style of a digit in two dimensions. Together they have {n['parameters']:,} parameters."),
         head("3  Training"),
-        text("An autoencoder trained by the ELBO alone spends two dimensions on slant and stroke width, its clusters "
-             "are not the digits, and its decoder averages. Training therefore has four steps. (i) Spectral clustering "
-             "[3] of the nearest-neighbour graph of the images, plain and deskewed, proposes classes. (ii) The encoder "
-             f"learns them for {recipe.classify_epochs} epochs on augmented views with a loss that forgives wrong "
-             "labels, and its own verdict replaces them. (iii) Variational EM for the decoder, "
-             f"{recipe.sharpen_epochs} epochs: each image moves to the latent that decodes to it best; the decoder "
-             "learns to draw it, by Bernoulli likelihood and SSIM, from a neighbourhood of that latent which narrows "
-             f"from {recipe.width_start:g} to {recipe.width_end:g}. (iv) The encoder learns the posterior that was "
-             f"found, {recipe.amortise_epochs} epochs. The numbers of epochs are those of the default recipe. Then EM, "
-             "written in NumPy, fits the mixture to the encoder's means of the training images, starting from the "
-             "class means of the labelled ones."),
+        text("The loss is the negative ELBO, E[" + "\N{MINUS SIGN}log p(x|z)] + KL(q(c, z|x) || p(c, z)), its KL "
+             f"divergence weighted by {recipe.kl_weight:g} [4], plus {recipe.ssim_weight:g} (1 \N{MINUS SIGN} SSIM) of "
+             f"the image and its reconstruction, plus {recipe.class_weight:g} times the generalised cross-entropy [5] "
+             f"of q(c|x) and a cluster label, with q = {recipe.label_noise:g}. The cluster labels come from the "
+             "training images alone, by spectral clustering [6] of the graph of nearest neighbours. The generalised "
+             f"cross-entropy is robust to wrong ones, and after {_percent(recipe.relabel_from)} of the epochs each "
+             f"label moves by {_percent(recipe.relabel)} towards q(c|x) at each visit of its image. The encoder sees "
+             f"each image and an augmented copy (rotated by up to {recipe.rotate:g}°, scaled by up to "
+             f"{_percent(recipe.scale)}, sheared by up to {recipe.shear:g}, shifted by up to {recipe.shift:g} px); the "
+             "decoder learns from the images themselves, the class logits from the copies. Optimiser: AdamW, batches "
+             f"of {recipe.batch}, learning rate up to {recipe.lr:g} after a warm-up over {_percent(recipe.warmup)} of "
+             f"the steps, then down a cosine; weight decay {recipe.weight_decay:g} of the encoder; {recipe.epochs} "
+             "epochs. All of these are the defaults of vae.py. Then EM, written in NumPy, fits the mixture to the "
+             "encoder's means of the training images, starting from the class means of the labelled ones."),
         head("4  Reconstruction"),
         *layout.beside("digits_ssim", layout.figure(
-            "digits_ssim", 1, f"SSIM of each of the n = {n['images']:,} images and its reconstruction."), [
-            text("Table 1 has the scores, Figure 1 the SSIM of each image, Figure 2 examples. Reconstructions are not "
-                 "decoded from the encoder's mean: the sheet is folded more finely than a guess can follow, and the "
-                 f"mean alone draws worse. Of {vae.ANCHORS:,} stored latents those that draw the image best are taken, "
-                 "and the best of them is improved by a pattern search, without randomness and without labels."),
+            "digits_ssim", 1, f"SSIM of each of the n = {n['images']:,} test images and its refined reconstruction."), [
+            text("Table 1 has the scores, Figure 1 the SSIM of each test image, Figure 2 the validation images. From "
+                 "the encoder's mean alone the decoder makes the reconstruction of model(x). The refined one, which "
+                 "test_reconstruction writes, comes from a local search that starts there (semi-amortised inference "
+                 "[7]): the best of latents around the mean, then a pattern search, without randomness and without "
+                 "labels."),
             *layout.table(1, f"Reconstruction of n = {n['images']:,} test images.", ["Score", "Value"], [
-                ["SSIM, mean", f"<b>{n['ssim']:.4f}</b>"], ["SSIM, standard deviation over images",
-                                                            f"{n['ssim_sd']:.4f}"],
-                ["1 \N{EN DASH} mean squared error", f"<b>{n['one_minus_mse']:.4f}</b>"]],
+                ["SSIM from the mean", f"{n['ssim_from_mean']:.4f}"],
+                ["SSIM, refined", f"<b>{n['ssim']:.4f}</b>"],
+                ["SSIM, refined, standard deviation over images", f"{n['ssim_sd']:.4f}"],
+                ["1 \N{EN DASH} mean squared error, refined", f"<b>{n['one_minus_mse']:.4f}</b>"]],
                 [0.78 * layout.column, 0.22 * layout.column])]),
-        layout.whole(layout.figure("digits_reconstructions", 2, "Test images and their reconstructions.")),
+        layout.whole(layout.figure("digits_reconstructions", 2, "Validation images, their reconstructions from the "
+                                   "encoder's mean and from the refined latent.")),
     ]
+    (xx, xy), (_, yy) = n["aggregate_covariance"]
     story += [
         head("5  The latent space"),
-        text("Figure 3 decodes grids of latents, each over the quantiles 0.05 to 0.95 along both axes. The first grid "
-             "is the assignment's, of a standard normal distribution. The prior here is a mixture whose centres lie "
-             "around the origin, so that this grid lies between the digits; the others are those of each component."),
-        layout.whole(layout.figure("digits_manifold", 3, "Images decoded from grids of 20 × 20 latents.")),
+        text("Figure 3 decodes the grid of the quantiles 0.05 to 0.95 of the standard normal distribution. Of the test "
+             f"images, {_percent(n['inside_grid'])} have their latent mean within it. All of these means together have "
+             f"mean ({', '.join(map(_decimals, n['aggregate_mean']))}), variances {_decimals(xx)} and "
+             f"{_decimals(yy)} and covariance {_decimals(xy)}; those of a standard normal distribution are (0, 0), 1, "
+             "1 and 0."),
+        layout.whole(layout.figure("digits_manifold", 3, "Images decoded from the grid of 20 × 20 latents.")),
     ]
+    apart = n["mixture_separation"]
     rule = "An image gets the digit of the component that is most probable for its latent mean. "
-    shown = ("Figure 4 is where the encoder puts the test images, Figure 5 the mixture over them; its components weigh "
-             f"{weights} (digits {classes}). ")
+    shown = (f"Figure 4 shows the latent means of the {n['scatter_images']:,} {plain(n['scatter_of'])} images, Figure "
+             f"5 the mixture over them; its components have the weights {weights} (digits {classes}). The two that are "
+             f"nearest to each other have means {apart:.1f} standard deviations apart (Mahalanobis distance, by the "
+             "mean of their covariances): "
+             + ("their 2-standard-deviation ellipses do not meet. " if apart > 4 else "the clusters overlap. "))
     if labelled:
         low, high = wilson(n["accuracy"], n["images"])
         story.append(layout.side_by_side(
@@ -469,14 +493,16 @@ def digits_story(layout, n, entries):
     else:
         story += [head("6  Classification"),
                   text(f"{rule}The test file has no labels: there is nothing to score. {shown}")]
-    latents = layout.figure("digits_latents", 4, "The encoder's means of the test images"
-                            + (" with their true digits" if labelled else "")
-                            + "; the background is the mixture's verdict.")
-    mixture = layout.figure("digits_mixture", 5, "The mixture over the same latents, with the digit that the labelled "
-                            "images gave to each component.")
+    latents = layout.figure("digits_latents", 4, f"The encoder's means of the {plain(n['scatter_of'])} images; the "
+                            "background is the digit that the mixture predicts"
+                            + (", a ring is a misclassified test image." if labelled else "."))
+    mixture = layout.figure("digits_mixture", 5, "The mixture over the same latent means, with the digit that the "
+                            "labelled images gave to each component.")
     return [*story, *layout.beside("digits_latents", latents, mixture),
-            text("[1] Kingma &amp; Welling 2014, arXiv:1312.6114. [2] Jiang et al. 2017, arXiv:1611.05148. [3] Ng, "
-                 "Jordan &amp; Weiss 2002, NIPS 14.", "small")]
+            text("[1] Kingma &amp; Welling 2014, arXiv:1312.6114. [2] Jiang et al. 2017, arXiv:1611.05148. [3] Tancik "
+                 "et al. 2020, arXiv:2006.10739. [4] Higgins et al. 2017, ICLR. [5] Zhang &amp; Sabuncu 2018, "
+                 "arXiv:1805.07836. [6] Ng, Jordan &amp; Weiss 2002, NIPS 14. [7] Kim et al. 2018, arXiv:1802.02550.",
+                 "small")]
 
 
 # ------------------------------------------------------------------------------------------------------------- command

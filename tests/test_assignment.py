@@ -1,5 +1,6 @@
 """The assignment's own snippets, word for word, on the trained model of this project."""
 # ruff: noqa: W291, W293
+import os
 from pathlib import Path
 
 import matplotlib
@@ -166,3 +167,34 @@ def test_evaluate_gmm_performance(names):
     exec(EVALUATE_GMM_PERFORMANCE, found)
     assert set(found["metrics"]) == {"accuracy", "precision_macro", "recall_macro", "f1_macro"}
     assert found["metrics"]["accuracy"] == 0.75
+
+
+def test_the_latents_of_the_training_images_lie_where_n_0_i_would_have_them(vae):
+    """The mixture that EM fitted to their means tells: mean 0, covariance I within 0.15, 75 % within the grid."""
+    mixture, labels = vae.load_mixture(str(MODELS / "gmm_params.pkl"))
+    assert labels.tolist() == [1, 4, 8]
+    mean = mixture.weights_ @ mixture.means_
+    moments = np.einsum("k,kij->ij", mixture.weights_, mixture.covariances_ + np.einsum(
+        "ki,kj->kij", mixture.means_, mixture.means_))
+    assert mean == pytest.approx(0, abs=0.15)
+    assert moments - np.outer(mean, mean) == pytest.approx(np.eye(2), abs=0.15)
+    assert (np.abs(mixture.sample(20_000)[0]) <= 1.645).all(1).mean() >= 0.75
+    distance = np.linalg.norm(mixture.means_[:, None] - mixture.means_, axis=2) + 99 * np.eye(3)
+    assert distance.min() > 4 * np.sqrt(mixture.covariances_.max())  # clusters apart
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DIGITS" not in os.environ, reason="DIGITS names no folder with the real digits")
+def test_the_real_digits_on_the_trained_model(vae):
+    """On 286 digits that were not trained on: what the snippets show is good, and the latents lie as promised."""
+    from handin.scores import average_f1, mean_ssim
+    model = vae.load_model(str(MODELS / "vae.pth"))
+    images, labels = vae.load_labelled(os.path.join(os.environ["DIGITS"], "mnist_1_4_8_dev_test.npz"))
+    with torch.no_grad():
+        drawn, mean, _ = model(torch.from_numpy(images).view(-1, 28, 28))
+    truth = images.reshape(-1, 28, 28)
+    assert mean_ssim(truth, drawn.numpy().reshape(-1, 28, 28)) > 0.74
+    assert mean_ssim(truth, vae.reconstruct(model, images)) > 0.77
+    assert average_f1(labels, vae.classify(model, *vae.load_mixture(str(MODELS / "gmm_params.pkl")), images)) > 0.99
+    assert (mean.abs() <= 1.645).all(1).float().mean() >= 0.75
+    assert mean.mean(0).numpy() == pytest.approx(0, abs=0.25)  # of so few, a class more or less moves it

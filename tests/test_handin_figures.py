@@ -40,7 +40,7 @@ def words(bird_trained, bird_data, trained, data, labelled):
     """The command of each part, less --out."""
     return {"birds": ["birds", bird_data.test, "--model", bird_trained.model, "--device", "cpu"],
             "digits": ["digits", data.val, labelled, "--model", trained.model, "--mixture", trained.mixture,
-                       "--device", "cpu"]}
+                       "--device", "cpu", "--train", data.train]}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def call(capsys):
 # ------------------------------------------------------------------------------------------------------------ the files
 
 def test_every_figure_is_there_as_png_and_pdf_and_nothing_else(made):
-    expected = {name + ending for name in BIRDS | DIGITS for ending in (".png", ".pdf")} | {"numbers.json"}
+    expected = {name + ending for name in BIRDS | DIGITS for ending in (".png", ".pdf")}
+    expected |= {"latent.html", "numbers.json"}
     assert {path.name for path in made.out.iterdir()} == expected
     assert all(process.stdout.count("\n") == 1 and process.stderr == "" for process in made.processes)
 
@@ -92,7 +93,7 @@ def test_the_same_input_gives_the_same_bytes(part, made, words, call, tmp_path):
     other = {"birds": "digits", "digits": "birds"}[part]
     (tmp_path / "numbers.json").write_text(json.dumps({other: {"kept": 1}, part: {"old": 2}}))
     assert call(*words[part], "--out", tmp_path).code == 0
-    for path in tmp_path.glob("*.p*"):
+    for path in (*tmp_path.glob("*.p*"), *tmp_path.glob("*.html")):
         assert path.read_bytes() == (made.out / path.name).read_bytes(), path.name
     assert json.loads((tmp_path / "numbers.json").read_text()) == {other: {"kept": 1}, part: made.numbers[part]}
 
@@ -124,23 +125,56 @@ def test_the_numbers_of_the_digits_are_those_of_the_graded_files(made, trained, 
         expected = metric(data.test_labels, predicted, average="macro", zero_division=0)
         assert found[f"macro_{name}"] == pytest.approx(expected)
     assert found["average_f1"] == pytest.approx(scores.average_f1(data.test_labels, predicted))
+    vae, model = figures_digits.vae, figures_digits.vae.load_model(str(trained.model))
     with np.load(str(data.test)) as test, np.load(str(trained.npz)) as made_before:
         truth, drawn = test["data"] / np.float32(255), made_before["data"]
+    means = vae.encode_means(model, torch.from_numpy(truth.reshape(-1, 784))).double().numpy()
     assert found["ssim"] == pytest.approx(scores.mean_ssim(truth, drawn), abs=1e-6)
     assert found["one_minus_mse"] == pytest.approx(scores.one_minus_mse(truth, drawn), abs=1e-9)
     assert found["classes"] == [3, 7, 30] and sum(found["mixture_weights"]) == pytest.approx(1)
     assert (found["images"], found["labelled_images"]) == (50, 45) and found["ssim_sd"] > 0
+    from_mean = vae.reconstruct(model, truth.reshape(-1, 784), refined=False)
+    assert found["ssim_from_mean"] == pytest.approx(scores.mean_ssim(truth, from_mean), abs=1e-6)
+    assert found["inside_grid"] == pytest.approx((np.abs(means).max(1) < 1.6448536).mean())
+    assert found["aggregate_mean"] == pytest.approx(means.mean(0), abs=1e-5)
+    assert found["aggregate_covariance"] == pytest.approx((means - means.mean(0)).T @ (means - means.mean(0)) / 50,
+                                                          abs=1e-5)
+    assert (found["scatter_of"], found["scatter_images"]) == ("training", 120)
 
 
 def test_digits_without_labels_are_drawn_and_the_scores_that_need_them_left_out(words, data, made, call, tmp_path,
                                                                                 monkeypatch):
     monkeypatch.setattr(figures, "figure_bytes", lambda figure: {".png": b""})  # spares the seconds of rendering
+    drawn = []
+    monkeypatch.setattr(figures_digits, "latents_figure", lambda *words: drawn.append(words))
     done = call(*words["digits"][:2], data.test, *words["digits"][3:], "--out", tmp_path)
     assert done.code == 0 and done.err.splitlines()[-1].startswith(f"{data.test}: no labels")
     assert {path.stem for path in tmp_path.glob("*.png")} == DIGITS
     found, with_labels = json.loads((tmp_path / "numbers.json").read_text())["digits"], made.numbers["digits"]
     assert set(with_labels) - set(found) == {"average_f1", "accuracy", "macro_precision", "macro_recall", "macro_f1"}
     assert all(with_labels[key] == value for key, value in found.items())
+    means, classes, mixture, labels, test, predicted = drawn[0]
+    assert (len(means), test, predicted) == (120, None, False)
+
+
+def test_training_images_are_coloured_by_their_labels_and_test_images_stand_in_for_them(
+        words, data, made, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "figure_bytes", lambda figure: {".png": b""})
+    drawn = []
+    monkeypatch.setattr(figures_digits, "latents_figure", lambda *words: drawn.append(words))
+    with np.load(str(data.train)) as content:
+        np.savez(str(tmp_path / "unlabelled.npz"), data=content["data"])
+        truth = content["labels"]
+    assert call(*words["digits"], "--out", tmp_path).code == 0
+    assert call(*words["digits"][:-1], tmp_path / "unlabelled.npz", "--out", tmp_path).code == 0
+    assert json.loads((tmp_path / "numbers.json").read_text())["digits"] == made.numbers["digits"]
+    assert call(*words["digits"][:-2], "--out", tmp_path).code == 0
+    found = json.loads((tmp_path / "numbers.json").read_text())["digits"]
+    assert {**made.numbers["digits"], "scatter_of": "test", "scatter_images": 50} == found
+    (means, classes, mixture, labels, test, predicted), without, of_test = drawn
+    assert (classes == truth).all() and not predicted and (test[1] == data.test_labels).all()
+    assert (without[0] == means).all() and (without[1] == labels[mixture.predict(means)]).all() and without[5]
+    assert (of_test[0] == test[0]).all() and (of_test[1] == data.test_labels).all() and not of_test[5]
 
 
 def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird_trained, bird_data, tmp_path):
@@ -196,19 +230,22 @@ def test_examples_are_right_and_wrong_ones_of_their_own_class():
         assert all(predicted[i] == k for i in right) and not any(predicted[i] == k for i in wrong)
 
 
-def test_the_manifold_is_the_assignments_grid_with_z2_upwards():
+def test_the_manifold_is_the_assignments_grid_with_z2_downwards():
+    """As plot_2d_manifold has it: `for i, yi ...: for j, xi ...: z = [[xi, yi]]`, shown from the top."""
     from scipy.stats import norm
     values = figures_digits.grid_values()
     assert values == pytest.approx(norm.ppf(np.linspace(0.05, 0.95, 20))) and len(values) == 20
-    assert figures_digits.grid_values(3, 2) == pytest.approx(3 + 2 * values)
     model = SimpleNamespace(decode=lambda z: z.sum(1, keepdim=True) + 10 * z[:, :1] + torch.zeros(1, 784))
     images = figures_digits.manifold(model, [0.0, 1.0], [0.0, 0.1, 0.2])
     assert images[:, :, 0, 0] == pytest.approx(np.array([[0, 11], [0.1, 11.1], [0.2, 11.2]]), abs=1e-5)
-    figure = figures_digits.manifold_figure([("title", [0.0, 1.0], [0.0, 0.1, 0.2], images)])
-    (image,) = figure.axes[0].images
-    sheet = np.asarray(image.get_array())
+    figure = figures_digits.manifold_figure(images, [0.0, 1.0], [0.0, 0.1, 0.2])
+    (axes,), ((image,),) = figure.axes, [figure.axes[0].images]
+    pixels = np.asarray(image.get_array())
     assert image.get_cmap().name == "gnuplot2" and image.origin == "upper"
-    assert sheet[[0, -1]][:, [0, -1]] == pytest.approx(np.array([[0.2, 11.2], [0, 11]]), abs=1e-5)
+    assert pixels[[0, -1]][:, [0, -1]] == pytest.approx(np.array([[0, 11], [0.2, 11.2]]), abs=1e-5)
+    assert axes.get_ylim()[0] > axes.get_ylim()[1] and "downwards" in axes.get_ylabel()
+    assert [(tick.get_position()[1], tick.get_text()) for tick in axes.get_yticklabels()] == [
+        (0, "0.00"), (2, "0.20")]
 
 
 def test_ellipses_enclose_what_a_gaussian_says():
@@ -225,6 +262,13 @@ def test_ellipses_enclose_what_a_gaussian_says():
         for sigmas, ellipse in zip((1, 2, 3), ellipses[3 * k:]):
             points = ellipse.get_patch_transform().inverted().transform(codes[component == k])
             assert ((points ** 2).sum(1) <= 1).mean() == pytest.approx(1 - np.exp(-sigmas ** 2 / 2), abs=0.03)
+
+
+def test_separation_is_the_mahalanobis_distance_of_the_nearest_means():
+    covariances = np.array([np.eye(2), [[3.0, 0], [0, 1]], 9 * np.eye(2)])
+    mixture = figures_digits.vae.GaussianMixture.from_parameters(
+        np.full(3, 1 / 3), np.array([[0, 0], [4.0, 0], [0, 20.0]]), covariances)
+    assert figures_digits.separation(mixture) == pytest.approx(4 / np.sqrt(2))
 
 
 def test_reconstructions_are_drawn_evenly_from_the_classes():
@@ -270,16 +314,23 @@ def test_no_text_among_class_names_is_cut_off_or_covers_another(names, texts):
 
 def test_no_text_of_a_curve_a_table_or_a_latent_is_cut_off_or_covers_another(texts):
     mixture = figures_digits.vae.GaussianMixture.from_parameters(
-        np.full(3, 1 / 3), figures_digits.vae.prior_means(3).double().numpy(), np.stack([np.eye(2)] * 3))
+        np.full(3, 1 / 3), figures_digits.vae.mixture_prior(3)[0].double().numpy(),
+        np.stack([0.09 * np.eye(2)] * 3))
     codes, component = mixture.sample(100)
     labels, images = np.array([1, 4, 8]), np.random.default_rng(0).random((10, 28, 28))
     _check_texts(texts, [
         figures_birds.architecture_figure(figures_birds.architecture(figures_birds.bird.BirdClassifier())),
         figures_birds.learning_curves_figure(_history(140), 140),
         figures_birds.learning_curves_figure(_history(1), 1),
-        figures_digits.reconstructions_figure(images, images, np.full(10, -0.5)),
-        figures_digits.latents_figure(codes, labels[component], mixture, labels),
+        figures_digits.reconstructions_figure(images, [images, images], np.full((2, 10), -0.5)),
+        figures_digits.reconstructions_figure(images[:2], [images[:2], images[:2]], np.full((2, 2), -0.5)),
+        figures_digits.reconstructions_figure(images[[0] * 15], [images[[0] * 15]] * 2, np.full((2, 15), -0.5)),
+        figures_digits.manifold_figure(np.zeros((20, 20, 28, 28)), figures_digits.grid_values(),
+                                       figures_digits.grid_values()),
+        figures_digits.latents_figure(codes, labels[component], mixture, labels, (codes, labels[component])),
+        figures_digits.latents_figure(codes, labels[component], mixture, labels, predicted=True),
         figures_digits.mixture_figure(codes, labels[component], mixture, labels, codes[:15]),
+        figures_digits.mixture_figure(codes, labels[component], mixture, labels, codes[:15], predicted=True),
         figures_digits.ssim_figure(images[0, 0], labels[component[:28]], labels)])
 
 
@@ -339,6 +390,16 @@ def _other_digits(words, folder):
     return ["digits", folder / "val.npz", *words["digits"][2:]], "gmm_params.pkl"
 
 
+def _no_training_images(words, folder):
+    return [*words["digits"][:-1], folder / "none.npz"], "none.npz"
+
+
+def _one_label_too_few(words, folder):
+    with np.load(str(words["digits"][-1])) as content:
+        np.savez(str(folder / "train.npz"), data=content["data"], labels=content["labels"][1:])
+    return [*words["digits"][:-1], folder / "train.npz"], "train.npz"
+
+
 def _exchanged(words, folder):
     return [*words["digits"][:4], words["digits"][6], "--mixture", words["digits"][4]], "gmm_params.pkl"
 
@@ -356,8 +417,9 @@ def _a_file_in_place_of_the_folder(words, folder):
 
 @pytest.mark.parametrize("arrange", [
     _without_history, _with_history(_without_epochs), _with_history(_of_other_classes), _with_history(lambda _: "[]"),
-    _with_history(lambda _: "{"), _strange_class, _no_classes, _no_model, _other_digits, _exchanged, _broken_numbers,
-    _a_file_in_place_of_the_folder], ids=lambda arrange: arrange.__name__)
+    _with_history(lambda _: "{"), _strange_class, _no_classes, _no_model, _other_digits, _no_training_images,
+    _one_label_too_few, _exchanged, _broken_numbers, _a_file_in_place_of_the_folder],
+    ids=lambda arrange: arrange.__name__)
 def test_bad_input_is_one_line_and_nothing_is_written(arrange, words, call, tmp_path):
     changed, named = arrange(words, tmp_path)
     before = sorted(tmp_path.rglob("*"))

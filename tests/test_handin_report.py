@@ -15,13 +15,14 @@ pytest.importorskip("reportlab")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import vae
 from handin import forms, pack, report
 from handin.__main__ import main
 
 SIZES = {  # px of each figure at 200 dpi
     "birds_architecture": (680, 480), "birds_learning_curves": (1400, 520), "birds_confusion": (680, 620),
-    "birds_gradcam": (1400, 1130), "digits_ssim": (680, 480), "digits_reconstructions": (1400, 350),
-    "digits_manifold": (1400, 1500), "digits_latents": (680, 710), "digits_mixture": (680, 710)}
+    "birds_gradcam": (1400, 1130), "digits_ssim": (680, 480), "digits_reconstructions": (1400, 400),
+    "digits_manifold": (1040, 1020), "digits_latents": (680, 740), "digits_mixture": (680, 740)}
 SCORES = {"average_f1": 0.8765, "macro_f1": 0.8642, "accuracy": 0.8888, "macro_precision": 0.8531,
           "macro_recall": 0.8357}
 SETTINGS = {"epochs": 77, "batch": 24, "learning_rate": 0.0031, "warmup": 0.13, "weight_decay": 0.07, "dropout": 0.25,
@@ -38,8 +39,11 @@ def bird_numbers(classes):
                            "f1": 0.6 + 0.3 * i / len(classes), "photos": 100 + i} for i, name in enumerate(classes)]}
 
 
-DIGITS = {**SCORES, "images": 2468, "ssim": 0.7531, "ssim_sd": 0.0864, "one_minus_mse": 0.9753, "parameters": 1234567,
-          "classes": [1, 4, 8], "mixture_weights": [0.371, 0.328, 0.301], "labelled_images": 15}
+DIGITS = {**SCORES, "images": 2468, "ssim": 0.7531, "ssim_sd": 0.0864, "ssim_from_mean": 0.7319,
+          "one_minus_mse": 0.9753, "inside_grid": 0.847, "aggregate_mean": [0.11, -0.22],
+          "aggregate_covariance": [[1.13, -0.17], [-0.17, 0.93]], "scatter_of": "training", "scatter_images": 13579,
+          "parameters": 1234567, "classes": [1, 4, 8], "mixture_weights": [0.371, 0.328, 0.301],
+          "mixture_separation": 6.54, "labelled_images": 15}
 ABLATION = {"epochs": 9, "image_size": 88, "photos": 1221, "rows": [
     {"variant": "the recipe", "seeds": [0, 1], "f1": [0.8, 0.82], "f1_mean": 0.81, "f1_sd": 0.0141,
      "minutes_mean": 3.1},
@@ -136,9 +140,25 @@ def test_the_report_on_digits_states_what_was_measured(place):
     assert place.call("report", "digits").code == 0
     text = text_of(place.pdf["digits"])
     stated = [f"{score:.4f}" for score in SCORES.values()] + [
-        "n = 2,468", "0.7531", "0.0864", "0.9753", "1,234,567", "15 labelled", "0.371, 0.328 and 0.301", "1, 4, 8"]
+        "n = 2,468", "0.7531", "0.0864", "0.7319", "0.9753", "1,234,567", "15 labelled", "0.371, 0.328 and 0.301",
+        "1, 4, 8", "84.7 %", "(0.11, –0.22)", "1.13 and 0.93", "–0.17", "13,579 training", "6.5 standard deviations",
+        "do not meet"]
+    recipe = vae.Recipe()
+    stated += [f"{vae.SEPARATION:g} standard deviations", f"weighted by {recipe.kl_weight:g}",
+               f"plus {recipe.ssim_weight:g} (1", f"plus {recipe.class_weight:g} times", f"q = {recipe.label_noise:g}",
+               f"{recipe.rotate:g}°", f"{recipe.epochs} epochs", f"batches of {recipe.batch}", f"up to {recipe.lr:g}",
+               f"784-{'-'.join(map(str, vae.ENCODER_WIDTHS))}-7", f"{vae.FREQUENCIES} random frequencies"]
     assert [words for words in stated if words not in text] == []
+    assert re.findall(r"(?:Figure|Table) \d\.", text) == [
+        "Figure 1.", "Table 1.", "Figure 2.", "Figure 3.", "Table 2.", "Figure 4.", "Figure 5."]
     assert pictures_of(place.pdf["digits"]) == 5
+
+
+def test_clusters_that_overlap_are_reported_as_such(place):
+    place.write(digits={**DIGITS, "mixture_separation": 2.3, "scatter_of": "test"})
+    assert place.call("report", "digits").code == 0
+    text = text_of(place.pdf["digits"])
+    assert "2.3 standard deviations" in text and "clusters overlap" in text and "13,579 test images" in text
 
 
 def test_digits_without_labels_are_reported_without_their_scores(place):
