@@ -1,11 +1,14 @@
 """Training and prediction time and memory of vae.py, side by side in one run.
 
-    python -m benchmarks.vae_speed TRAIN.npz VAL.npz
+    python -m benchmarks.vae_speed TRAIN.npz VAL.npz [FOLDER]
+
+FOLDER, if given, keeps the trained files.
 
 1. `train` by the real command beside the usual solution (benchmarks/plain_vae.py, 83 epochs).
 2. `test_classifier` on 10,000 images beside `python -c "import torch"`: seconds and peak memory, medians of 5.
 """
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,13 +32,15 @@ def run(command, folder):
 
 
 def main():
-    train, val = (str(Path(path).resolve()) for path in sys.argv[1:3])
+    train, val, *kept = (str(Path(path).resolve()) for path in sys.argv[1:4])
     script = str(ROOT / "vae.py")
     with tempfile.TemporaryDirectory() as folder:
         ours, _ = run([sys.executable, script, train, val, "train", "vae.pth", "gmm.pkl", "--quiet"], folder)
         usual, _ = run([sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import vae; "
                         "from benchmarks import plain_vae; plain_vae.train(vae.load_images(sys.argv[2]))",
                         str(ROOT), train], folder)
+        for name in ("vae.pth", "gmm.pkl") if kept else ():
+            shutil.copy(os.path.join(folder, name), kept[0])
         print(f"train: vae.py {ours:.0f} s, the usual solution {usual:.0f} s, ratio {ours / usual:.2f}", flush=True)
         with np.load(train) as content:
             images = content["data"]
