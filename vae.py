@@ -11,11 +11,12 @@ The posterior [1, 3]    q(c|x) q(z|x), q(z|x) = N(mu(x), diag sigma^2(x)): class
 The bound [3]           ELBO = E_q(z|x) log p(x|z) - sum_c q(c|x) KL(q(z|x) || p(z|c)) - KL(q(c|x) || p(c))
 The loss                - ELBO, its KL weighted by beta [4], + lambda (1 - SSIM(x, decode(z))) [5]
                         + gamma * generalised cross-entropy of q(c|x) and a cluster label [6]
+                        + delta * distance of the moments of each class's latents from the prior's [11]
 
 The prior's means m_c lie on a circle and the mixture as a whole has mean 0 and covariance I, so that the latents of
 all images together lie where those of N(0, I) would. The cluster labels come from images alone: spectral clustering of
 the graph of nearest neighbours [7]. The loss [6] forgives wrong ones, which give way to a running average of q(c|x).
-With --plain K = 1, beta = 1, lambda = gamma = 0: the loss is - E_q log p(x|z) + KL(q(z|x) || N(0, I)), as in [1].
+With --plain K = 1, beta = 1, lambda = gamma = delta = 0: - E_q log p(x|z) + KL(q(z|x) || N(0, I)), as in [1].
 
 After the training EM fits a mixture to the encoder's means of the training images, from the class means of VAL [8]. It
 classifies the encoder's mean. A reconstruction is decoded from the encoder's mean after a local search for the latent
@@ -26,6 +27,7 @@ that decodes to the image best (semi-amortised inference [9]).
 [3] Jiang et al. 2017 (VaDE), arXiv:1611.05148      [8] Bishop 2006, PRML, section 9.2
 [4] Higgins et al. 2017 (beta-VAE), ICLR            [9] Kim et al. 2018, arXiv:1802.02550
 [5] Wang et al. 2004 (SSIM), IEEE TIP 13:600        [10] Tancik et al. 2020, arXiv:2006.10739
+[11] Kumar et al. 2018 (DIP-VAE), arXiv:1711.00848
 """
 import argparse
 import dataclasses
@@ -69,6 +71,7 @@ class Recipe:
     kl_weight: float = 3.0           # beta
     ssim_weight: float = 1500.0      # lambda, nats for 1 - SSIM
     class_weight: float = 1500.0     # gamma, nats
+    moment_weight: float = 100.0     # delta, nats
     label_noise: float = 0.7         # q of the generalised cross-entropy: 0 is cross-entropy, 1 mean absolute error
     relabel: float = 0.2             # share of q(c|x) in the running average at each visit of an image
     relabel_from: float = 0.3        # share of the training before the first of them
@@ -80,8 +83,9 @@ class Recipe:
     seed: int = 0
 
 
-PLAIN = {"lr": 1e-3, "weight_decay": 0.0, "kl_weight": 1.0, "ssim_weight": 0.0, "class_weight": 0.0,
-         "frequency_scale": 0.0, "rotate": 0.0, "shift": 0.0, "scale": 0.0, "shear": 0.0}  # --plain: one component, too
+PLAIN = {  # with a prior of one component: the assignment's own loss
+    "lr": 1e-3, "weight_decay": 0.0, "kl_weight": 1.0, "ssim_weight": 0.0, "class_weight": 0.0, "moment_weight": 0.0,
+    "frequency_scale": 0.0, "rotate": 0.0, "shift": 0.0, "scale": 0.0, "shear": 0.0}
 
 
 class InputError(Exception):
@@ -270,6 +274,18 @@ def kl_to_prior(model, logits, mean, log_variance):
     return (log_q.exp() * (kl + log_q + math.log(log_q.shape[1]))).sum(1)
 
 
+def moment_distance(model, logits, mean, log_variance):
+    """sum_c |m_c|^2 + |S_c - I|^2 of the mean m_c and covariance S_c of the latents of each class in a batch, relative
+    to its component of the prior: the KL of single images leaves a class free to drift as a whole [11]."""
+    q = logits.detach().softmax(1)                                        # (B, K)
+    share = q / q.sum(0).clamp(min=1)
+    offset = (mean - q @ model.prior_means) / model.prior_scale           # (B, 2)
+    centre = share.t() @ offset                                           # (K, 2)
+    covariance = (torch.einsum("bk,bi,bj->kij", share, offset, offset) - centre[:, :, None] * centre[:, None]
+                  + torch.diag_embed(share.t() @ log_variance.exp()) / model.prior_scale ** 2)
+    return (centre ** 2).sum() + ((covariance - torch.eye(LATENT, device=q.device)) ** 2).sum()
+
+
 def generalized_cross_entropy(logits, targets, q):
     """sum_c target_c (1 - p_c^q) / q, (B,), for logits and target probabilities (B, K): cross-entropy as q -> 0, ever
     more robust to wrong targets as q -> 1 [6]."""
@@ -291,7 +307,8 @@ def training_loss(model, clean, moved, targets, recipe, noise):
     dissimilarity = 1 - ssim(x, pixels.sigmoid())
     labels = generalized_cross_entropy(logits[-n:], targets, recipe.label_noise)
     loss = (bernoulli + recipe.kl_weight * kl + recipe.ssim_weight * dissimilarity).sum() / n \
-        + recipe.class_weight * labels.mean()
+        + recipe.class_weight * labels.mean() \
+        + recipe.moment_weight * moment_distance(model, logits[:n], mean[:n], log_variance[:n])
     terms = {"reconstruction": bernoulli[:n].mean(), "KL": kl[:n].mean(), "SSIM": 1 - dissimilarity[:n].mean()}
     return loss, terms, logits[:n].detach().softmax(1)
 

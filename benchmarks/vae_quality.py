@@ -23,7 +23,7 @@ import numpy as np
 STILL = {"rotate": 0.0, "shift": 0.0, "scale": 0.0, "shear": 0.0}
 VARIANTS = {  # what differs from vae.Recipe(); `components`: of the prior, in place of one a class
     "usual": None,              # benchmarks/plain_vae.py: the plain VAE, the usual loop
-    "--plain": "plain",         # the assignment's loss in vae.py's own loop
+    "plain": "plain",           # --plain: the assignment's loss in vae.py's own loop
     "the recipe": {},
     "one component": {"components": 1, "class_weight": 0.0},
     "labels kept as clustered": {"relabel": 0.0},

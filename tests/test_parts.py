@@ -89,6 +89,21 @@ def test_the_kl_to_the_prior_of_a_certain_class_is_that_to_its_component_and_log
     assert vae.kl_to_prior(model, logits, mean, log_variance).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
 
 
+def test_the_moment_distance_is_0_for_latents_of_the_prior_and_sees_a_class_that_drifts(vae):
+    model, draw = vae.VAE(3), torch.Generator().manual_seed(0)
+    labels, variance = torch.arange(30_000) % 3, 0.2
+    logits = 50 * F.one_hot(labels, 3).float()
+    offset = torch.randn(30_000, 2, generator=draw) * (1 - variance) ** 0.5
+    mean, log_variance = model.prior_means[labels] + model.prior_scale * offset, torch.full((30_000, 2), math.log(
+        variance)) + 2 * model.prior_scale.log()
+    assert float(vae.moment_distance(model, logits, mean, log_variance)) == pytest.approx(0, abs=0.01)
+    moved = mean + model.prior_scale * 0.5 * (labels == 1)[:, None]
+    assert float(vae.moment_distance(model, logits, moved, log_variance)) == pytest.approx(0.5, abs=0.05)
+    wider = model.prior_means[labels] + 2 * (mean - model.prior_means[labels])
+    expected = 3 * 2 * (4 * (1 - variance) + variance - 1) ** 2
+    assert float(vae.moment_distance(model, logits, wider, log_variance)) == pytest.approx(expected, rel=0.05)
+
+
 def test_generalised_cross_entropy_lies_between_its_two_limits(vae):
     logits, labels = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).double(), torch.arange(50) % 4
     targets, right = F.one_hot(labels, 4).double(), logits.softmax(1)[torch.arange(50), labels]
@@ -289,7 +304,7 @@ def test_training_returns_the_model_that_is_stored_and_logs_every_epoch(vae, dig
 
 @pytest.mark.parametrize("change", [
     {"kl_weight": 0.0}, {"label_noise": 0.0}, {"relabel": 0.0}, {"ssim_weight": 0.0}, {"class_weight": 0.0},
-    {"frequency_scale": 0.0}, {"rotate": 0.0}, {"weight_decay": 0.0}, {"batch": 7}],
+    {"moment_weight": 0.0}, {"frequency_scale": 0.0}, {"rotate": 0.0}, {"weight_decay": 0.0}, {"batch": 7}],
     ids=lambda change: next(iter(change)))
 def test_every_ingredient_of_the_recipe_matters_and_can_be_left_out(vae, change):
     """On noise, which has no clusters so clear that every way of looking for them finds the same."""
