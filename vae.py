@@ -308,7 +308,7 @@ def training_loss(model, clean, moved, targets, recipe, noise):
     labels = generalized_cross_entropy(logits[-n:], targets, recipe.label_noise)
     loss = (bernoulli + recipe.kl_weight * kl + recipe.ssim_weight * dissimilarity).sum() / n \
         + recipe.class_weight * labels.mean() \
-        + recipe.moment_weight * moment_distance(model, logits[:n], mean[:n], log_variance[:n])
+        + recipe.moment_weight * min(1, n / 128) * moment_distance(model, logits[:n], mean[:n], log_variance[:n])
     terms = {"reconstruction": bernoulli[:n].mean(), "KL": kl[:n].mean(), "SSIM": 1 - dissimilarity[:n].mean()}
     return loss, terms, logits[:n].detach().softmax(1)
 
@@ -544,7 +544,7 @@ def train_vae(images, n_components, recipe=Recipe(), device="cpu", log=lambda ep
     optimizer = torch.optim.AdamW([
         {"params": [p for p in encoder if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in encoder if p.ndim == 1] + decoder, "weight_decay": 0.0}])
-    n_batches = max(1, round(len(x) / min(recipe.batch, max(16, len(x) // 50))))  # few images, still many steps
+    n_batches = max(1, round(len(x) / min(recipe.batch, max(64, len(x) // 50))))  # few images, still many steps
     augmented = any((recipe.rotate, recipe.shift, recipe.scale, recipe.shear))
     model.train()
     for epoch in range(recipe.epochs):

@@ -95,11 +95,11 @@ def test_the_stored_weights_decode_to_what_torch_decodes(parts, content):
 
 def test_the_images_are_in_one_picture_in_the_order_of_the_page(parts, content):
     data = read(content)
-    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["sprite"].split(",")[1]))))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["sprite"].split(",")[1]))))
     images = np.concatenate([parts.points.images, parts.val.images, parts.test.images])
     for index in (0, 1, 51, len(parts.points.images), len(images) - 1):
         row, column = divmod(index, data["columns"])
-        tile = sheet[28 * row:28 * row + 28, 28 * column:28 * column + 28]
+        tile = picture[28 * row:28 * row + 28, 28 * column:28 * column + 28]
         assert (tile == np.round(255 * images[index]).reshape(28, 28)).all(), index
 
 
