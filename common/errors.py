@@ -1,4 +1,4 @@
-"""The one error type of the upper floors."""
+"""The one error type of handin/ and studies/."""
 import contextlib
 
 
@@ -9,7 +9,7 @@ class InputError(Exception):
 
 @contextlib.contextmanager
 def bad_input_of(*scripts):
-    """Within, bad input that a graded script reports counts as bad input of the upper floors."""
+    """Within, bad input that a graded script reports counts as bad input of handin/ and studies/."""
     try:
         yield
     except tuple(script.InputError for script in scripts) as error:

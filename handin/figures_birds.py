@@ -211,7 +211,7 @@ def confusion_figure(matrix, names):
 # ----------------------------------------------------------------------------------------------------------- Grad-CAM
 
 def choose_examples(truth, predicted, usable, n_classes, each=2, seed=0):
-    """For every class the indices of up to `each` photos that were told right and of as many that were told wrong,
+    """For every class the indices of up to `each` photos that were classified rightly and of as many misclassified,
     drawn at random: [([right], [wrong]), ...]. `usable` (N,) says which may be drawn."""
     rng = np.random.default_rng(seed)
     chosen = []

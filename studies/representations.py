@@ -322,9 +322,9 @@ def draw(fits, settings, test, mixture, accuracies, seed, signature):
             "Images of the VAE's decoder, none selected. Left: z ~ N(0, I). Right: z from the Gaussian mixture fitted "
             "to the latents of training photos."),
         picture("classifiers", figures.curves_figure(
-            {title: both(name, "error", "error") for name, title in CLASSIFIERS.items()}, "share told wrong",
+            {title: both(name, "error", "error") for name, title in CLASSIFIERS.items()}, "error rate",
             common_scale=True),
-            "Three panels, share of photos told wrong against epochs by each classifier, training and held-out.",
+            "Three panels, error rate on photos against epochs by each classifier, training and held-out.",
             "In training photos are shifted and mirrored; latents and code features are those of the photo or of its "
             "mirror image, with noise added. No epoch was chosen: the last one counts."),
         picture("vq_codes", figures.curves_figure(
