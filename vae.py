@@ -549,7 +549,7 @@ def train_vae(images, n_components, recipe=Recipe(), device="cpu", log=lambda ep
     model.train()
     for epoch in range(recipe.epochs):
         sums = {}
-        for step, index in enumerate(batches(len(x), n_batches, generator)):
+        for step, index in enumerate(torch.randperm(len(x), generator=generator).tensor_split(n_batches)):
             progress = (epoch + (step + 1) / (n_batches + 1)) / recipe.epochs
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * learning_rate(progress, recipe.warmup)
@@ -568,12 +568,6 @@ def train_vae(images, n_components, recipe=Recipe(), device="cpu", log=lambda ep
     rounded = VAE(n_components)
     rounded.load_state_dict(stored_weights(model))
     return rounded.eval()
-
-
-def batches(n, count, generator):
-    """`count` random batches of indices, nearly equal in size, that cover 0..n-1. A lone image comes twice: batch
-    normalisation needs two."""
-    return torch.randperm(n, generator=generator).tensor_split(count) if n > 1 else (torch.zeros(2, dtype=torch.long),)
 
 
 def learning_rate(progress, warmup):

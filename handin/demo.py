@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASSES = (1, 4, 8)
 VAL_PER_CLASS = 5
 BIRDS_PER_CLASS = {"train": 100, "test": 40}
+DIGIT_FLAGS = ()
 BIRD_EPOCHS, BIRD_SIZE = 40, 96  # about a minute without a GPU
 
 
@@ -55,7 +56,7 @@ def digits(folder):
     """Trains and tests vae.py in `folder`; prints the scores."""
     write_files(folder)
     print(f"digits {CLASSES} of sklearn.datasets.load_digits, 28 x 28, in {folder}")
-    command(folder, "vae.py", "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl")
+    command(folder, "vae.py", "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl", *DIGIT_FLAGS)
     command(folder, "vae.py", "test.npz", "test_reconstruction", "vae.pth")
     command(folder, "vae.py", "test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")
     with np.load(folder / "test.npz") as test, np.load(folder / "vae_reconstructed.npz") as made:

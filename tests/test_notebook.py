@@ -19,8 +19,8 @@ def _outputs(notebook):
 def ran(tmp_path_factory):
     """The notebook, executed with short trainings; any error in it is one here."""
     pytest.importorskip("sklearn")
-    small = {"TOUR": str(tmp_path_factory.mktemp("tour")), "FEWER": "--epochs 2 --image-size 48",
-             "ABLATION_EPOCHS": "1", "OMP_NUM_THREADS": "1"}
+    small = {"TOUR": str(tmp_path_factory.mktemp("tour")), "BIRD_FLAGS": "--epochs 2 --image-size 48",
+             "DIGIT_FLAGS": "--epochs 8", "ABLATION_EPOCHS": "1", "OMP_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in small}
     os.environ.update(small)  # the kernel inherits them
     try:

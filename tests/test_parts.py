@@ -275,15 +275,6 @@ def test_spectral_clusters_do_not_take_a_clump_of_duplicates_for_a_cluster(vae, 
     assert abs((clusters == np.arange(90) % 2).mean() - 0.5) >= 0.48
 
 
-@given(n=st.integers(1, 700), count=st.integers(1, 40))
-def test_batches_cover_everything_once_and_are_of_one_size(vae, n, count):
-    count = min(count, max(1, n // 2))
-    parts = vae.batches(n, count, torch.Generator().manual_seed(0))
-    assert sorted(set(torch.cat(list(parts)).tolist())) == list(range(n)) and len(parts) == count
-    assert n == 1 or sum(map(len, parts)) == n
-    assert min(map(len, parts)) >= 2 and max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
 def test_learning_rate_warms_up_and_cools_down(vae):
     rates = [vae.learning_rate(progress, 0.1) for progress in np.linspace(0, 1, 101)]
     assert rates[0] == 0 and rates[10] == pytest.approx(1) and rates[-1] == pytest.approx(0)

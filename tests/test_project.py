@@ -65,11 +65,13 @@ def test_the_committed_model_loads_and_predicts(vae):
 
 def test_the_demo_scores_well_and_draws_all_figures(tmp_path, capsys, monkeypatch):
     """The main job on scikit-learn's digits and drawn birds, through the five real commands; a third of the demo's
-    epochs for the birds, to spare time."""
+    epochs, and smaller photos, to spare time."""
     pytest.importorskip("sklearn")
     from handin import demo
     from handin.__main__ import main
+    monkeypatch.setattr(demo, "DIGIT_FLAGS", ("--epochs", "22"))
     monkeypatch.setattr(demo, "BIRD_EPOCHS", demo.BIRD_EPOCHS // 3)
+    monkeypatch.setattr(demo, "BIRD_SIZE", 64)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
     assert main(["demo", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
