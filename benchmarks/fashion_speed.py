@@ -1,12 +1,10 @@
-"""How fast an epoch of the study `fashion` is, beside the usual loop around the same network, in one run.
+"""How fast a training epoch of the study `fashion` is, beside the usual loop around the same network, in one run.
 
     python -m benchmarks.fashion_speed [DATA] [--rounds 3] [--images N]
 
-The usual loop: a torchvision dataset with ToTensor, DataLoader with a worker a core, torch's own layers and optimizer,
-float32. The study's, on the same network, exchanges what studies/layers.py computes faster. The loops alternate; a
-ratio is of the medians of their epochs, the first epoch of each left out. Beside them stands the speed of the network's
-arithmetic, and that of its largest convolution alone, forwards, which is about as fast as the machine gets. DATA:
-FashionMNIST (default) or any other name or idx folder that the studies take.
+The usual loop: a torchvision dataset with ToTensor, DataLoader with a worker a core, Adam, float32. The loops
+alternate; each trains two epochs, of which the second is timed; a ratio is of the medians. The study's time is from
+the start of its second epoch to that of a third one, so that its checkpoint is counted.
 """
 import argparse
 import os
@@ -19,103 +17,73 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
-from studies import data, engine, fashion, losses
+from studies import data, fashion, losses, training
 
 
 def write_idx(images, folder):
-    """Images as the raw files of torchvision's FashionMNIST below a folder."""
+    """Images as the raw training files of torchvision's FashionMNIST below a folder."""
     raw = Path(folder, "FashionMNIST", "raw")
     raw.mkdir(parents=True)
-    for stem in ("train", "t10k"):
-        for kind, array in {"images-idx3": images.pixels[:, 0], "labels-idx1": images.labels.byte()}.items():
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            (raw / f"{stem}-{kind}-ubyte").write_bytes(header + array.numpy().tobytes())
+    for name, array in {"train-images-idx3": images.pixels[:, 0], "train-labels-idx1": images.labels.byte()}.items():
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        for part in (name, name.replace("train", "t10k")):
+            (raw / f"{part}-ubyte").write_bytes(header + array.numpy().tobytes())
 
 
-def usual_epochs(folder, settings, workers, epochs):
-    """Seconds of each of so many epochs of the usual loop, but the first."""
+def usual_epoch(folder, settings, workers):
+    """Seconds of the second epoch of the usual loop."""
     dataset = datasets.FashionMNIST(folder, train=True, transform=transforms.ToTensor())
-    loader = DataLoader(dataset, settings.batch, shuffle=True, num_workers=workers, persistent_workers=True)
-    model, seconds = fashion.ConvVAE(settings), []
-    optimizer = torch.optim.Adam(model.parameters(), settings.rate)
-    for _ in range(epochs):
+    loader = DataLoader(dataset, settings.batch_size, shuffle=True, num_workers=workers, persistent_workers=True)
+    model = fashion.VAE().to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(model.parameters(), settings.lr)
+    for _ in range(2):
         began, total = time.perf_counter(), 0.0
         for x, _ in loader:
-            logits, mean, log_variance = model(x, torch.randn(len(x), settings.latent))
-            loss = losses.negative_elbo(logits, x, mean, log_variance, settings.beta)[0].mean()
+            mean, log_variance = model.posterior(x)
+            y = model.decode(losses.reparameterize(mean, log_variance))
+            loss = F.binary_cross_entropy(y, x, reduction="sum") + losses.kl_divergence(mean, log_variance).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(x)
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
+            total += loss.item()
+    return time.perf_counter() - began
 
 
-def our_epochs(folder, images, settings, precision, epochs):
-    """Seconds of each of so many epochs of the study's own training but the first, nothing held out, from the end of
-    one to the end of the next: its checkpoint is counted too."""
-    ends = []
-    bench = engine.open_bench(folder, "cpu", precision=precision, quiet=True)
-    fashion.train_one(bench, f"vae_{precision}", settings, images, None, 0, settings.latent, settings.beta, epochs,
-                      lambda modules, epoch: ends.append(time.perf_counter()))
-    return [end - begin for begin, end in zip(ends, ends[1:])]
-
-
-def flops_per_image(settings):
-    """Floating-point operations of one image's forward and backward pass, by the convolutions and linear layers."""
-    model, counter = fashion.ConvVAE(settings), FlopCounterMode(display=False)
-    with counter:
-        x = torch.rand(2, 1, settings.side, settings.side)
-        logits, mean, log_variance = model(x, torch.randn(2, settings.latent))
-        losses.negative_elbo(logits, x, mean, log_variance)[0].sum().backward()
-    return counter.get_total_flops() / 2
-
-
-def convolution_speed(settings, dtype, repeats=50):
-    """Floating-point operations a second of the second convolution, forwards, at the fastest of some repeats."""
-    layer, side, seconds = fashion.ConvVAE(settings).encoder[3], settings.side // 2, []
-    layer = layer.to(dtype=dtype, memory_format=torch.channels_last)
-    x = torch.randn(settings.batch, layer.in_channels, side, side).to(dtype).to(memory_format=torch.channels_last)
-    for _ in range(repeats):
-        began = time.perf_counter()
-        with torch.no_grad():
-            y = layer(x)
-        seconds.append(time.perf_counter() - began)
-    return 2 * layer.weight.numel() * y.numel() / layer.out_channels / min(seconds)
+def study_epoch(folder, images, settings):
+    """Seconds of the second epoch of the study's training, nothing held out."""
+    starts, watch = [], Callback()
+    watch.on_train_epoch_start = lambda trainer, module: starts.append(time.perf_counter())
+    training.Run(folder, "cpu").fit("vae", fashion.VAE(), images, epochs=3, batch_size=settings.batch_size,
+                                    callbacks=[watch])
+    return starts[2] - starts[1]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="FashionMNIST")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, help="so many of the training images; all without")
+    parser.add_argument("--images", type=int, default=60_000, help="so many of the training images, at most")
     args = parser.parse_args()
     settings, workers = fashion.Settings(), os.cpu_count() or 1
-    images = data.read_images(args.data, settings.side, 1)
-    images = data.at_most(images, args.images or len(images), 0)
-    print(f"{len(images):,} images, batches of {settings.batch}, {torch.get_num_threads()} threads, {workers} workers")
-    names = {"ours, 32-true": "32-true", "ours, bf16-mixed": "bf16-mixed"}
-    seconds = {name: [] for name in ("usual", *names)}
-    with tempfile.TemporaryDirectory() as folder:
+    images = data.read_split([args.data], settings.side, 1)[0].at_most(args.images, 0)
+    print(f"{len(images):,} images, batches of {settings.batch_size}, {torch.get_num_threads()} threads, "
+          f"{workers} workers")
+    seconds = {"usual": [], "study": []}
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
         write_idx(images, folder)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # where the engine has set nothing
-            for _ in range(args.rounds):
-                seconds["usual"] += apart.submit(usual_epochs, folder, settings, workers, 2).result()
-                for name, precision in names.items():
-                    seconds[name] += our_epochs(folder, images, settings, precision, 2)
-    usual, flops = statistics.median(seconds["usual"]), flops_per_image(settings)
-    alone = {dtype: convolution_speed(settings, dtype) for dtype in (torch.float32, torch.bfloat16)}
+        for _ in range(args.rounds):
+            seconds["usual"].append(apart.submit(usual_epoch, folder, settings, workers).result())
+            seconds["study"].append(study_epoch(folder, images, settings))
+    usual = statistics.median(seconds["usual"])
     for name, values in seconds.items():
         median = statistics.median(values)
-        print(f"{name:18} {median:6.2f} s an epoch ({min(values):.2f} to {max(values):.2f}), "
-              f"{len(images) / median:7,.0f} images/s, {usual / median:.2f} times as fast as usual, "
-              f"{flops * len(images) / median / 1e9:.0f} GFLOP/s")
-    print("the second convolution alone: "
-          + ", ".join(f"{speed / 1e9:.0f} GFLOP/s in {dtype}" for dtype, speed in alone.items()))
+        print(f"{name}: {median:.2f} s an epoch ({min(values):.2f} to {max(values):.2f}), "
+              f"{len(images) / median:,.0f} images/s, {usual / median:.2f} times as fast as usual")
 
 
 if __name__ == "__main__":

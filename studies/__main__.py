@@ -1,100 +1,151 @@
 """python -m studies STUDY DATA... --out FOLDER"""
 import argparse
+import dataclasses
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import InputError
 from studies import printable
 
-STUDIES = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code: what it does
-    "autoencoder": "an autoencoder and a VAE of the same body, side by side",
-    "fashion": "a convolutional VAE of garments, and what beta does to its latents",
-    "representations": "what VAE and VQ-VAE latents are worth for classification and for sampling",
-    "gan": "a DCGAN: what it draws, whether it copies, whether it collapses",
+# Modules of this package. Each has TITLE, EXAMPLE, Settings (the described experiment), VARIANTS {name: changes of the
+# settings}, QUICK (changes for --quick), CHANNELS, LABELLED, and train, measure, draw and sections for `run` below.
+STUDIES = {
+    "autoencoder": "an autoencoder and a VAE of the same layers, side by side",
+    "fashion": "a convolutional VAE on Fashion-MNIST, and what beta does to its latents",
+    "representations": "VAE and VQ-VAE latents of photos for classification and for sampling",
+    "gan": "a GAN on paintings, measured while it trains",
 }
+PARENT = os.getppid()
 
 
-def _parser():
-    listed = "\n".join(f"  {name:16} {what}" for name, what in STUDIES.items())
-    return argparse.ArgumentParser(
-        prog="python -m studies", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"The other experiments of the course family. Studies, each with its own --help:\n\n{listed}")
+class Study(NamedTuple):
+    """What a study works with."""
+    args: argparse.Namespace
+    settings: object  # of the described experiment, a dataclass
+    variants: dict    # name -> settings; the first is "described"
+    train: object     # data.Images
+    test: object      # data.Images, held out
+    seeds: list
+    run: object       # training.Run
 
 
-def _count(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
+class Parser(argparse.ArgumentParser):
+    """Raises InputError for words that it does not take."""
+
+    def error(self, message):
+        raise InputError(f"{self.prog}: {message}; see --help")
 
 
-def _seed(text):
-    value = int(text)
-    if not 0 <= value < 2 ** 31:
-        raise argparse.ArgumentTypeError(f"expected 0 to 2^31 - 1, found {text}")
-    return value
+def _at_least(least):
+    def whole(text):
+        value = int(text)
+        if not least <= value < 2 ** 31:
+            raise argparse.ArgumentTypeError(f"expected {least} or more, found {text}")
+        return value
+    return whole
 
 
-def add_common_arguments(parser):
-    """The words and flags that every study takes."""
-    parser.add_argument("data", nargs="+", metavar="DATA",
-                        help="MNIST, FashionMNIST or KMNIST; idx, .npz, .npy, a folder of images or a zip of one; a "
-                             "second one is held out (default: its own test files, else a share of each class)")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER",
-                        help="for figures, results.json, report.html and checkpoints")
-    parser.add_argument("--quick", action="store_true", help="the whole study, small: under 2 minutes on 2 cores")
-    parser.add_argument("--resume", action="store_true", help="go on where an earlier call stopped")
-    parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="repeat with N seeds: mean and sd")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="the first of them (default: 0)")
-    parser.add_argument("--epochs", type=_count, metavar="N", help="in place of the study's own number")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps", "auto"),
-                        help="where to train; auto: the best there (default: cpu)")
-    parser.add_argument("--devices", type=_count, default=1, metavar="N",
-                        help="processes to share each batch, one a GPU (default: 1)")
-    parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"),
-                        help="of the arithmetic (default: 32-true)")
-    parser.add_argument("--signature", default="", type=printable, metavar="TEXT", help="a text on every figure")
+def _parser(name, module):
+    parser = Parser(
+        prog=f"python -m studies {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, count = parser.add_argument, _at_least(1)
+    add("data", nargs="+", metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of idx files or of images, .npz "
+        "or .npy; a second one is held out (default: its own test files, else a share of each class)")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="for figures, results.json, report.html, checkpoints")
+    add("--variant", nargs="+", default=[], choices=module.VARIANTS, metavar="NAME",
+        help=f"train these beside the described experiment: {', '.join(module.VARIANTS)}")
+    add("--quick", action="store_true", help="the whole study, small: under 2 minutes on 2 cores")
+    add("--resume", action="store_true", help="go on where an earlier call stopped")
+    add("--seeds", type=count, default=1, metavar="N", help="repeat with N seeds: mean and standard deviation")
+    add("--seed", type=_at_least(0), default=module.Settings.seed, metavar="N", help="the first of them")
+    add("--epochs", type=count, metavar="N", help="in place of the study's own number")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: the best there)")
+    add("--devices", type=count, default=1, metavar="N", help="processes on this machine, one a GPU (default: 1)")
+    add("--num-nodes", type=count, default=1, metavar="N", help="machines (default: 1)")
+    add("--strategy", default="auto", metavar="NAME", help="of Lightning's Trainer, such as ddp (default: auto)")
+    add("--precision", default="32-true", metavar="NAME", help="of Lightning's Trainer, such as bf16-mixed")
+    add("--signature", default="", type=printable, metavar="TEXT", help="a text on every figure")
+    if getattr(module, "FID", True):
+        add("--inception", metavar="WEIGHTS", help="torch-fidelity's file of Inception weights: FID by these as well")
+    return parser
+
+
+def run(module, args):
+    """Trains, measures and reports a study."""
+    from studies import data, figures, metrics, report, training
+    began = time.monotonic()
+    settings = module.Settings(**(module.QUICK if args.quick else {}))
+    if args.epochs:
+        settings = dataclasses.replace(settings, **{
+            field.name: args.epochs for field in dataclasses.fields(settings) if field.name.endswith("epochs")})
+    train, test, how = data.read_split(args.data, settings.side, module.CHANNELS, settings.test_share, args.seed,
+                                       module.LABELLED)
+    study = Study(
+        args, settings, {"described": settings, **{name: dataclasses.replace(settings, **module.VARIANTS[name])
+                                                   for name in args.variant}},
+        train.at_most(settings.most_train, args.seed), test.at_most(settings.most_test, args.seed),
+        list(range(args.seed, args.seed + args.seeds)),
+        training.Run(args.out, args.device, args.devices, args.num_nodes, args.strategy, args.precision, args.resume))
+    if getattr(args, "inception", None):
+        metrics.inception_features(args.inception)  # what is wrong with it should be known before hours of training
+    trained = module.train(study)
+    training.leave_together()
+    if not study.run.leads:
+        return
+    print("measuring", file=sys.stderr)
+    results = {**report.run_facts(args, study.run, settings, study.train, study.test, how),
+               **module.measure(study, trained)}
+    album = figures.Album(args.signature)
+    module.draw(study, trained, results, album)
+    print(report.write_study(args.out, module.TITLE, module.LEAD.format(**results["data"], **results["settings"]),
+                             module.sections, album, results, began))
 
 
 def main(argv=None):
     """Runs one study; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser()
+    listed = "\n".join(f"  {name:16} {what}" for name, what in STUDIES.items())
+    parser = Parser(
+        prog="python -m studies", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"The other experiments of the course family. Studies, each with its own --help:\n\n{listed}")
     parser.add_argument("study", choices=STUDIES, metavar="STUDY")
     if not argv:
         parser.print_help(sys.stderr)
         return 2
-    name = parser.parse_args(argv[:1]).study
-    follows = os.environ.get("LOCAL_RANK", "0") != "0"  # a process that the first one started says nothing
-    code = None
+    name = ""
     try:
+        name = parser.parse_args(argv[:1]).study
         module = importlib.import_module(f"studies.{name}")
-        parser = argparse.ArgumentParser(
-            prog=f"python -m studies {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter)
-        add_common_arguments(parser)
-        module.add_arguments(parser)
-        args = parser.parse_args(argv[1:])
+        args = _parser(name, module).parse_args(argv[1:])
         args.study, args.words = name, list(map(printable, argv[1:]))  # for the report, which states the command
-        code = module.run(args)
-        return code
-    except InputError as error:
-        if not follows:
-            print(" ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not (follows and "by peer" in str(error)):  # gloo's: connection reset, or closed, by peer
+        run(module, args)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0" and _parent_ends():
+            return 2  # the first process has said why
+        if isinstance(error, KeyboardInterrupt):
+            after_bar = "\n" * sys.stderr.isatty()
+            print(f"{after_bar}python -m studies {name}: interrupted; --resume goes on from the last epoch",
+                  file=sys.stderr)
+            return 130
+        if not isinstance(error, InputError):
             raise
-        return 1  # the first process has ended, and said why
-    except KeyboardInterrupt:
-        if not follows:
-            print(f"python -m studies {name}: interrupted; --resume goes on from the last epoch", file=sys.stderr)
-        return 130
-    finally:
-        if "studies.engine" in sys.modules:  # --help imports no more than it shows
-            sys.modules["studies.engine"].leave(failed=code != 0)
+        print(" ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+
+
+def _parent_ends(seconds=10):
+    """Whether the process that started this one ends within some seconds."""
+    for _ in range(10 * seconds):
+        if os.getppid() != PARENT:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 if __name__ == "__main__":

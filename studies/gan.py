@@ -1,469 +1,401 @@
-"""Study 4: a generative adversarial network (GAN) [1] of the DCGAN kind [2], watched while it trains.
+"""Study 4: a generative adversarial network (GAN) [1] on paintings, measured while it trains.
 
-A GAN's losses say little of its pictures. So every few epochs its samples are measured against images that it was not
-trained on: FID, precision and recall [3], diversity, sharpness; a collapse onto few pictures is told by a criterion
-stated beforehand. In the end the nearest training images of the samples show whether it has learnt by heart.
+Described: noise of 100 numbers through linear layers 100-256-512-(3 x 64 x 64), ReLU between, tanh at the end; against
+them strided convolutions with LeakyReLU and one sigmoid output. Binary cross-entropy, weights from normal(0, 0.02),
+Adam 2e-4 with betas (0.5, 0.999) for both, batches of 64, a step of the discriminator and one of the generator in
+turn, 100 epochs. --variant dcgan: a generator of transposed convolutions, and batch normalisation in both networks [2].
 
 [1] Goodfellow et al. 2014, arXiv:1406.2661    [3] Kynkäänniemi et al. 2019, arXiv:1904.06991
 [2] Radford et al. 2016, arXiv:1511.06434
 """
 import dataclasses
-import functools
-import math
-import sys
-import time
 from typing import Tuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
+from torchvision.transforms.functional import gaussian_blur
 
-from studies import data, engine, figures, metrics, report
-from studies.figures import Picture
+import bird
+from studies import figures, metrics, report
 from studies.report import Section, Table
+from studies.training import StudyModule, mapped
 
-EXAMPLE = "python -m studies gan paintings/ --out gan"
+TITLE = "A generative adversarial network on paintings"
+LEAD = "{epochs} epochs on {train:,} images"
+EXAMPLE = "python -m studies gan paintings/ --out gan --variant dcgan"
+CHANNELS, LABELLED = 3, False
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Colour images of 64 x 64 px, in [-1, 1] inside the networks."""
-    # model: strided convolutions of 4 x 4, batch normalisation but at the images' ends, ReLU and LeakyReLU, tanh [2]
     side: int = 64
     noise: int = 100
-    width: int = 64             # channels at half the side; they double as the side halves, down to 4 px
+    hidden: Tuple[int, ...] = (256, 512)  # of the generator's linear layers
+    convolutional: bool = False  # generator of transposed convolutions, batch norm in both networks
+    width: int = 64             # channels of the convolutions at half the side; they double as it halves, down to 4 px
     slope: float = 0.2          # of the LeakyReLU
-    spread: float = 0.02        # weights from normal(0, spread), those of the norms from normal(1, spread)
-    # training: binary cross-entropy, the generator's non-saturating
-    optimizer: str = "Adam"
-    rate: float = 2e-4
+    init_std: float = 0.02
+    lr: float = 2e-4
     betas: Tuple[float, float] = (0.5, 0.999)
-    batch: int = 64
+    batch_size: int = 64
     epochs: int = 100
+    seed: int = 0
     # measurement
     test_share: float = 0.2     # held out where the data has no test files
     most_train: int = 60_000
     most_test: int = 2000       # as many samples are measured
     measure_every: int = 5      # epochs
-    diversity_images: int = 256
-    judged: int = 256           # images of each part that the discriminator is asked about after an epoch
-    neighbours: int = 3         # of precision and recall
     feature_steps: int = 1500   # batches that the network behind the FID is trained for
-    # signs of trouble
-    little_diversity: float = 0.5  # collapse: of the mean distance of two held-out images
-    little_recall: float = 0.1     # collapse: of the recall of training images
-    little_loss: float = 0.1       # nats; the discriminator has all but won
 
 
-QUICK = {"width": 32, "epochs": 15, "measure_every": 3, "most_train": 1000, "most_test": 250, "feature_steps": 120}
-FRAMES = 16  # samples in a frame of the GIF
+VARIANTS = {"dcgan": {"convolutional": True}}
+QUICK = {"side": 32, "width": 32, "epochs": 20, "most_train": 1500, "most_test": 400, "feature_steps": 300}
+FRAMES, MOST_FRAMES = 16, 40  # samples in a frame of the GIF, frames
+MEASURES = {"fid": "FID", "precision": "precision", "recall": "recall", "diversity": "mean pairwise L2",
+            "sharpness": "variance of the Laplacian"}
+CONTROL, LITTLE_DIVERSITY, LITTLE_RECALL = 0.5, 0.5, 0.1
+RULE = ("FID, precision and recall [3] are reported where held-out images with blur or with shuffled pixels and "
+        f"samples of untrained generators have precisions below {CONTROL} times that of training images. ")
+CRITERION = (f"Signs of collapse: diversity below {LITTLE_DIVERSITY} times that of held-out images, or recall below "
+             f"{LITTLE_RECALL} times that of training images. They count after the first measured epoch without any.")
 
 
 # --------------------------------------------------------------------------------------------------------------- model
 
-def _initialise(module, spread):
-    """Weights from normal(0, spread), of norms from normal(1, spread), no bias [2]; in place."""
-    for part in module.modules():
-        if getattr(part, "weight", None) is not None:
-            nn.init.normal_(part.weight, float(isinstance(part, nn.BatchNorm2d)), spread)
-        if getattr(part, "bias", None) is not None:
-            nn.init.zeros_(part.bias)
+def linear_generator(settings):
+    """Noise (B, 100) -> images (B, 3, S, S) in [-1, 1]: 100-256-512-(3 x S x S)."""
+    layers, width = [], settings.noise
+    for following in settings.hidden:
+        layers += [nn.Linear(width, following), nn.ReLU()]
+        width = following
+    shape = (3, settings.side, settings.side)
+    return nn.Sequential(*layers, nn.Linear(width, 3 * settings.side ** 2), nn.Tanh(), nn.Unflatten(1, shape))
 
 
-class Generator(nn.Module):
-    """Noise -> 512 x 4 x 4 -> 256 x 8 x 8 -> 128 x 16 x 16 -> 64 x 32 x 32 -> 3 x 64 x 64."""
-
-    def __init__(self, settings):
-        super().__init__()
-        self.noise, width = settings.noise, settings.width * settings.side // 8
-        layers = [nn.Linear(self.noise, width * 16, bias=False), nn.Unflatten(1, (width, 4, 4)), nn.BatchNorm2d(width)]
-        while width > settings.width:
-            width //= 2
-            layers += [nn.ReLU(), nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width)]
-        self.body = nn.Sequential(*layers, nn.ReLU(), nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
-        _initialise(self, settings.spread)
-
-    def forward(self, noise):
-        """Noise (B, 100) -> images (B, 3, S, S) in [0, 1]."""
-        return (self.body(noise) + 1) / 2
+def convolutional_generator(settings):
+    """Noise (B, 100) -> 512 x 4 x 4 -> 256 x 8 x 8 -> 128 x 16 x 16 -> 64 x 32 x 32 -> images in [-1, 1] [2]."""
+    width = settings.width * settings.side // 8
+    layers = [nn.Linear(settings.noise, width * 16, bias=False), nn.Unflatten(1, (width, 4, 4)), nn.BatchNorm2d(width)]
+    while width > settings.width:
+        width //= 2
+        layers += [nn.ReLU(), nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
 
 
-class Discriminator(nn.Module):
-    """The generator mirrored. Its norms go by the batch at hand always: running averages would mix real images and
-    samples, which are normalised apart."""
-
-    def __init__(self, settings):
-        super().__init__()
-        width = settings.width
-        layers = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(settings.slope)]
-        while width < settings.width * settings.side // 8:
-            layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False),
-                       nn.BatchNorm2d(2 * width, track_running_stats=False), nn.LeakyReLU(settings.slope)]
-            width *= 2
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 1))
-        _initialise(self, settings.spread)
-
-    def forward(self, x):
-        """Images (B, 3, S, S) in [0, 1] -> logits (B,) of being real."""
-        return self.body(2 * x - 1)[:, 0]
-
-    def judge(self, x):
-        """Images (B, 3, S, S) in [0, 1] -> D(x), the probability (B,) of being real."""
-        return self(x).sigmoid()
+def discriminator(settings):
+    """Images (B, 3, S, S) in [-1, 1] -> logits (B, 1) of being real: 64 x 32 x 32 -> ... -> 512 x 4 x 4 -> 1. Its batch
+    norm goes by the batch at hand always: running averages would mix real images and samples."""
+    width, norm = settings.width, settings.convolutional
+    layers = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(settings.slope)]
+    while width < settings.width * settings.side // 8:
+        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=not norm),
+                   *[nn.BatchNorm2d(2 * width, track_running_stats=False)] * norm, nn.LeakyReLU(settings.slope)]
+        width *= 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 1))
 
 
 def discriminator_loss(real, fake):
-    """-log D(x) - log(1 - D(G(z))) in nats, the mean over logits (B,) of real images and of samples [1, eq. 1];
-    2 log 2 = 1.386 where it cannot tell them apart."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+    """-log D(x) - log(1 - D(G(z))) in nats, the mean over logits (B, 1) of real images and of samples [1, eq. 1]."""
+    return (F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
+            + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake)))
 
 
 def generator_loss(fake):
-    """-log D(G(z)) in nats, the mean over logits (B,) of samples: the non-saturating loss [1, section 3]."""
-    return F.softplus(-fake).mean()
+    """-log D(G(z)) in nats, the mean over logits (B, 1) of samples [1, section 3]."""
+    return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
 
 
-# ------------------------------------------------------------------------------------------------------------ training
+class GAN(StudyModule):
+    """Generator G and discriminator D."""
 
-def update(modules, optimizers, batch, backward):
-    """One step of the discriminator, then one of the generator on the same samples, for engine.fit."""
-    generator, discriminator = modules["generator"], modules["discriminator"]
-    fake = generator(batch.normal(generator.module.noise))
-    real_logits, fake_logits = discriminator(batch.x), discriminator(fake.detach())
-    losses = {"discriminator": discriminator_loss(real_logits, fake_logits)}
-    optimizers["discriminator"].zero_grad(set_to_none=True)
-    backward(losses["discriminator"])
-    optimizers["discriminator"].step()
-    discriminator.requires_grad_(False)  # the generator's step has no use for those gradients
-    losses["generator"] = generator_loss(discriminator(fake))
-    optimizers["generator"].zero_grad(set_to_none=True)
-    backward(losses["generator"])
-    optimizers["generator"].step()
-    discriminator.requires_grad_(True)
-    return {**losses, "real": real_logits.sigmoid().mean(), "fake": fake_logits.sigmoid().mean()}
+    def __init__(self, settings):
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters({key: value for key, value in vars(settings).items() if key != "epochs"})
+        self.generator = (convolutional_generator if settings.convolutional else linear_generator)(settings)
+        self.discriminator = discriminator(settings)
+        for part in self.modules():
+            if getattr(part, "weight", None) is not None:
+                nn.init.normal_(part.weight, float(isinstance(part, nn.BatchNorm2d)), settings.init_std)
+            if getattr(part, "bias", None) is not None:
+                nn.init.zeros_(part.bias)
+        self.to(memory_format=torch.channels_last)  # faster convolutions
 
+    def generate(self, z):
+        """Noise (B, 100) -> images (B, 3, S, S) in [0, 1]."""
+        return (self.generator(z) + 1) / 2
 
-def train_one(bench, settings, train, test, real, features, seed):
-    """engine.Fitted of the two networks for one seed; `kept` has a dict an epoch, see _watch."""
-    with engine.seeded(seed, 1):
-        modules = {"generator": Generator(settings), "discriminator": Discriminator(settings)}
-    make = getattr(torch.optim, settings.optimizer)
-    optimizers = {name: make(module.parameters(), settings.rate, settings.betas) for name, module in modules.items()}
-    about = {key: getattr(settings, key) for key in (
-        "side", "noise", "width", "slope", "spread", "rate", "measure_every", "diversity_images", "judged",
-        "neighbours", "feature_steps")}
-    about.update(model="dcgan", betas=list(settings.betas), held_out=engine.fingerprint(test))
-    # channels_last: 76 images a second in place of 70, on one core
-    return engine.fit(bench, f"gan_seed{seed}", modules, optimizers, None, train, None, epochs=settings.epochs,
-                      batch=settings.batch, seed=seed, about=about, update=update, channels_last=True,
-                      each_epoch=lambda *now: _watch(*now, settings, train, test, real, features, seed))
+    def realness(self, x):
+        """Images (B, 3, S, S) in [0, 1] -> D(x), the probability (B, 1) of being real."""
+        return self.discriminator(2 * x - 1).sigmoid()
 
+    def training_step(self, batch, index):
+        x, (generator_step, discriminator_step) = 2 * batch[0] - 1, self.optimizers()
+        fake = self.generator(torch.randn(len(x), self.hparams.noise, device=self.device))
+        real_logits, fake_logits = self.discriminator(x), self.discriminator(fake.detach())
+        losses = {"discriminator": discriminator_loss(real_logits, fake_logits)}
+        self._step(discriminator_step, losses["discriminator"])
+        self.toggle_optimizer(generator_step)  # the discriminator's gradients are not needed
+        losses["generator"] = generator_loss(self.discriminator(fake))
+        self._step(generator_step, losses["generator"])
+        self.untoggle_optimizer(generator_step)
+        self.log_losses("train", losses, len(x))
 
-def _watch(modules, epoch, settings, train, test, real, features, seed):
-    """{"frame": uint8 (16, 3, S, S), "train", "test": mean D(x) of each part, "measured": numbers or None}."""
-    generator, discriminator = modules["generator"], modules["discriminator"]
-    measured = epoch % settings.measure_every == 0 or epoch == settings.epochs
-    drawn = samples(generator, real["images"] if measured else FRAMES, seed)
-    held, trained = (images[:settings.judged] for images in compared(train, test, seed))
-    even = max(1, len(held) // settings.batch) * settings.batch  # the norms go by batches of one size
-    return {"frame": drawn[:FRAMES].clone(),
-            **{part: float(engine.mapped(discriminator.judge, images[:even], settings.batch).mean())
-               for part, images in (("train", trained), ("test", held))},
-            "measured": {"epoch": epoch, **measure(drawn, real, features, settings)} if measured else None}
+    def _step(self, optimizer, loss):
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def configure_optimizers(self):
+        return [bird.in_one_pass(torch.optim.Adam, list(part.parameters()), lr=self.hparams.lr,
+                                 betas=self.hparams.betas) for part in (self.generator, self.discriminator)]
 
 
 # --------------------------------------------------------------------------------------------------------- measurement
 
-def samples(generator, n, seed):
-    """n images uint8 (n, 3, S, S) of a generator in evaluation mode, whose norms go by running averages: a sample does
-    not depend on its company. The first ones are the same for every n."""
-    noise = torch.randn(max(n, 2000), generator.noise, generator=engine.generator(seed, 21))[:n]
-    return engine.mapped(generator, noise, batch=250).mul(255).round().byte()
+def samples(model, n, seed):
+    """n images uint8 (n, 3, S, S) from z ~ N(0, I)."""
+    noise = torch.randn(n, model.hparams.noise, generator=torch.Generator().manual_seed(seed))
+    return mapped(model.generate, noise, 250).mul(255).round().byte()
 
 
-def compared(train, test, seed):
-    """As many held-out as training images, uint8 (n, 3, S, S) each, drawn at random."""
-    n = min(len(train), len(test))
-    return tuple(images.pixels[torch.randperm(len(images), generator=engine.generator(seed, 11))[:n]]
-                 for images in (test, train))
+class Reference:
+    """What samples are compared with: as many held-out as training images, and what the latter and negative controls
+    get in the place of samples. Where RULE is not met, `tells` is False, and FID, precision and recall are None."""
+
+    def __init__(self, study, extract):
+        seed, n = study.args.seed, min(len(study.train), len(study.test))
+        self.extract, self.tells = extract, True
+        self.held, self.trained = (images.at_most(n, seed).pixels for images in (study.test, study.train))
+        self.features = extract(self.held)
+        order = torch.randperm(self.held[0, 0].numel(), generator=torch.Generator().manual_seed(seed))
+        self.controls = {name: self.measure(images) for name, images in {
+            "training images": self.trained, "held-out images, blurred": gaussian_blur(self.held, 9, 2.0),
+            "held-out images, pixels shuffled": self.held.flatten(2)[:, :, order].view_as(self.held),
+            **{f"untrained generator, {variant}": samples(GAN(settings), n, seed)
+               for variant, settings in study.variants.items()}}.items()}
+        real, *others = (found["precision"] for found in self.controls.values())
+        self.tells = max(others) < CONTROL * real
+
+    def measure(self, images):
+        """{"fid", "precision", "recall", "diversity", "sharpness"} of images uint8 (n, 3, S, S)."""
+        found, compared = self.extract(images), (None, None, None)
+        if self.tells:
+            compared = (metrics.fid(self.features, found), *metrics.precision_recall(self.features, found))
+        return dict(zip(MEASURES, (*compared, metrics.mean_pairwise_l2(images / 255), metrics.sharpness(images / 255))))
 
 
-def looks(images, settings):
-    """{"diversity", "sharpness"} of images uint8 (N, 3, S, S)."""
-    x = images.float() / 255
-    return {"diversity": metrics.mean_pairwise_l2(x[:settings.diversity_images]), "sharpness": metrics.sharpness(x)}
+class Watch(Callback):
+    """After each epoch keeps {"frame": uint8 (16, 3, S, S) of the same noise, "realness": mean D(x) of training and of
+    held-out images, "measured": numbers of samples, every `measure_every` epochs, else None}."""
+
+    def __init__(self, reference, settings, seed):
+        self.reference, self.settings, self.seed, self.epochs = reference, settings, seed, []
+
+    def on_train_epoch_end(self, trainer, module):
+        if not trainer.is_global_zero:
+            return
+        module.eval()
+        epoch, batch_size = trainer.current_epoch + 1, self.settings.batch_size
+        measured = epoch % self.settings.measure_every == 0
+        drawn = samples(module, len(self.reference.held) if measured else FRAMES, self.seed)
+        self.epochs.append({
+            "frame": drawn[:FRAMES].clone(),
+            "realness": [float(mapped(module.realness, pixels[:4 * batch_size], batch_size).mean())
+                         for pixels in (self.reference.trained, self.reference.held)],
+            "measured": {"epoch": epoch, **self.reference.measure(drawn)} if measured else None})
+        module.train()
+
+    def state_dict(self):
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.epochs = state["epochs"]
 
 
-def measure(drawn, real, features, settings):
-    """{"fid", "precision", "recall", "diversity", "sharpness"} of samples uint8 (N, 3, S, S) against real_values."""
-    placed = features(drawn)
-    precision, recall = metrics.precision_recall(real["features"], placed, settings.neighbours)
-    return {"fid": metrics.fid(real["features"], placed), "precision": precision, "recall": recall,
-            **looks(drawn, settings)}
+def nearest(x, y, k=1):
+    """(Euclidean distances (N, k), indices (N, k)) of the k images or features y (M, ...) nearest to each of x
+    (N, ...); those of uint8 as [0, 1]."""
+    x, y = (part.flatten(1).float().numpy() / (255 if part.dtype == torch.uint8 else 1) for part in (x, y))
+    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(y).kneighbors(x)
 
 
-def real_values(settings, train, test, features, seed):
-    """What samples are compared with: the features of held-out images, what as many training images get in the
-    samples' place, and the looks of the held-out ones."""
-    held, trained = compared(train, test, seed)
-    real = {"images": len(held), "in_pairs": min(settings.diversity_images, len(held)), "features": features(held)}
-    return {**real, **measure(trained, real, features, settings), **looks(held, settings)}
+def copying(drawn, held, trained, share=0.01, k=3):
+    """How near samples (N, ...) are to their nearest training images. The nearest `share` of one half of the held-out
+    images (M, ...) gives a limit; "copies" is the share of samples within it, "real" that of the other half, each with
+    its 95 % interval; "ratio" is that of the median distances. Returns ({"ratio", "copies", "copies_interval", "real",
+    "real_interval"}, indices (N, k) of the nearest training images)."""
+    (near, index), usual = nearest(drawn, trained, k), nearest(held, trained)[0][:, 0]
+    limit, found = np.quantile(usual[::2], share), {"ratio": float(np.median(near[:, 0]) / np.median(usual))}
+    for key, distances in (("copies", near[:, 0]), ("real", usual[1::2])):
+        within = int((distances <= limit).sum())
+        found[key] = within / len(distances)
+        found[f"{key}_interval"] = metrics.proportion_interval(within, len(distances))
+    return found, index
 
 
-def final_numbers(fitted, rows, real, features, inception, train, test, seed):
-    """What one training is worth in the end: a dict of numbers, and {space: indices (N, 3)} of the samples'
-    nearest training images."""
-    drawn, last, index = samples(fitted.modules["generator"], real["images"], seed), fitted.kept[-1], {}
-    found = {key: value for key, value in rows[-1].items() if key != "epoch"}
-    if inception:
-        found["inception_fid"] = metrics.fid(real["inception"], inception(drawn))
-    for space, place in (("features", features), ("pixels", lambda images: images)):
-        numbers, index[space] = metrics.copying(place(drawn), place(test.pixels), place(train.pixels))
-        found.update({f"{space}_{key}": value for key, value in numbers.items()})
-    return {**found, "judged_train": last["train"], "judged_test": last["test"], "seconds": fitted.seconds}, index
-
-
-# ------------------------------------------------------------------------------------------------------------- collapse
-
-def collapse_signs(row, real, settings):
-    """Which of "diversity" and "recall" are small at a measured epoch."""
-    limits = {"diversity": settings.little_diversity, "recall": settings.little_recall}
-    return [key for key, share in limits.items() if row[key] < share * real[key]]
-
-
-def criterion(settings):
-    """The words for collapse_signs and what verdict makes of them."""
-    return (f"Signs of collapse: a mean distance of two samples below {settings.little_diversity:.0%} of that of two "
-            f"held-out images, or a recall below {settings.little_recall:.0%} of that of training images. They count "
-            "after a measured epoch without any; before the first of these: not learnt yet.").replace("%", " %")
-
-
-def verdict(rows, history, real, settings):
-    """{"unlearnt": the measured epochs with signs before the first without; "epochs": those after it; "since": the one
-    from which on all show signs, or None; "won": the epochs with a discriminator's loss of next to nothing; "text"} of
-    one training. Where no epoch is without, none is in either list."""
-    signs = {row["epoch"]: collapse_signs(row, real, settings) for row in rows}
-    sound = [epoch for epoch, found in signs.items() if not found]
-    early = [epoch for epoch in signs if sound and epoch < sound[0]]
-    epochs = [epoch for epoch, found in signs.items() if sound and found and epoch > sound[0]]
-    lasting = [epoch for epoch in epochs if epoch > sound[-1]]
-    kinds = " and ".join(sorted({kind for epoch in (lasting if sound else signs) for kind in signs[epoch]}))
+def collapse(rows, real):
+    """What CRITERION says of measured epochs: {"signs": epochs, "since": the one from which on all have signs, or None,
+    "text"}. `real` has the diversity of held-out and the recall of training images."""
+    signs = [row["epoch"] for row in rows if row["diversity"] < LITTLE_DIVERSITY * real["diversity"]
+             or row["recall"] is not None and row["recall"] < LITTLE_RECALL * real["recall"]]
+    sound = [row["epoch"] for row in rows if row["epoch"] not in signs]
     if not sound:
-        text = ("collapse: no measured epoch is free of signs: too little learnt to tell, or collapsed from the start; "
-                f"by {kinds}")
-    elif lasting:
-        text = f"collapse: from epoch {lasting[0]} to the last, by {kinds}"
-    elif epochs:
-        text = (f"collapse: no sign in the end; signs at {len(epochs)} of {len(rows)} measured epochs, the last of "
-                f"them epoch {epochs[-1]}")
-    else:
-        text = f"collapse: no sign at {len(rows) - len(early)} measured epochs"
-    if early:
-        text += f"; not learnt yet at {len(early)} before epoch {sound[0]}"
-    won = [row["epoch"] for row in history if row["train"]["discriminator"] < settings.little_loss]
-    text += (f". The discriminator's loss is below {settings.little_loss} nats in {len(won)} of {len(history)} epochs"
-             + (f", first in epoch {won[0]}." if won else "."))
-    return {"unlearnt": early, "epochs": epochs, "since": lasting[0] if lasting else None, "won": won, "text": text}
+        return {"signs": signs, "since": None, "text": "at every measured epoch: collapsed, or not learnt yet"}
+    signs = [epoch for epoch in signs if epoch > sound[0]]
+    since = next((epoch for epoch in signs if epoch > sound[-1]), None)
+    return {"signs": signs, "since": since, "text": f"from epoch {since} to the last" if since else
+            f"none from epoch {sound[0]} on" if not signs else f"none in the end; at {len(signs)} epochs before"}
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------- train and measure
 
-def draw(fitted, rows, index, settings, train, test, real, seed, signature):
-    """{name: Picture} of the first seed's training."""
-    drawn, epochs = samples(fitted.modules["generator"], 64, seed), len(fitted.history)
-    some = torch.randperm(len(test), generator=engine.generator(seed, 23))[:64]
-    shown = [i for i in range(epochs) if i % math.ceil(epochs / 100) == 0 or i == epochs - 1]
-    nearest = {f"{space} {i + 1}": train.pixels[found[:8, i]] for space, found in index.items()
-               for i in range(found.shape[1])}
+def train(study):
+    """{"features": (function, facts), "reference": Reference, None but in the first process,
+    "models": {(variant, seed): (GAN, what Watch has kept)}}."""
+    features = metrics.train_feature_extractor(study.run, study.train, study.test, study.settings.feature_steps,
+                                               study.args.seed)
+    reference, models = Reference(study, features[0]) if study.run.leads else None, {}
+    for variant, settings in study.variants.items():
+        for seed in study.seeds:
+            torch.manual_seed(seed)
+            watch = Watch(reference, settings, seed)
+            models[variant, seed] = study.run.fit(
+                f"gan_{variant}_seed{seed}", GAN(settings), study.train, epochs=settings.epochs, seed=seed,
+                batch_size=settings.batch_size, callbacks=[watch],
+                strategy="ddp_find_unused_parameters_true"), watch.epochs  # each step uses some of the parameters
+    return {"features": features, "reference": reference, "models": models}
 
-    def measured(unit, reference, *keys):
-        return (unit, {key: ([row["epoch"] for row in rows], [row[key] for row in rows]) for key in keys},
-                {key: real[key] for key in keys}, f"{reference} images")
 
-    def sheets(groups):
-        return figures.sheet_png({title: images.float() / 255 for title, images in groups.items()}, 8, signature)
+def measure_model(model, kept, study, reference, inception, seed):
+    """(numbers of one training, {space: numbers of `copying`}, {space: indices (N, 3) of the nearest images})."""
+    drawn, copies, index = samples(model, len(reference.held), seed), {}, {}
+    for space, place in (("pixels", lambda images: images), ("features", reference.extract))[:1 + reference.tells]:
+        copies[space], index[space] = copying(*map(place, (drawn, study.test.pixels, study.train.pixels)))
+    found = {**reference.measure(drawn), **{f"{part}_{name}": model.curve(f"train_{name}")[i] for part, i in (
+        ("first", 0), ("last", -1)) for name in ("generator", "discriminator")},
+        "train_realness": kept[-1]["realness"][0], "test_realness": kept[-1]["realness"][1], "seconds": model.seconds}
+    if inception:
+        found["inception_fid"] = metrics.fid(*map(inception, (reference.held, drawn)))
+    return found, copies, index
 
-    def plot(figure):
-        return figures.png_bytes(figure, signature)
 
-    pictures = [
-        Picture("losses", plot(figures.curves_figure(
-            {"losses in training": {name: fitted.curve("train", name) for name in ("generator", "discriminator")}},
-            "nats")),
-            f"Losses of the generator and of the discriminator against {epochs} epochs.",
-            "Means over each epoch. A discriminator that cannot tell has a loss of 2 log 2 = 1.386, and the generator "
-            "then one of 0.693. Neither loss says how good the pictures are."),
-        Picture("discriminator", plot(figures.curves_figure(
-            {"in training": {"D(x), training images": fitted.curve("train", "real"),
-                             "D(G(z)), samples": fitted.curve("train", "fake")},
-             "after each epoch": {f"{label} D(x)": [kept[part] for kept in fitted.kept]
-                                  for label, part in (("training", "train"), ("held-out", "test"))}},
-            "mean probability of being real")),
-            "Two panels against epochs: D(x) and D(G(z)) in training; D(x) of training and of held-out images.",
-            "Left: while it trained. Right: as many training as held-out images; where it learns its images by heart, "
-            "the first are the more real to it."),
-        Picture("measured", plot(figures.measured_figure(
-            {"FID": measured("FID", "training", "fid"),
-             "precision and recall": measured("share", "training", "precision", "recall"),
-             "diversity": measured("mean pairwise L2", "held-out", "diversity"),
-             "sharpness": measured("variance of the Laplacian", "held-out", "sharpness")})),
-            "Four panels against epochs: FID, precision and recall, diversity, sharpness of samples and of real ones.",
-            f"{real['images']:,} samples at each measured epoch, of the same noise, against as many held-out images; "
-            f"diversity: the first {real['in_pairs']} of each. Dashed: what real images get."),
-        Picture("samples", sheets({f"samples after epoch {epochs}": drawn, "held-out images": test.pixels[some]}),
-                f"Two sheets: {len(drawn)} samples of the generator, and {len(some)} held-out images.",
-                f"The first {len(drawn)} samples, not selected, beside held-out images drawn at random."),
-        Picture("through_time", figures.gif_bytes([sheets({f"epoch {i + 1}": fitted.kept[i]["frame"]}) for i in shown]),
-                f"Animation: {FRAMES} samples of the same noise after each epoch, from 1 to {epochs}.",
-                f"{FRAMES} samples, not selected, of the same noise through the training."),
-        Picture("neighbours", plot(figures.rows_figure(
-            {name: images.float() / 255 for name, images in {"sample": drawn[:8], **nearest}.items()})),
-            "Eight samples in the first row, below each its three nearest training images by features and by pixels.",
-            "The first eight samples, not selected, and the training images nearest to them: by the distance of the "
-            "features that the FID goes by, and by that of the pixels. A copy would have its original below it.")]
-    return {picture.name: picture for picture in pictures}
+def measure(study, trained):
+    """{"numbers": {variant: {measure: {"mean", "sd", "values"}}}, ...} for results.json."""
+    reference, inception, held, found = trained["reference"], None, trained["reference"].held, {}
+    real = {**reference.controls["training images"], "images": len(held),
+            "diversity": metrics.mean_pairwise_l2(held / 255), "sharpness": metrics.sharpness(held / 255)}
+    if study.args.inception:
+        inception = metrics.inception_features(study.args.inception, study.run.device)
+        real["inception_fid"] = metrics.fid(*map(inception, (held, reference.trained)))
+    for (variant, seed), (model, kept) in trained["models"].items():
+        numbers, copies, nearest_images = measure_model(model, kept, study, reference, inception, seed)
+        rows = [each["measured"] for each in kept if each["measured"]]
+        if len(kept) % study.settings.measure_every:
+            rows.append({"epoch": len(kept), **{name: numbers[name] for name in MEASURES}})
+        found[variant, seed] = {
+            "numbers": numbers, "copying": copies, "collapse": collapse(rows, real), "measured": rows,
+            "realness": [each["realness"] for each in kept], "history": model.history}
+        trained.setdefault("nearest", {}).setdefault(variant, nearest_images)
+    return {"numbers": {variant: metrics.summarise([found[variant, seed].pop("numbers") for seed in study.seeds])
+                        for variant in study.variants},
+            **{name: {variant: {str(seed): found[variant, seed][name] for seed in study.seeds}
+                      for variant in study.variants} for name in next(iter(found.values()))},
+            "features": trained["features"][1], "features_tell": reference.tells, "controls": reference.controls,
+            "real": real}
+
+
+def draw(study, trained, results, album):
+    """Figures of the first seed's models."""
+    seed, real, train = study.args.seed, results["real"], study.train
+    models = {variant: trained["models"][variant, seed] for variant in study.variants}
+    rows = {variant: results["measured"][variant][str(seed)] for variant in models}
+    album.add("losses", figures.curves_figure({
+        variant: {name: model.curve(f"train_{name}") for name in ("generator", "discriminator")}
+        for variant, (model, _) in models.items()}, "nats"), "Losses of generator and discriminator against epochs.",
+        "Means over each epoch. D = 1/2 gives log 2 = 0.693 for the generator, 2 log 2 = 1.386 for the discriminator.")
+    album.add("realness", figures.curves_figure({
+        variant: {f"{part} images": [each["realness"][i] for each in kept]
+                  for i, part in enumerate(("training", "held-out"))} for variant, (_, kept) in models.items()},
+        "mean D(x)"), "Mean D(x) of training and of held-out images against epochs.", "After each epoch.")
+    epochs = [row["epoch"] for row in rows["described"]]
+    for beside, names in (("training images", list(MEASURES)[:3]), ("held-out images", list(MEASURES)[3:])):
+        if rows["described"][0][names[0]] is not None:
+            album.add(f"measured_{names[0]}", figures.curves_figure({name: {
+                **{variant: (epochs, [row[name] for row in found]) for variant, found in rows.items()},
+                beside: (epochs, [real[name]] * len(epochs))} for name in names}, MEASURES),
+                f"Curves against epochs: {', '.join(names)} of samples, and of {beside} for comparison.",
+                f"{real['images']:,} samples of the same noise at each measured epoch.")
+    few = study.test.at_most(64, seed)
+    album.add("samples", figures.grid_figure({
+        "held-out images": few.floats(), **{f"samples, {variant}": samples(model, len(few), seed) / 255
+                                            for variant, (model, _) in models.items()}}, 16, per_row=1),
+        f"Grids of {len(few)} images: held-out ones, and samples of each variant.",
+        "The first samples, not selected, and held-out images drawn at random.")
+    total = len(models["described"][1])
+    album.add("evolution", figures.gif_bytes((figures.grid_figure({
+        f"{variant}, epoch {i + 1}": kept[i]["frame"] / 255 for variant, (_, kept) in models.items()}, 4)
+        for i in np.unique(np.linspace(0, total - 1, MOST_FRAMES).round().astype(int))), study.args.signature),
+        f"Animation: {FRAMES} samples of each variant from epoch 1 to {total}.",
+        f"{FRAMES} samples of the same noise, not selected, through the training.")
+    for variant, found in trained["nearest"].items():
+        album.add(f"neighbours_{variant}", figures.rows_figure({
+            "sample": samples(models[variant][0], len(few), seed)[:8] / 255,
+            **{f"{space} {i + 1}": train.pixels[index[:8, i]] / 255 for space, index in found.items()
+               for i in (0, 1, 2)}}),
+            "Eight samples in the first row, below each its nearest training images by pixels and by features.",
+            f"{variant}: the first eight samples and the three training images nearest to each.")
 
 
 # --------------------------------------------------------------------------------------------------------------- report
 
-ROWS = (  # title, how to read it, key, what stands beside it
-    ("FID", "lower is better", "fid", "training images"),
-    ("FID of Inception features", "lower is better; inflated below 2,048 images", "inception_fid", "training images"),
-    ("precision", "samples among held-out images, higher is better", "precision", "training images"),
-    ("recall", "held-out images among samples, higher is better", "recall", "training images"),
-    ("diversity, mean pairwise L2", "near that of real images", "diversity", "held-out"),
-    ("sharpness, variance of the Laplacian", "near that of real images", "sharpness", "held-out"),
-    ("distance to the nearest training image, pixels", "ratio of the medians", "pixels_ratio", "held-out"),
-    ("  within that of the nearest 1 %, pixels", "near that of real images", "pixels_closer", "held-out"),
-    ("distance to the nearest training image, features", "ratio of the medians", "features_ratio", "held-out"),
-    ("  within that of the nearest 1 %, features", "near that of real images", "features_closer", "held-out"),
-    ("D(x) of training images", "0.5 cannot tell", "judged_train", ""),
-    ("D(x) of held-out images", "near that of training images", "judged_test", ""),
-    ("training", "seconds", "seconds", ""))
+ROWS = (  # title, key, how to read it
+    ("FID", "fid", "training images; lower is better"),
+    ("FID of Inception features", "inception_fid", "training images; lower is better"),
+    ("precision", "precision", "training images; samples among held-out images"),
+    ("recall", "recall", "training images; held-out images among samples"),
+    ("diversity, mean pairwise L2", "diversity", "held-out images"),
+    ("sharpness, variance of the Laplacian", "sharpness", "held-out images"),
+    ("generator's loss, first epoch", "first_generator", ""), ("  last epoch", "last_generator", ""),
+    ("discriminator's loss, first epoch", "first_discriminator", ""), ("  last epoch", "last_discriminator", ""),
+    ("mean D(x), training images", "train_realness", ""), ("  held-out images", "test_realness", ""),
+    ("training, seconds", "seconds", ""))
 
 
-def more_or_fewer(interval, other):
-    """How a share compares with another, in words, by their intervals: it is said where these do not meet."""
-    return "more" if interval[0] > other[1] else "fewer" if interval[1] < other[0] else "not surely more or fewer"
-
-
-def _copying_text(numbers, n):
-    parts = []
-    for space in ("pixels", "features"):
-        interval, other = numbers[f"{space}_interval"], numbers[f"{space}_real_interval"]
-        parts.append(f"by {space} {report.share(numbers[f'{space}_closer'], interval)} of the samples, "
-                     f"{more_or_fewer(interval, other)} than of held-out images, "
-                     f"{report.share(numbers[f'{space}_real'], other)}")
-    return ("The nearest 1 % of one half of the held-out images set a distance to the training images. Within it lie, "
-            f"of {n:,} samples of the first seed and of the other half, with 95 % intervals: {'; '.join(parts)}. More "
-            "or fewer is said where the intervals do not meet. A smooth picture is near to many others in pixels "
-            "without being a copy, so the neighbours below are to be looked at.")
-
-
-def _judge_text(judge, guessing):
-    right, learnt = report.share(judge["accuracy"], judge["interval"]), report.share(judge["train_accuracy"])
-    weak = report.weak_features(judge, guessing, "FID, precision and recall, and a sign of collapse by recall, decide "
-                                "little here; diversity and the neighbours are to be looked at")
-    return ("FID, precision and recall: features of a classifier trained on the training images to tell "
-            f"{judge['what']}; after {judge['epochs']} epochs {right} right on the held-out ones (95 % interval; "
-            f"guessing: {report.share(guessing)}), {learnt} on those it learnt from. What it cannot tell, its features "
-            "do not tell either." + weak)
-
-
-def sections(results, pictures):
+def sections(results, album):
     """The report's sections from results.json and the pictures."""
-    found, judge, about, real = (results[key] for key in ("numbers", "features", "data", "real"))
-    settings, seeds, n = Settings(**results["settings"]), results["seeds"], real["images"]
-    first = results["measured"][str(seeds[0])]
-    best = min(first, key=lambda row: row["fid"])
+    found, real, controls, n = results["numbers"], results["real"], results["controls"], results["data"]["train"]
     numbers = Table(
-        f"{n:,} samples against {n:,} held-out images, diversity by the first {real['in_pairs']} of each; "
-        f"{'one seed' if len(seeds) == 1 else f'mean ± standard deviation of {len(seeds)} seeds'}.",
-        ["measure", "GAN", "real images", "how to read it"],
-        [[title, report.number(found[key]), f"{beside} {report.number(real[key])}" if beside else "", reading]
-         for title, reading, key, beside in ROWS if key in found])
-    keys = [key for key in first[0] if key != "epoch"]
-    early = results["collapse"][str(seeds[0])]["unlearnt"]
-    through = Table(f"Seed {seeds[0]}, every measured epoch.", ["epoch", "FID", *keys[1:], "sign of collapse"], [
-        [row["epoch"], *(report.number(row[key], 3) for key in keys),
-         (" and ".join(collapse_signs(row, real, settings)) or "none") + ", not learnt yet" * (row["epoch"] in early)]
-        for row in first])
+        f"{real['images']:,} samples against as many held-out images, last epoch; {report.seeds_text(results)}.",
+        ["measure", *found, "real images", "which; how to read it"],
+        [[title, *(report.number(each[key]) for each in found.values()), report.number(real[key]) if key in real
+          else "", reading] for title, key, reading in ROWS if key in found["described"]])
+    highest = max(each["precision"] for name, each in controls.items() if name != "training images")
+    copies = [[f"{variant}, {space}", report.percent(each["copies"], each["copies_interval"]),
+               report.percent(each["real"], each["real_interval"]), report.number(each["ratio"], 3)]
+              for variant, seeds in results["copying"].items() for space, each in next(iter(seeds.values())).items()]
     return [
-        Section("What was measured", [
-            f"The GAN was trained on {about['train']:,} images; {about['held_out']:,}, which a GAN is usually given "
-            "too, were held out, so that FID and neighbours can be compared with what real images get.",
-            _judge_text(judge, results["guessing"]),
-            f"Beside them: what {n:,} training images, which the classifier has seen, get in the samples' place. "
-            "All are comparable within this report alone, not with those of Inception features. Precision: the share "
-            "of samples within the held-out images' neighbourhoods; recall: the share of held-out images within the "
-            f"samples'; a neighbourhood reaches to the k-th nearest of its kind, k = {settings.neighbours}.",
-            f"Lowest FID of seed {seeds[0]}: {report.number(best['fid'])} at epoch {best['epoch']}; the table is of "
-            "the last epoch, which was not chosen by it."], [numbers]),
-        Section("Collapse", [criterion(settings),
-                             *(f"Seed {seed}: {results['collapse'][str(seed)]['text']}" for seed in seeds)],
-                [through], [pictures["measured"]]),
-        Section("Training", [], [], [pictures["losses"], pictures["discriminator"]]),
-        Section("Samples", [], [], [pictures["samples"], pictures["through_time"]]),
-        Section("Is it copying?", [_copying_text(results["copying"], n)], [], [pictures["neighbours"]]),
-        report.run_section(results)]
-
-
-# --------------------------------------------------------------------------------------------------------- command line
-
-add_arguments = metrics.add_inception_flag
-
-
-def run(args):
-    """The whole study; returns the exit code. Raises InputError."""
-    began = time.monotonic()
-    settings = Settings(**(QUICK if args.quick else {}))
-    settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs)
-    train, test, how = data.for_study(args, settings, 3)
-    if args.inception:
-        metrics.inception_features(args.inception)  # what is wrong with it should be told before hours of training
-    bench = engine.open_bench(args.out, args.device, args.devices, args.precision, args.resume)
-    seeds = range(args.seed, args.seed + args.seeds)
-    net, judge = metrics.train_feature_net(bench, train, test, settings.feature_steps, seed=args.seed)
-
-    features = functools.partial(engine.mapped, net.features)
-    real = real_values(settings, train, test, features, args.seed) if bench.leads else None
-    fits = {seed: train_one(bench, settings, train, test, real, features, seed) for seed in seeds}
-    if not bench.leads:
-        return 0
-
-    print("measuring", file=sys.stderr)
-    inception = metrics.inception_features(args.inception, bench.fabric.device) if args.inception else None
-    if inception:
-        held, trained = map(inception, compared(train, test, args.seed))
-        real.update(inception=held, inception_fid=metrics.fid(held, trained))
-    measured = {seed: [kept["measured"] for kept in fits[seed].kept if kept["measured"]] for seed in seeds}
-    for seed, fit in fits.items():
-        if not fit.kept[-1]["measured"]:  # it was to be a longer training when it came to this epoch
-            drawn = samples(fit.modules["generator"], real["images"], seed)
-            measured[seed].append({"epoch": settings.epochs, **measure(drawn, real, features, settings)})
-    finals = {seed: final_numbers(fits[seed], measured[seed], real, features, inception, train, test, seed)
-              for seed in seeds}
-    first = finals[args.seed][0]
-    pictures = draw(fits[args.seed], measured[args.seed], finals[args.seed][1], settings, train, test, real, args.seed,
-                    args.signature)
-    collapse = {str(seed): verdict(measured[seed], fits[seed].history, real, settings) for seed in seeds}
-    results = {
-        **report.run_facts(args, bench, settings, train, test, how),
-        "numbers": {key: metrics.mean_and_sd([finals[seed][0][key] for seed in seeds]) for key in first
-                    if not key.endswith(("_interval", "_real"))},
-        "measured": {str(seed): rows for seed, rows in measured.items()},
-        "collapse": collapse, "criterion": criterion(settings), "features": judge,
-        "copying": {key: value for key, value in first.items() if key.startswith(("pixels", "features"))},
-        "guessing": metrics.majority_baseline(train.labels, test.labels) if "classes" in judge["what"] else 0.25,
-        "real": {"pixels_closer": first["pixels_real"], "features_closer": first["features_real"],
-                 "pixels_ratio": 1.0, "features_ratio": 1.0,
-                 **{key: value for key, value in real.items() if key not in ("features", "inception")}},
-        "history": {str(seed): fit.history for seed, fit in fits.items()},
-        "judged": {str(seed): [{part: kept[part] for part in ("train", "test")} for kept in fit.kept]
-                   for seed, fit in fits.items()}}
-    written = report.write_study(
-        bench.folder, "A generative adversarial network, watched",
-        f"DCGAN at {settings.side} px, {settings.epochs} epochs on {len(train):,} images", sections, pictures, results,
-        began)
-    print(*(f"seed {seed}: {found['text']}" for seed, found in collapse.items()), written, sep="\n")
-    return 0
+        Section("Results", [
+            *["The quick version is too short to judge the pictures."] * results["quick"],
+            report.features_text(results["features"]), RULE + f"Here {highest:.3f} and {real['precision']:.3f}: "
+            + "not " * (not results["features_tell"]) + "reported."],
+            [numbers, Table("In the place of samples.", ["images", "FID", "precision", "recall"], [
+                [name, *(report.number(each[key]) for key in ("fid", "precision", "recall"))]
+                for name, each in controls.items()])],
+            [picture for name, picture in album.pictures.items() if name.startswith("measured")]),
+        Section("Collapse", [CRITERION], [Table("Signs of collapse.", ["variant, seed", "signs"], [
+            [f"{variant}, {seed}", each["text"]] for variant, seeds in results["collapse"].items()
+            for seed, each in seeds.items()])]),
+        Section("Samples", (), (), [album["samples"], album["evolution"]]),
+        Section("Training", (), (), [album["losses"], album["realness"]]),
+        Section("Is it copying?", [
+            "The nearest 1 % of one half of the held-out images give a distance to the training images: shares of "
+            "samples and of the other half within it, with 95 % intervals."],
+            [Table(f"First seed, {n:,} training images.", ["variant, distance by", "samples", "held-out images",
+                                                           "ratio of median distances"], copies)],
+            [album[f"neighbours_{variant}"] for variant in found])]

@@ -1,497 +1,476 @@
 """Study 3: what photos are turned into, and what that is good for: a VAE, a VQ-VAE, classifiers, a mixture of latents.
 
-A convolutional VAE of colour photos [1], with reconstructions that average 1, 5 and 10 decoded samples of q(z|x). The
-class of a photo told from the photo by a convolutional network, from the VAE's latent by an MLP, from the codes of a
-VQ-VAE [2] by an MLP: each accuracy on held-out photos, with its 95 % interval, beside that of always naming the most
-frequent class. New photos from z ~ N(0, I) and from a Gaussian mixture fitted to the latents [3], both with their FID.
+Described: a VAE [1] of photos of 64 px with 128 latents, reconstructions that average 1, 5 and 10 decoded samples of
+q(z|x), images from N(0, I) and their FID; a CNN that tells classes; MLPs that tell them from the VAE's latents and from
+the codes of a VQ-VAE [2]; a Gaussian mixture fitted to the latents [3], whose samples are decoded.
+--variant beta0.2: a KL weight of 0.2 in place of 1; only what depends on the VAE is trained beside.
 
-[1] Kingma & Welling 2014, arXiv:1312.6114             [3] Ghosh et al. 2020 (density of latents), arXiv:1903.12436
-[2] van den Oord et al. 2017 (VQ-VAE), arXiv:1711.00937
+[1] Kingma & Welling 2014, arXiv:1312.6114                 [3] Ghosh et al. 2020 (density of latents), arXiv:1903.12436
+[2] van den Oord et al. 2017 (VQ-VAE), arXiv:1711.00937    [4] Burda et al. 2016 (active units), arXiv:1509.00519
 """
 import dataclasses
 import math
-import sys
-import time
 import warnings
 from typing import Tuple
 
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import kmeans_plusplus
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torchvision.transforms import v2
 
 import vae
-from studies import data, engine, figures, losses, metrics, photo_models, report, vq
-from studies.figures import Picture
-from studies.report import Section, Table
+from studies import figures, losses, metrics, report, vq
+from studies.report import Section, Table, number, percent
+from studies.training import StudyModule, mapped
 
-EXAMPLE = "python -m studies representations PHOTOS --out representations --seeds 3"
+TITLE = "Representations of photos: VAE, VQ-VAE, classifiers, mixture"
+LEAD = "{train:,} photos of {side} px to train on, {held_out:,} held out"
+EXAMPLE = "python -m studies representations PHOTOS --out representations --seeds 3 --variant beta0.2"
+CHANNELS, LABELLED = 3, True
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Colour photos of 64 x 64 px in [0, 1], in a folder a class."""
     side: int = 64              # a multiple of 16
-    test_share: float = 0.2     # of each class, held out where the data has no test files
-    most_train: int = 20_000
-    most_test: int = 4_000
-    # all networks: AdamW, rate annealed to 0 by a half cosine, photos shifted and mirrored at random
-    batch: int = 64
-    epochs: int = 32
-    shift: int = 4              # px, at most
-    # VAE: 3-32-64-128-256, stride 2, batch norm; binary cross-entropy + beta KL
+    # convolutional networks: AdamW, learning rate rising in a straight line, then falling as a half cosine
+    steps: int = 3000           # optimizer steps, in whole epochs within the bounds below
+    vae_steps: int = 6000       # of the VAE, in smaller batches
+    fewest_epochs: int = 20
+    most_epochs: int = 150
+    batch_size: int = 16
+    vae_batch_size: int = 8
+    lr: float = 1e-3
+    warm_up: float = 0.1        # share of the steps in which the learning rate and the VAE's KL weight rise
+    shift: int = 4              # px, at most, by which a photo is moved in training; it is also mirrored
+    seed: int = 0
+    # VAE: 3-32-64-128-256, kernel 4, stride 2, batch norm; binary cross-entropy + beta KL
     widths: Tuple[int, ...] = (32, 64, 128, 256)
     latent: int = 128
-    beta: float = 0.2           # beat 1 in error, FID and accuracy: 12 epochs of animals, a fifth of training set aside
-    vae_rate: float = 2e-3
+    beta: float = 1.0
     averaged: Tuple[int, ...] = (1, 5, 10)  # samples of q(z|x) whose decoded images are averaged
-    # VQ-VAE: 3-32-64, stride 2, two residual blocks; mean squared error / pixel variance + commitment * mean squared
-    # difference of encoder outputs from their codes
+    # VQ-VAE: 3-32-64, stride 2, two residual blocks; squared error / pixel variance + commitment_cost * commitment
     vq_widths: Tuple[int, ...] = (32, 64)
-    codes: int = 256
-    code_width: int = 64
-    commitment: float = 0.25
-    decay: float = 0.95         # [2] has 0.99; a set of a thousand photos has few batches an epoch
-    dead_below: float = 0.05    # of an even share of the batch's places
-    vq_rate: float = 2e-3
-    # classifier of photos: two 3 x 3 convolutions for each of `widths`; label smoothing
-    cnn_rate: float = 2e-3
-    smoothing: float = 0.1
-    decoupled_decay: float = 0.05
-    # classifiers of latents and of codes: an MLP with one hidden layer, noise on its standardised inputs
-    mlp_width: int = 256
+    num_embeddings: int = 256
+    embedding_dim: int = 64
+    commitment_cost: float = 0.25
+    decay: float = 0.95         # [2] has 0.99; a thousand photos give few batches an epoch
+    dead_below: float = 0.05
+    # classifiers: two 3 x 3 convolutions for each of `widths`; MLPs with one hidden layer
+    weight_decay: float = 0.05
+    dropout: float = 0.5        # of the MLPs
+    hidden: int = 256
     mlp_epochs: int = 40
-    mlp_rate: float = 1e-3
-    mlp_noise: float = 1.0
-    # mixture: full covariances; the number of components with the best likelihood on a fifth of the training latents
-    components: Tuple[int, ...] = (1, 2, 4, 8)
-    ridge: float = 1e-3         # added to each variance
+    mlp_batch_size: int = 128
+    # measurement
+    test_share: float = 0.2     # of each class, held out where the data has no test files
+    most_train: int = 20_000
+    most_test: int = 2000
+    components: Tuple[int, ...] = (1, 2, 4, 8)  # of the mixture; the likeliest on a fifth of the training latents
+    ridge: float = 1e-3         # added to each variance of the mixture
     feature_steps: int = 1500   # batches that the classifier behind the FID is trained for
 
 
-DIVERSITY = 500             # images, at most, whose distances from each other are measured
-MEASUREMENT = ("test_share", "most_train", "most_test", "averaged", "components", "ridge", "feature_steps")
-QUICK = {"most_train": 1000, "most_test": 400, "batch": 32, "epochs": 6, "mlp_epochs": 20, "feature_steps": 150}
+VARIANTS = {"beta0.2": {"beta": 0.2}}
+QUICK = {"most_train": 1000, "most_test": 400, "steps": 160, "vae_steps": 560, "fewest_epochs": 4, "mlp_epochs": 20,
+         "feature_steps": 75}
+SHARED = ("cnn", "vqvae", "mlp_codes")  # what does not depend on the VAE
+SOURCES = {"N(0, I)": "z ~ N(0, I)", "mixture": "z ~ mixture", "latents": "z of training photos",
+           "training images": "training photos"}
+LARGEST = 2.0  # smooth bound of log-variances, whose exp makes the KL of the first steps leap to thousands
+ACTIVE = 0.01  # variance over the photos from which on a latent's mean counts as used [4]
+PUBLISHED = {"accuracy": "100 %, one class", "fid": 249.12}  # Inception features, 1,000 images from N(0, I)
 
 
-# ------------------------------------------------------------------------------------------------------------ training
+# -------------------------------------------------------------------------------------------------------------- models
 
-def _views(batch, settings):
-    """The batch's photos, in training shifted and mirrored at random."""
-    if batch.epoch == 0:
-        return batch.x
-    shifts = [batch.integers(2 * settings.shift + 1) - settings.shift for _ in range(2)]
-    views = photo_models.shifted_and_mirrored(batch.x, *shifts, batch.integers(2))
-    return views.contiguous(memory_format=torch.channels_last)
+class PhotoModule(StudyModule):
+    """What the networks share: photos moved and mirrored at random in training, and the optimizer with its schedule."""
 
+    def __init__(self, settings):
+        super().__init__()
+        self.save_hyperparameters(dataclasses.asdict(settings))
+        self.augment = v2.Compose([v2.RandomCrop(settings.side, settings.shift, padding_mode="reflect"),
+                                   v2.RandomHorizontalFlip()])
+        self.weight_decay, self.steps = 0.0, 1
 
-def _vae_step(settings):
-    def step(modules, batch):
-        x = _views(batch, settings)
-        logits, mean, log_variance = modules["vae"](x, batch.normal(settings.latent))
-        loss, reconstruction, kl = losses.negative_elbo(logits, x, mean, log_variance, settings.beta)
-        return {"loss": loss.mean(), "reconstruction": reconstruction.mean(), "kl": kl.mean()}
-    return step
+    def training_step(self, batch, index):
+        x, y = batch
+        if x.dim() == 4:  # photos, not features
+            x = torch.stack([self.augment(photo) for photo in x]).contiguous(memory_format=torch.channels_last)
+        return super().training_step((x, y), index)
 
+    def warmth(self, step):
+        """0 to 1: how far the warm-up is at an optimizer step."""
+        return min(1.0, (step + 1) / (self.hparams.warm_up * self.steps))
 
-def _vq_step(settings, variance):
-    def step(modules, batch):
-        x = _views(batch, settings)
-        output, commitment = modules["vqvae"](x, batch.integers(2 ** 31 - 1))
-        error = losses.squared_error(output, x).mean()
-        return {"loss": error / variance + settings.commitment * commitment, "mse": error, "commitment": commitment}
-    return step
-
-
-def _classification(logits, y, smoothing):
-    return {"loss": F.cross_entropy(logits, y, label_smoothing=smoothing),
-            "error": (logits.argmax(1) != y).float().mean()}
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), self.hparams.lr, weight_decay=self.weight_decay, fused=True)
+        self.steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+            self.warmth(step), (1 + math.cos(math.pi * min(1, step / self.steps))) / 2))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _cnn_step(settings):
-    def step(modules, batch):
-        return _classification(modules["cnn"](_views(batch, settings)), batch.y,
-                               settings.smoothing if batch.epoch else 0.0)
-    return step
+def convolution(width, following, kernel, stride):
+    """The layers of a convolution with batch norm and SiLU."""
+    return [nn.Conv2d(width, following, kernel, stride, 1, bias=False), nn.BatchNorm2d(following), nn.SiLU()]
 
 
-def _mlp_step(settings, train_features, test_features):
-    """A step that takes the features of the batch's photos: of training photos (2, N, D), as they are and mirrored, of
-    held-out ones (M, D)."""
-    def step(modules, batch):
-        if batch.epoch:
-            side = batch.integers(2).cpu()
-            features, noise = train_features[side, batch.index], settings.mlp_noise * batch.normal(
-                train_features.shape[-1])
-        else:
-            features = test_features[batch.index]
-            noise = torch.zeros_like(features)
-        logits = modules["mlp"](features.to(batch.device), noise.to(batch.device))
-        return _classification(logits, batch.y, settings.smoothing if batch.epoch else 0.0)
-    return step
+class PhotoVAE(PhotoModule):
+    """Four strided convolutions, a Gaussian latent, and back."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        widths, corner = (3, *settings.widths), settings.side // 2 ** len(settings.widths)
+        flat, layers = widths[-1] * corner ** 2, []
+        for width, following in zip(widths, widths[1:]):
+            layers += convolution(width, following, 4, 2)
+        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 2 * settings.latent))
+        layers = [nn.Linear(settings.latent, flat), nn.Unflatten(1, (widths[-1], corner, corner))]
+        for width, following in zip(widths[:0:-1], widths[-2::-1]):
+            layers += [nn.BatchNorm2d(width), nn.SiLU(), nn.ConvTranspose2d(width, following, 4, 2, 1)]
+        self.decoder = nn.Sequential(*layers)
+
+    def posterior(self, x):
+        """Photos (B, 3, S, S) -> (B, 2 latent): means of q(z|x), then its log-variances."""
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return torch.cat([mean, LARGEST - F.softplus(LARGEST - log_variance)], dim=1)
+
+    def encode(self, x):
+        """Photos (B, 3, S, S) -> means (B, latent)."""
+        return self.posterior(x).chunk(2, dim=1)[0]
+
+    def decode(self, z):
+        """Latents (B, latent) -> images (B, 3, S, S) in [0, 1]."""
+        return self.decoder(z).sigmoid()
+
+    def losses(self, x, y):
+        mean, log_variance = self.posterior(x).chunk(2, dim=1)
+        logits = self.decoder(losses.reparameterize(mean, log_variance))
+        reconstruction = losses.binary_cross_entropy(logits, x).mean()
+        kl = losses.kl_divergence(mean, log_variance).mean()
+        weight = self.hparams.beta * (self.warmth(self.global_step) if self.training else 1)
+        return {"loss": reconstruction + weight * kl, "reconstruction": reconstruction, "kl": kl}
 
 
-def annealed(step, rate, epochs):
-    """The `update` of engine.fit that minimises step's "loss" with a rate that falls as a half cosine."""
-    def update(modules, optimizers, batch, backward):
-        found = step(modules, batch)
-        for optimizer in optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (1 + math.cos(math.pi * (batch.epoch - 1) / epochs)) / 2
-            optimizer.zero_grad(set_to_none=True)
-        backward(found["loss"])
-        for optimizer in optimizers.values():
-            optimizer.step()
-        return found
-    return update
+class VQVAE(PhotoModule):
+    """Photos -> S/4 x S/4 codes -> photos [2]; the squared error is divided by the pixels' `variance`."""
+
+    def __init__(self, settings, variance):
+        super().__init__(settings)
+        (low, high), wide, self.variance = settings.vq_widths, settings.embedding_dim, variance
+        self.encoder = nn.Sequential(
+            *convolution(3, low, 4, 2), *convolution(low, high, 4, 2)[:2], vq.Residual(high), vq.Residual(high),
+            nn.ReLU(), nn.Conv2d(high, wide, 1))
+        self.quantizer = vq.VectorQuantizer(settings.num_embeddings, wide, settings.decay, settings.dead_below)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(wide, high, 3, 1, 1), vq.Residual(high), vq.Residual(high), nn.ReLU(),
+            nn.ConvTranspose2d(high, low, 4, 2, 1, bias=False), nn.BatchNorm2d(low), nn.ReLU(),
+            nn.ConvTranspose2d(low, 3, 4, 2, 1))
+
+    def encode(self, x):
+        """Photos (B, 3, S, S) -> index of the nearest code (B, S/4, S/4)."""
+        return self.quantizer.nearest(self.encoder(x))
+
+    def reconstruct(self, x):
+        """Photos (B, 3, S, S) -> images in [0, 1]."""
+        return self.decoder(self.quantizer.look_up(self.encode(x))).sigmoid()
+
+    def features(self, x):
+        """What the MLP gets of photos (B, 3, S, S): square roots of each code's share in each quarter of the map, and
+        the code vectors averaged over 4 x 4 squares of it, (B, 4 K + 16 D)."""
+        index = self.encode(x)
+        shares = F.adaptive_avg_pool2d(F.one_hot(index, self.hparams.num_embeddings).movedim(3, 1).float(), 2)
+        pooled = F.adaptive_avg_pool2d(self.quantizer.look_up(index), 4)
+        return torch.cat([shares.sqrt().flatten(1), pooled.flatten(1)], dim=1)
+
+    def losses(self, x, y):
+        quantized, commitment, index = self.quantizer(self.encoder(x))
+        mse = losses.squared_error(self.decoder(quantized).float().sigmoid(), x).mean()
+        perplexity = vq.perplexity(index.flatten().bincount())
+        return {"loss": mse / self.variance + self.hparams.commitment_cost * commitment, "mse": mse,
+                "commitment": commitment, "perplexity": torch.tensor(perplexity, device=self.device)}
 
 
-def _fit(bench, kind, step, model, rate, settings, train, test, seed, name=None, epochs=None, **options):
-    """engine.Fitted of a model for one seed; no epoch is chosen by its result."""
-    epochs, name = epochs or settings.epochs, name or kind
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=settings.decoupled_decay
-                                  if kind in ("cnn", "mlp") else 0.0)
-    about = {key: list(value) if isinstance(value, tuple) else value
-             for key, value in dataclasses.asdict(settings).items() if key not in MEASUREMENT}
-    return engine.fit(bench, f"{name}_seed{seed}", {kind: model}, {kind: optimizer}, step, train, test, epochs=epochs,
-                      batch=settings.batch, seed=seed, about={**about, "model": name},
-                      update=annealed(step, rate, epochs), channels_last=kind != "mlp", **options)
+class Classifier(PhotoModule):
+    """Layers to logits (B, classes), from photos or from features."""
+
+    def __init__(self, settings, *layers):
+        super().__init__(settings)
+        self.layers, self.weight_decay = nn.Sequential(*layers), settings.weight_decay
+
+    def forward(self, x):
+        return self.layers(x)
+
+    def losses(self, x, y):
+        logits = self(x)
+        return {"loss": F.cross_entropy(logits, y), "error_rate": (logits.argmax(1) != y).float().mean()}
+
+    def accuracies(self, images):
+        """{"accuracy" on data.Images of photos or features, "train_accuracy" of the last epoch}."""
+        found = mapped(self.forward, images.pixels).argmax(1)
+        return {"accuracy": float((found == images.labels).float().mean()),
+                "train_accuracy": 1 - self.history[-1]["train_error_rate"]}
 
 
-def with_mirrored(function, pixels):
-    """Features (2, N, D) of images (N, C, H, W): as they are, and mirrored."""
-    return torch.stack([engine.mapped(function, pixels), engine.mapped(function, pixels.flip(3))])
+def photo_classifier(settings, classes):
+    """A CNN: two 3 x 3 convolutions for each width, the mean over the places, a linear layer."""
+    layers = []
+    for width, following in zip((3, *settings.widths), settings.widths):
+        layers += [*convolution(width, following, 3, 2), *convolution(following, following, 3, 1)]
+    return Classifier(settings, *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(settings.widths[-1], classes))
 
 
-def mean_and_variance(pixels):
-    """(mean photo (C, H, W), variance over all values) of pixels uint8 (N, C, H, W), both as of [0, 1]."""
-    total, squares, n = 0.0, 0.0, pixels.numel()
-    for part in pixels.split(256):  # the whole as floats would be gigabytes; whole numbers below 2^53 add up exactly
-        part = part.double()
-        total, squares = total + part.sum(0), squares + part.square().sum()
-    variance = (squares - total.sum() ** 2 / n) / (n - 1) / 255 ** 2
-    return (total / len(pixels) / 255).float(), float(variance)
+def feature_classifier(settings, width, classes):
+    """An MLP with one hidden layer, of standardised features."""
+    return Classifier(settings, nn.BatchNorm1d(width, affine=False), nn.Dropout(settings.dropout),
+                      nn.Linear(width, settings.hidden), nn.ReLU(), nn.Dropout(settings.dropout),
+                      nn.Linear(settings.hidden, classes))
 
 
-def train_all(bench, settings, train, test, seed):
-    """{"vae", "cnn", "vqvae", "mlp_latents", "mlp_codes": engine.Fitted} of one seed."""
-    classes = len(train.classes)
-    _, variance = mean_and_variance(train.pixels)
-    with engine.seeded(seed, 31):
-        models = {"vae": photo_models.PhotoVAE(settings), "cnn": photo_models.photo_classifier(settings, classes),
-                  "vqvae": vq.VQVAE(3, settings.vq_widths, settings.codes, settings.code_width, settings.decay,
-                                    settings.dead_below)}
+# --------------------------------------------------------------------------------------------------------------- train
 
-    def usage(modules, epoch):
-        counts = code_counts(modules["vqvae"], test, settings)
-        return {"perplexity": vq.perplexity(counts), "active": int((counts > 0).sum()),
-                "revived": int(modules["vqvae"].quantiser.revived)}
-
-    fits = {"vae": _fit(bench, "vae", _vae_step(settings), models["vae"], settings.vae_rate, settings, train, test,
-                        seed),
-            "cnn": _fit(bench, "cnn", _cnn_step(settings), models["cnn"], settings.cnn_rate, settings, train, test,
-                        seed),
-            "vqvae": _fit(bench, "vqvae", _vq_step(settings, variance), models["vqvae"], settings.vq_rate, settings,
-                          train, test, seed, each_epoch=usage)}
-
-    for name, function in (("mlp_latents", models["vae"].encode), ("mlp_codes", models["vqvae"].features)):
-        features = with_mirrored(function, train.pixels), engine.mapped(function, test.pixels)
-        with engine.seeded(seed, 32):
-            mlp = photo_models.FeatureClassifier(features[1].shape[1], settings, classes)
-        fits[name] = _fit(bench, "mlp", _mlp_step(settings, *features), mlp, settings.mlp_rate, settings, train, test,
-                          seed, name=name, epochs=settings.mlp_epochs)
-    return fits
+def budget(settings, n, steps, batch_size):
+    """{"epochs", "batch_size"} that give about so many steps of n photos, within the settings' bounds."""
+    epochs = math.ceil(steps / math.ceil(n / batch_size))
+    return {"epochs": min(max(epochs, settings.fewest_epochs), settings.most_epochs), "batch_size": batch_size}
 
 
-# --------------------------------------------------------------------------------------------------------- measurement
-
-def averaged_reconstructions(model, pixels, counts, seed):
-    """Yields, for each k of `counts`, rising, (k, images (N, 3, S, S) in [0, 1]): the mean of k decoded draws of q(z|x)
-    of each of the photos (N, 3, S, S). The draws of a smaller k are among those of a larger."""
-    mean, log_variance = engine.mapped(model.encoder, pixels).chunk(2, dim=1)
-    noise, total, drawn = engine.generator(seed, 41), 0, 0
-    for count in counts:
-        while drawn < count:
-            z = losses.reparameterize(mean, log_variance, torch.randn(mean.shape, generator=noise))
-            total, drawn = total + engine.mapped(model.decode, z), drawn + 1
-        yield count, total / count
-
-
-def code_counts(model, images, settings):
-    """How often each code of a VQVAE occurs in Images, (K,)."""
-    index = engine.mapped(model.encode, images.pixels, 500).long()
-    return index.flatten().bincount(minlength=settings.codes)
+def features_of(function, images, mirrored=False):
+    """data.Images whose "pixels" are features (N, D) of images; `mirrored` adds those of their mirror images."""
+    pixels, times = (torch.cat([images.pixels, images.pixels.flip(3)]), 2) if mirrored else (images.pixels, 1)
+    return dataclasses.replace(images, pixels=mapped(function, pixels, 500), labels=images.labels.repeat(times))
 
 
 def fit_mixture(latents, settings, seed):
     """(vae.GaussianMixture of latents (N, D), {components: mean log-likelihood, in nats, of a fifth of them that was
     set aside}): with the number of components that is best there, fitted to all."""
     latents = latents.double().numpy()
-    order = torch.randperm(len(latents), generator=engine.generator(seed, 42)).numpy()
-    aside, rest = latents[order[:len(order) // 5]], latents[order[len(order) // 5:]]
+    rest, aside = train_test_split(latents, test_size=0.2, random_state=seed)
 
     def fitted(components, points):
-        mixture = vae.GaussianMixture(settings.ridge, tol=1e-3, max_iter=200)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # one that fits badly is found by its likelihood
-            return mixture.fit(points, kmeans_plusplus(points, components, random_state=seed)[0])
+            warnings.simplefilter("ignore", RuntimeWarning)  # one that fits badly shows in its likelihood
+            return vae.GaussianMixture(settings.ridge, tol=1e-3, max_iter=200).fit(
+                points, kmeans_plusplus(points, components, random_state=seed)[0])
 
     likelihood = {k: fitted(k, rest).score(aside) for k in settings.components if k <= len(rest)}
     return fitted(max(likelihood, key=likelihood.get), latents), likelihood
 
 
-def drawn_latents(mixture, n, seed):
-    """{name: latents (n, D)} of new photos: standard normal noise, and draws of the mixture."""
-    noise = torch.randn(n, mixture.means_.shape[1], generator=engine.generator(seed, 43))
-    return {"N(0, I)": noise, "mixture": torch.from_numpy(mixture.sample(n, seed)[0]).float()}
+def train(study):
+    """{"features": (function, facts), (seed, name of SHARED): module, (variant, seed, "vae" or "mlp_latents"): module,
+    (variant, seed, "mixture"): (vae.GaussianMixture, likelihoods)}."""
+    settings, photos, test, classes = study.settings, study.train, study.test, len(study.train.classes)
+    models = {"features": metrics.train_feature_extractor(study.run, photos, test, settings.feature_steps,
+                                                          study.args.seed)}
+    variance = float(photos.at_most(2000, 0).floats().var())
+    short, long = (budget(settings, len(photos), *words) for words in (
+        (settings.steps, settings.batch_size), (settings.vae_steps, settings.vae_batch_size)))
+
+    def fit(name, seed, options, make, *words, images=(photos, test)):
+        torch.manual_seed(seed)
+        return study.run.fit(f"{name}_seed{seed}", make(*words), *images, seed=seed, **options)
+
+    def fit_mlp(name, seed, function):
+        images = features_of(function, photos, mirrored=True), features_of(function, test)
+        return fit(name, seed, {"epochs": settings.mlp_epochs, "batch_size": settings.mlp_batch_size},
+                   feature_classifier, settings, images[1].pixels.shape[1], classes, images=images)
+
+    for seed in study.seeds:
+        models[seed, "cnn"] = fit("cnn", seed, short, photo_classifier, settings, classes)
+        models[seed, "vqvae"] = fit("vqvae", seed, short, VQVAE, settings, variance)
+        models[seed, "mlp_codes"] = fit_mlp("mlp_codes", seed, models[seed, "vqvae"].features)
+        for variant, changed in study.variants.items():
+            model = models[variant, seed, "vae"] = fit(f"vae_{variant}", seed, long, PhotoVAE, changed)
+            models[variant, seed, "mlp_latents"] = fit_mlp(f"mlp_latents_{variant}", seed, model.encode)
+            models[variant, seed, "mixture"] = fit_mixture(mapped(model.encode, photos.pixels), changed, seed)
+    return models
 
 
-def measure(fits, settings, train, test, judges, seed):
-    """(numbers of one seed, its mixture of latents). `judges` {name: (function to features, most images)} are those of
-    the FID."""
-    model, vq_model, last = fits["vae"].modules["vae"], fits["vqvae"].modules["vqvae"], fits["vae"].history[-1]
-    real = test.pixels.float() / 255
+# ------------------------------------------------------------------------------------------------------------- measure
 
-    def mse(images):
-        return float(losses.squared_error(images, real).mean())
+def averaged_reconstructions(model, pixels, most, seed):
+    """Yields, for k = 1 to `most`, (k, images (N, 3, S, S) in [0, 1]): the mean of k decoded samples of q(z|x) of each
+    of the photos (N, 3, S, S). The samples of a smaller k are among those of a larger."""
+    mean, log_variance = mapped(model.posterior, pixels).chunk(2, dim=1)
+    noise, total = torch.Generator().manual_seed(seed), 0
+    for k in range(1, most + 1):
+        z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=noise)
+        total = total + mapped(model.decode, z)
+        yield k, total / k
 
-    latents = engine.mapped(model.encode, train.pixels)
-    mixture, likelihood = fit_mixture(latents, settings, seed)
-    n = min(len(train), len(test))
-    some = torch.randperm(len(latents), generator=engine.generator(seed, 45))[:n]
-    decoded = {name: engine.mapped(model.decode, z) for name, z in {
-        **drawn_latents(mixture, n, seed), "latents of photos": latents[some]}.items()}
-    usage = fits["vqvae"].kept[-1]
+
+def generated(model, mixture, n, seed):
+    """{source: images (n, 3, S, S)} decoded from z ~ N(0, I) and from samples of the mixture of latents."""
+    noise = torch.randn(n, model.hparams.latent, generator=torch.Generator().manual_seed(seed))
+    return {"N(0, I)": mapped(model.decode, noise),
+            "mixture": mapped(model.decode, torch.from_numpy(mixture.sample(n, seed)[0]).float())}
+
+
+def quality(images, real, name):
+    """Mean squared error and sharpness of reconstructions of photos `real`, under keys that end in `name`."""
+    return {f"mse_{name}": float(losses.squared_error(images, real).mean()),
+            f"sharpness_{name}": metrics.sharpness(images)}
+
+
+def measure_vae(model, mlp, mixture, likelihood, study, extractors, seed):
+    """Numbers of a VAE and of what depends on it."""
+    photos, test, real = study.train, study.test, study.test.floats()
+    latents = mapped(model.encode, photos.at_most(len(test), seed).pixels)
+    images = {**generated(model, mixture, len(latents), seed), "latents": mapped(model.decode, latents)}
+    found = {
+        **mlp.accuracies(features_of(model.encode, test)), "active_latents": int((latents.var(0) > ACTIVE).sum()),
+        **{name: model.history[-1][f"test_{name}"] for name in ("loss", "reconstruction", "kl")},
+        **quality(mapped(model.decode, mapped(model.encode, test.pixels)), real, "mean"),
+        "components": len(mixture.weights_), "log_likelihood": {str(k): value for k, value in likelihood.items()},
+        "seconds": model.seconds}
+    for k, averages in averaged_reconstructions(model, test.pixels, max(study.settings.averaged), seed):
+        found.update(quality(averages, real, k))
+    for prefix, extract in extractors.items():
+        fids = metrics.fids(extract, photos, test.at_most(1000, seed), images, seed)
+        found.update({f"{prefix}fid_{name}": value for name, value in fids.items()})
+    for name, each in images.items():
+        found[f"sharpness_{name}"], found[f"diversity_{name}"] = metrics.sharpness(each), metrics.mean_pairwise_l2(each)
+    return found
+
+
+def measure_shared(cnn, model, mlp, test):
+    """Numbers of the CNN, of the VQ-VAE and of the MLP on its codes."""
+    counts = mapped(model.encode, test.pixels, 500).long().flatten().bincount()
+    return {"cnn": {**cnn.accuracies(test), "seconds": cnn.seconds},
+            "mlp_codes": mlp.accuracies(features_of(model.features, test)),
+            "vqvae": {**quality(mapped(model.reconstruct, test.pixels, 500), test.floats(), "codes"),
+                      "perplexity": vq.perplexity(counts), "active_codes": int((counts > 0).sum()),
+                      "seconds": model.seconds}}
+
+
+def measure(study, models):
+    """{"numbers": {variant: {measure: {"mean", "sd", "values"}}}, "shared": {model: the same, of what does not depend
+    on the VAE}, "accuracies": {name: {"held_out", its 95 % "interval", "sd" over seeds, "training"}}, ...}."""
+    (extract, about), photos, test, seeds = models["features"], study.train, study.test, study.seeds
+    extractors, real = {"": extract}, test.floats()
+    if study.args.inception:
+        extractors["inception_"] = metrics.inception_features(study.args.inception, study.run.device)
+    shared = metrics.summarise([measure_shared(*(models[seed, name] for name in SHARED), test) for seed in seeds])
+    numbers = {variant: metrics.summarise([
+        measure_vae(models[variant, seed, "vae"], models[variant, seed, "mlp_latents"],
+                    *models[variant, seed, "mixture"], study, extractors, seed) for seed in seeds])
+        for variant in study.variants}
+
+    def line(held_out, sd=None, training=None):
+        return {"held_out": held_out, "interval": metrics.proportion_interval(round(held_out * len(test)), len(test)),
+                "sd": sd, "training": training}
+
     return {
-        "accuracy": {name: 1 - fits[name].history[-1]["test"]["error"] for name in CLASSIFIERS},
-        "train_accuracy": {name: 1 - fits[name].history[-1]["train"]["error"] for name in CLASSIFIERS},
-        "vae": {"mean": mse(engine.mapped(model.reconstruct, test.pixels)),
-                **{str(k): mse(images)
-                   for k, images in averaged_reconstructions(model, test.pixels, settings.averaged, seed)},
-                **{key: last["test"][key] for key in ("loss", "reconstruction", "kl")}},
-        "mixture": {"components": len(mixture.weights_),
-                    "log_likelihood": {str(k): value for k, value in likelihood.items()}},
-        "fid": {judge: metrics.fid_with_floor(features, train, data.at_most(test, most, seed), decoded, seed)
-                for judge, (features, most) in judges.items()},
-        "sharpness": {name: metrics.sharpness(images) for name, images in decoded.items()},
-        "diversity": {name: metrics.mean_pairwise_l2(images[:DIVERSITY]) for name, images in decoded.items()},
-        "vqvae": {"mse": mse(engine.mapped(vq_model.reconstruct, test.pixels, 500)), **usage},
-        "seconds": {name: fit.seconds for name, fit in fits.items()}
-    }, mixture
+        "numbers": numbers, "shared": shared, "features": about, "published": PUBLISHED,
+        "accuracies": {"most frequent class": line(metrics.majority_baseline(photos.labels, test.labels)), **{
+            name: line(one["accuracy"]["mean"], one["accuracy"]["sd"], one["train_accuracy"]["mean"])
+            for name, one in (("photo, CNN", shared["cnn"]), ("VQ-VAE codes, MLP", shared["mlp_codes"]),
+                              *((f"VAE latent ({variant}), MLP", one) for variant, one in numbers.items()))}},
+        "real": {**quality(photos.at_most(2000, 0).floats().mean(0).expand_as(real), real, "mean_photo"),
+                 "sharpness": metrics.sharpness(real), "diversity": metrics.mean_pairwise_l2(real)},
+        "history": {" ".join(map(str, key)): model.history for key, model in models.items()
+                    if isinstance(model, StudyModule)}}
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ---------------------------------------------------------------------------------------------------- figures and page
 
-def draw(fits, settings, test, mixture, accuracies, seed, signature):
-    """{name: Picture} of the first seed's models and of its mixture of latents; `accuracies` {name: (share, interval)}
-    is of all seeds."""
-    model, vq_model = fits["vae"].modules["vae"], fits["vqvae"].modules["vqvae"]
-    some = torch.randperm(len(test), generator=engine.generator(seed, 44))[:10]
-    few = test.pixels[some]
+def draw(study, models, results, album):
+    """Figures of the first seed's models, all variants."""
+    seed, test, found = study.args.seed, study.test, results["accuracies"]
+    hundred = test.subset(torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:100])
+    model, photos = models[seed, "vqvae"], hundred.floats()
 
-    def both(name, loss, title):
-        return {f"{label} {title}": fits[name].curve(part, loss)
-                for label, part in (("training", "train"), ("held-out", "test"))}
+    def curves(panels):  # {title: (module, name of a loss)}
+        return {title: {"training": module.curve(f"train_{name}"), "held-out": module.curve(f"test_{name}")}
+                for title, (module, name) in panels.items()}
 
-    def picture(name, content, alt, caption):
-        content = content if isinstance(content, bytes) else figures.png_bytes(content, signature)
-        return name, Picture(name, content, alt, caption)
-
-    averages = {f"mean of {k}" if k > 1 else "1 sample": images
-                for k, images in averaged_reconstructions(model, few, settings.averaged, seed)}
-    kept = fits["vqvae"].kept
-    return dict([
-        picture("accuracies", figures.intervals_figure(accuracies, "share of held-out photos told right"),
-                "Bars of accuracy on held-out photos with 95 % intervals: " + "; ".join(
-                    f"{name} {report.share(*found)}" for name, found in accuracies.items()) + ".",
-                f"Accuracy on {len(test):,} held-out photos, with 95 % intervals (Wilson). The first bar names the "
-                "most frequent training class always."),
-        picture("vae_loss", figures.curves_figure(
-            {"cross-entropy + beta KL": both("vae", "loss", "loss"), "KL": both("vae", "kl", "KL")}, "nats a photo"),
-            f"Two panels against {len(fits['vae'].history)} epochs: loss of the VAE and its KL term, training and "
-            "held-out.",
-            f"VAE. Left: binary cross-entropy + {settings.beta} KL. Training photos are shifted and mirrored, held-out "
-            "ones are not; the training curve is the mean over an epoch in which the weights were changing."),
-        picture("reconstructions", figures.rows_figure({"photo": few.float() / 255, **averages}),
-                "Rows of ten held-out photos and of their reconstructions from "
-                f"{', '.join(map(str, settings.averaged))} samples of the latent, averaged.",
-                "Held-out photos, drawn at random; below, the decoded images of samples of q(z|x), averaged."),
-        picture("samples", figures.sheet_png(
-            {f"z ~ {name}": engine.mapped(model.decode, z) for name, z in drawn_latents(mixture, 100, seed).items()},
-            10, signature),
+    album.add("accuracies", figures.intervals_figure(
+        {name: (one["held_out"], one["interval"]) for name, one in found.items()},
+        f"accuracy on {len(test):,} held-out photos"), "Bars of accuracy with 95 % intervals: " + "; ".join(
+            f"{name} {percent(one['held_out'], one['interval'])}" for name, one in found.items()) + ".",
+        "Accuracy on held-out photos with Wilson's 95 % intervals, beside always naming the most frequent class.")
+    album.add("classifiers", figures.curves_figure(curves({
+        "photo, CNN": (models[seed, "cnn"], "error_rate"),
+        "VQ-VAE codes, MLP": (models[seed, "mlp_codes"], "error_rate"),
+        "VAE latent, MLP": (models["described", seed, "mlp_latents"], "error_rate")}), "error rate", common_scale=True),
+        "Three panels: error rate against epochs of the three classifiers, training and held-out.",
+        "In training photos are moved and mirrored, and the MLPs have dropout. The last epoch counts.")
+    album.add("vq_loss", figures.curves_figure(curves({
+        "loss": (model, "loss"), "mean squared error": (model, "mse"), "perplexity": (model, "perplexity")}), ""),
+        "Three panels against epochs: loss, squared error and perplexity of the VQ-VAE, training and held-out.",
+        f"Loss: squared error / pixel variance + {study.settings.commitment_cost:g} x commitment. Perplexity of the "
+        f"codes of a batch: {study.settings.num_embeddings} at most.")
+    album.add("vq_reconstructions", figures.rows_figure(
+        {"photo": photos[:10], "VQ-VAE": mapped(model.reconstruct, hundred.pixels[:10])}),
+        "Two rows: ten held-out photos and their reconstructions by the VQ-VAE.",
+        f"Held-out photos through {study.settings.side // 4} x {study.settings.side // 4} codes.")
+    for variant, settings in study.variants.items():
+        model, (mixture, _) = models[variant, seed, "vae"], models[variant, seed, "mixture"]
+        numbers, counts = results["numbers"][variant], range(1, max(settings.averaged) + 1)
+        album.add(f"loss_{variant}", figures.curves_figure(curves({
+            f"reconstruction + {settings.beta:g} KL": (model, "loss"), "reconstruction": (model, "reconstruction"),
+            "KL": (model, "kl")}), "nats a photo"),
+            "Three panels against epochs: total loss, reconstruction term and KL, training and held-out.",
+            f"{variant}: in training the KL weight rises to {settings.beta:g} in {settings.warm_up:.0%} of the steps.")
+        averages = {f"mean of {k}" if k > 1 else "1 sample": images for k, images in averaged_reconstructions(
+            model, hundred.pixels, counts[-1], seed) if k in settings.averaged}
+        album.add(f"reconstructions_{variant}", figures.grid_figure({"held-out photos": photos, **averages}, 10, 2),
+                  "Four grids of 10 x 10: held-out photos, and the mean of 1, 5 and 10 decoded samples of each.",
+                  f"{variant}: held-out photos drawn at random; the mean of 1, 5 and 10 decoded samples of q(z|x).")
+        rows = {name: images[:10] for name, images in {"photo": photos, **averages}.items()}
+        change = 0.5 + 4 * (averages["1 sample"][:10] - rows[f"mean of {counts[-1]}"])
+        album.add(f"averages_{variant}", figures.rows_figure({**rows, "change x 4": change}),
+                  "Rows: ten held-out photos, the mean of 1, 5 and 10 decoded samples, the first minus the last.",
+                  f"{variant}: ten of these; 4 x (1 sample - mean of {counts[-1]}), grey where nothing changes.")
+        album.add(f"averaging_{variant}", figures.curves_figure({title: {
+            "mean of k samples": (counts, [numbers[f"{key}_{k}"]["mean"] for k in counts]),
+            "decoded mean of q(z|x)": (counts, [numbers[f"{key}_mean"]["mean"]] * len(counts))}
+            for title, key in (("mean squared error", "mse"), ("sharpness", "sharpness"))}, "", "samples k"),
+            "Two panels: mean squared error and sharpness against the number of averaged samples.",
+            f"{variant}: all held-out photos. Sharpness: variance of the Laplacian; the photos themselves have "
+            f"{number(results['real']['sharpness'])}.")
+        album.add(f"samples_{variant}", figures.grid_figure(
+            {SOURCES[source]: images for source, images in generated(model, mixture, 100, seed).items()}, 10),
             "Two grids of 10 x 10 images decoded from N(0, I) and from the mixture of latents.",
-            "Images of the VAE's decoder, none selected. Left: z ~ N(0, I). Right: z from the Gaussian mixture fitted "
-            "to the latents of training photos."),
-        picture("classifiers", figures.curves_figure(
-            {title: both(name, "error", "error") for name, title in CLASSIFIERS.items()}, "error rate",
-            common_scale=True),
-            "Three panels, error rate on photos against epochs by each classifier, training and held-out.",
-            "In training photos are shifted and mirrored; latents and code features are those of the photo or of its "
-            "mirror image, with noise added. No epoch was chosen: the last one counts."),
-        picture("vq_codes", figures.curves_figure(
-            {"loss": both("vqvae", "loss", "loss"), "use of the codes": {
-                "held-out perplexity": [one["perplexity"] for one in kept],
-                "held-out active codes": [one["active"] for one in kept]}}, ""),
-            f"Left, loss of the VQ-VAE against epochs; right, perplexity and active codes of {settings.codes}.",
-            f"VQ-VAE. Left: mean squared error over the pixel variance + {settings.commitment} times the commitment, "
-            "the mean squared difference of the encoder's outputs from their codes. Right, over all places of all "
-            f"held-out photos: perplexity of the codes, and how many of {settings.codes} occur at all."),
-        picture("vq_reconstructions", figures.rows_figure(
-            {"photo": few.float() / 255, "VQ-VAE": engine.mapped(vq_model.reconstruct, few)}),
-            "Two rows of ten held-out photos and of their reconstructions by the VQ-VAE.",
-            f"The same held-out photos through {settings.side // 4} x {settings.side // 4} codes of the VQ-VAE.")])
+            f"{variant}: not selected. The mixture has {len(mixture.weights_)} components.")
 
 
-# -------------------------------------------------------------------------------------------------------------- report
-
-CLASSIFIERS = {"cnn": "photo, CNN", "mlp_latents": "VAE latent, MLP", "mlp_codes": "VQ-VAE codes, MLP"}
-PUBLISHED = {"accuracy": "100 %, of one class", "fid": 249.12}  # Inception features, 1,000 images, N(0, I)
-
-
-def accuracies(numbers, majority, held):
-    """{name: (share, 95 % interval)} of the baseline and of the classifiers. The interval is that of one set of `held`
-    photos at the mean accuracy of the seeds."""
-    shares = {"most frequent class": majority,
-              **{title: numbers["accuracy"][key]["mean"] for key, title in CLASSIFIERS.items()}}
-    return {name: (value, metrics.wilson_interval(value * held, held)) for name, value in shares.items()}
-
-
-def _accuracy_table(results):
-    found, numbers, held = results["accuracies"], results["numbers"], results["data"]["held_out"]
-    rows = []
-    for name, (value, interval) in found.items():
-        key = next((key for key, title in CLASSIFIERS.items() if title == name), None)
-        spread = numbers["accuracy"][key]["sd"] if key else None
-        rows.append([name, report.share(value), f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
-                     "–" if spread is None else report.share(spread),
-                     report.share(numbers["train_accuracy"][key]["mean"]) if key else "–",
-                     PUBLISHED["accuracy"] if key else "–"])
-    seeds = len(results["seeds"])
-    return Table(f"Share of {held:,} photos told right; {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}.",
-                 ["told from", "held-out", "95 % interval", "sd over seeds", "training", "published"], rows)
-
-
-def _fid_table(results, judge):
-    found, real, ours = results["numbers"], results["real"], judge != "Inception"
-    values = found["fid"][judge]
-    rows = [["z ~ " * (name != "latents of photos") + name, report.number(values[name]), "–",
-             report.number(found["sharpness"][name]), report.number(found["diversity"][name])]
-            for name in found["sharpness"]]
-    rows[0][2] = f"({PUBLISHED['fid']})" if ours else str(PUBLISHED["fid"])
-    rows += [["training photos (floor)", report.number(values["floor"]), "–", "–", "–"],
-             ["held-out photos", "–", "–", report.number(real["sharpness"]), report.number(real["diversity"])]]
-    n = _whole(values["n"])
-    return Table(f"FID of {n} images against {n} held-out photos, features: {judge}.",
-                 ["decoded from", "FID", "published, other features" if ours else "published, 1,000 other photos",
-                  "sharpness", "diversity"], rows)
-
-
-def _whole(value):
-    """report.number of a count's {"mean", "sd"}."""
-    return report.number({**value, "mean": int(value["mean"])} if value["mean"] == int(value["mean"]) else value)
-
-
-def _fid_sentence(numbers, judge):
-    noise, mixture = (numbers["fid"][judge][name]["mean"] for name in ("N(0, I)", "mixture"))
-    return (f"With these features the FID of the mixture's samples is {report.number(abs(noise - mixture))} "
-            f"{'below' if mixture < noise else 'above'} that of samples from N(0, I).")
-
-
-def sections(results, pictures):
+def sections(results, album):
     """The report's sections from results.json and the pictures."""
-    found, judge, about, settings = (results[key] for key in ("numbers", "features", "data", "settings"))
-    held, mse, codes = about["held_out"], found["vae"], found["vqvae"]
-    likelihood = ", ".join(f"{report.number(value['mean'])} with {k}" for k, value in
-                           found["mixture"]["log_likelihood"].items())
+    numbers, about, variants, codes = (results[key] for key in ("numbers", "settings", "variants", "shared"))
+    codes, averaged = codes["vqvae"], [*about["averaged"], "mean"]
+    real = {f"{measure}_{key}": results["real"][measure] for measure in ("sharpness", "diversity")
+            for key in (*averaged, *SOURCES)}
+    caption = f"{results['data']['held_out']:,} held-out photos; {report.seeds_text(results)}."
+    rows = [
+        ("loss, nats a photo", "loss"), ("  its reconstruction term", "reconstruction"), ("  KL divergence", "kl"),
+        ("latents used", "active_latents"),
+        *((f"{title}, {'decoded mean of q(z|x)' if k == 'mean' else f'{k} decoded samples averaged'}", f"{key}_{k}")
+          for title, key in (("mean squared error", "mse"), ("sharpness", "sharpness")) for k in averaged),
+        *((f"{title}, {source}", f"{title.lower().replace(' ', '_')}_{name}")
+          for title in ("FID", "Inception FID", "sharpness", "diversity") for name, source in SOURCES.items()),
+        ("components of the mixture", "components"), ("training, seconds", "seconds")]
     return [
-        Section("Telling the class", [
-            f"{len(about['classes'])} classes; {about['train']:,} photos trained on, {held:,} held out. The published "
-            "accuracies of 100 % are of a set with a single class, which any answer gets right: what they can be "
-            "compared with is the baseline. All trainings run a fixed number of epochs; the held-out photos chose "
-            "nothing.",
-            f"The latent is the mean of q(z|x), {settings['latent']} numbers. The codes enter as how often each of "
-            f"{settings['codes']} occurs in each quarter of the photo (square roots), and as code vectors averaged "
-            "over 4 x 4 squares of it. VAE and VQ-VAE have seen the training photos without their classes."],
-            [_accuracy_table(results)], [pictures["accuracies"], pictures["classifiers"]]),
-        Section("The VAE", [
-            f"Held-out loss {report.number(mse['loss'])} nats a photo, of which {report.number(mse['reconstruction'])} "
-            f"are cross-entropy and {report.number(mse['kl'])} KL before its weight of {settings['beta']}."],
-            [Table(f"Mean squared error of {held:,} held-out photos, pixels in [0, 1]; lower is better.",
-                   ["reconstruction", "mean squared error"],
-                   [*[[f"{k} samples of the latent, images averaged" if k > 1 else "1 sample of the latent",
-                       report.number(mse[str(k)])] for k in settings["averaged"]],
-                    ["from the mean of the latent", report.number(mse["mean"])],
-                    ["the mean training photo, for comparison", report.number(results["real"]["mean_photo_mse"])]])],
-            [pictures["vae_loss"], pictures["reconstructions"]]),
-        Section("New photos: N(0, I) and the mixture of latents", [
-            f"The mixture has full covariances and {_whole(found['mixture']['components'])} components, the "
-            "number with the highest likelihood on a fifth of the training latents (nats a latent: "
-            f"{likelihood}). Latents of training photos, decoded, show what the decoder alone costs.",
-            "FID by features learnt here: a classifier trained on the training photos to tell "
-            f"{judge['what']}, {report.share(judge['accuracy'], judge['interval'])} right on the held-out ones (95 % "
-            f"interval) and {report.share(judge['train_accuracy'])} on those it learnt from, during its last epoch. "
-            f"They are not comparable with the published {PUBLISHED['fid']}, which is of Inception features on 1,000 "
-            "images" + (", as in the second table here; other photos, though." if "Inception" in found["fid"]
-                        else "; --inception WEIGHTS adds an FID of that kind."),
-            _fid_sentence(found, "learnt here") + report.weak_features(
-                judge, results["real"]["majority"], "this FID, and so that difference, decides little here"),
-            f"That is no test of the mixture alone: the KL has a weight of {settings['beta']}, and below 1 it lets the "
-            "latents of all photos together leave N(0, I), where the mixture follows them.",
-            "The floor is the FID of as many training photos, which the classifier has seen. Sharpness is the variance "
-            "of the Laplacian, diversity the mean L2 distance of two of "
-            f"{results['real']['diversity_images']:,} images."],
-            [_fid_table(results, name) for name in found["fid"]], [pictures["samples"]]),
-        Section("The VQ-VAE", [
-            f"Of {settings['codes']} codes {_whole(codes['active'])} occur on held-out photos, with a "
-            f"perplexity of {report.number(codes['perplexity'])}; squared error {report.number(codes['mse'])}. Codes "
-            f"were started {_whole(codes['revived'])} times from the batch's encoder outputs, the first "
-            f"{settings['codes']} of them to begin with."],
-            [], [pictures["vq_codes"], pictures["vq_reconstructions"]]),
-        report.run_section(results)]
-
-
-# -------------------------------------------------------------------------------------------------------- command line
-
-add_arguments = metrics.add_inception_flag
-
-
-def run(args):
-    """The whole study; returns the exit code. Raises InputError."""
-    began = time.monotonic()
-    settings = Settings(**(QUICK if args.quick else {}))
-    settings = dataclasses.replace(settings, epochs=args.epochs or settings.epochs,
-                                   mlp_epochs=args.epochs or settings.mlp_epochs)
-    train, test, how = data.for_study(args, settings, 3, labelled=True)
-    if args.inception:
-        metrics.inception_features(args.inception)  # what is wrong with it should be told before the training
-    bench = engine.open_bench(args.out, args.device, args.devices, args.precision, args.resume)
-    seeds = range(args.seed, args.seed + args.seeds)
-    net, judge = metrics.train_feature_net(bench, train, test, settings.feature_steps, seed=args.seed)
-    fits = {seed: train_all(bench, settings, train, test, seed) for seed in seeds}
-    if not bench.leads:
-        return 0
-
-    print("measuring", file=sys.stderr)
-    judges = {"learnt here": (lambda images: engine.mapped(net.features, images), len(test))}
-    if args.inception:
-        judges["Inception"] = metrics.inception_features(args.inception, bench.fabric.device), 1000
-    numbers, mixtures = zip(*(measure(fits[seed], settings, train, test, judges, seed) for seed in seeds))
-    real, diverse = test.pixels.float() / 255, min(DIVERSITY, len(train), len(test))
-    mean_photo, _ = mean_and_variance(train.pixels)
-    majority = metrics.majority_baseline(train.labels, test.labels)
-    results = {
-        **report.run_facts(args, bench, settings, train, test, how), "numbers": metrics.summarise(numbers),
-        "history": {str(seed): {name: fit.history for name, fit in fits[seed].items()} for seed in seeds},
-        "codes_by_epoch": {str(seed): fits[seed]["vqvae"].kept for seed in seeds}, "features": judge,
-        "published": PUBLISHED,
-        "real": {"majority": majority, "sharpness": metrics.sharpness(real),
-                 "diversity": metrics.diversity(real, diverse, args.seed), "diversity_images": diverse,
-                 "mean_photo_mse": float(losses.squared_error(mean_photo.expand_as(real), real).mean())},
-        "parameters": {name: sum(p.numel() for module in fit.modules.values() for p in module.parameters())
-                       for name, fit in fits[args.seed].items()}}
-    results["accuracies"] = accuracies(results["numbers"], majority, len(test))
-    pictures = draw(fits[args.seed], settings, test, mixtures[0], results["accuracies"], args.seed, args.signature)
-    print(report.write_study(
-        bench.folder, "Representations of photos: VAE, VQ-VAE, classifiers, mixture",
-        f"{len(train):,} photos, {settings.epochs} epochs for each convolutional network", sections, pictures, results,
-        began))
-    return 0
+        Section("Classes", [f"Published accuracies: {PUBLISHED['accuracy']}."], [Table(
+            f"Accuracy on {caption}", ["told from", "held-out (95 % interval)", "sd over seeds", "training"],
+            [[name, percent(one["held_out"], one["interval"]),
+              *("–" if one[key] is None else percent(one[key]) for key in ("sd", "training"))]
+             for name, one in results["accuracies"].items()])], [album["accuracies"], album["classifiers"]]),
+        Section("VAE", [
+            report.features_text(results["features"]),
+            f"Published: FID {PUBLISHED['fid']} of 1,000 images from N(0, I), Inception features, other photos. The "
+            f"mean training photo has a mean squared error of {number(results['real']['mse_mean_photo'])}."],
+            [Table(caption, ["measure", *variants, "real photos"], [
+                [title, *(number(numbers[variant][key]) for variant in variants), number(real.get(key))]
+                for title, key in rows if key in numbers["described"]])]),
+        *(Section(f"Figures: {variant}", (), (), [album[f"{name}_{variant}"] for name in (
+            "loss", "reconstructions", "averages", "averaging", "samples")]) for variant in variants),
+        Section("VQ-VAE", [
+            f"Held-out mean squared error {number(codes['mse_codes'])}; {number(codes['active_codes'])} of "
+            f"{about['num_embeddings']} codes occur, perplexity {number(codes['perplexity'])}; training "
+            f"{number(codes['seconds'])} seconds."], [], [album["vq_loss"], album["vq_reconstructions"]])]

@@ -42,6 +42,9 @@ class RemoteTensor(torch.Tensor):
     def tolist(self):
         return self.cpu().tolist()
 
+    def __format__(self, how):
+        return format(self.item(), how)
+
     def new_tensor(self, data):
         return torch.tensor(data, dtype=self.dtype, device=self.where)
 

@@ -1,4 +1,5 @@
 """The commands on a pretended GPU (see pretend_gpu.py): tensors where they belong, resuming, MPS's weak points."""
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -79,13 +80,14 @@ def test_digits(device, script_path, data, environment, tmp_path):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_study(device, draw, environment, tmp_path):
-    """The study whose network is least like those of the scripts: transposed, and its layers permuted."""
+    """The study whose network is least like those of the scripts: transposed convolutions, in channels_last on CUDA."""
     kinds = np.arange(400) % 3
     np.savez(str(tmp_path / "shapes.npz"), data=draw(kinds), labels=kinds)
     kind = device.split(":")[0]
     on(device, "-m", "studies", "fashion", tmp_path / "shapes.npz", "--out", tmp_path / "out", "--quick", "--epochs",
        "1", "--device", kind, cwd=ROOT, env=environment)
     assert (tmp_path / "out" / "report.html").exists()
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["device"].startswith(("pretended", "mps"))
 
 
 def test_a_gpu_that_does_not_work(bird, vae, monkeypatch):
@@ -135,7 +137,7 @@ for code, said in {REFUSED[kind]!r}.items():
 @pytest.mark.parametrize("way_in", [
     "sys.argv = ['bird.py']; runpy.run_path('bird.py', run_name='__main__')",
     "sys.argv = ['vae.py']; runpy.run_path('vae.py', run_name='__main__')",
-    "import studies.__main__, studies.engine", "import handin.__main__, handin.figures_birds"])
+    "import studies.__main__, studies.training", "import handin.__main__, handin.figures_birds"])
 def test_mps_falls_back_to_the_cpu(way_in, environment):
     """torch reads the variable when it is first imported: each way in has to have set it by then."""
     code = f"""

@@ -1,45 +1,23 @@
-"""Study 2, fashion: from the command line to the report, and what it adds to the floor."""
-import dataclasses
+"""Study 2, fashion: the network as described, what is kept for the GIFs, and from the command line to the report."""
 import io
 import json
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from pages import images_of, read_page
 from PIL import Image
+from torch import nn
 
 from studies import __main__ as command
-from studies import data, engine, fashion, figures, losses, metrics
+from studies import data, fashion, figures, metrics, training
 
-ROOT = Path(__file__).resolve().parent.parent
-STILLS = {"loss_curves", "reconstructions", "samples", "frozen_mean", "beta_curves", "beta_images", "beta_samples",
-          "beta_latents"}
-MOVING = {"beta_0.1", "beta_0.5", "beta_1.0"}
-TINY = {**fashion.QUICK, "feature_steps": 12, "scatter_points": 40, "diversity_images": 60}
-TWO = """
-import dataclasses, json, sys
-from studies import data, engine, fashion
-
-
-def history(drawings, folder, devices):
-    # Small steps down the gradient: those of Adam, at first g / |g|, make much of the rounding of a small g.
-    settings = dataclasses.replace(fashion.Settings(), optimizer="SGD", rate=1e-5, batch=35)
-    train, test, _ = data.read_split([drawings], settings.side, 1)
-    bench = engine.open_bench(folder, "cpu", devices, quiet=True)
-    fitted = fashion.train_one(bench, "vae", settings, train, test, 0, settings.latent, 0.5, 3)
-    return fitted.history if bench.leads else None
-
-
-if __name__ == "__main__":
-    rows = history(sys.argv[1], sys.argv[2], 2)
-    engine.leave()
-    if rows:
-        print(json.dumps(rows))
-"""
+STILLS = {"losses", "reconstructions", "samples", "frozen_64", "frozen_16", "beta_losses", "beta_reconstructions",
+          "beta_samples", "beta_latents"}
+MOVING = {"vae_beta_0.5_evolution", "vae_beta_1.0_evolution"}
+TINY = {**fashion.QUICK, "feature_steps": 12, "save_interval": 2, "betas": (0.5, 1.0)}
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +30,16 @@ def drawings(draw, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studied(drawings, tmp_path_factory):
-    """The whole study in this process, two seeds; Inception features stand in for."""
+    """The whole study in this process, with the variant; other features in place of Inception's."""
     folder, asked = tmp_path_factory.mktemp("study") / "out", []
-    words = [str(drawings), "--out", str(folder), "--quick", "--epochs", "2", "--device", "cpu", "--seeds", "2"]
-    words += ["--inception", "weights.pth", "--signature", "drawn for a test"]
+    words = [str(drawings), "--out", str(folder), "--quick", "--epochs", "2", "--device", "cpu",
+             "--seed", "7", "--variant", "kernel3", "--inception", "weights.pth", "--signature", "drawn for a test"]
 
     def study(*more):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fashion, "QUICK", TINY)
             patch.setattr(metrics, "inception_features", lambda *words: asked.append(words) or (
-                lambda images: engine.mapped(lambda x: x.flatten(1)[:, ::97], images)))
+                lambda images: training.mapped(lambda x: x.flatten(1)[:, ::97], images)))
             return command.main(["fashion", *words, *more])
 
     code = study()
@@ -69,227 +47,218 @@ def studied(drawings, tmp_path_factory):
                                  results=json.loads((folder / "results.json").read_text()))
 
 
-@pytest.mark.parametrize("kernel", (3, 4))
-def test_the_network_is_that_of_the_description(kernel):
-    settings = dataclasses.replace(fashion.Settings(), kernel=kernel)
-    assert (settings.optimizer, settings.rate, settings.batch, settings.epochs, settings.latent) == (
-        "Adam", 1e-3, 128, 25, 16)
-    assert (settings.betas, settings.beta_classes, settings.beta_epochs) == ((0.1, 0.5, 1.0), (0, 1, 7), 20)
-    model = fashion.ConvVAE(settings).eval()
-    convolutions = [layer for layer in model.modules() if hasattr(layer, "kernel_size")]
-    assert [(layer.in_channels, layer.out_channels, layer.stride) for layer in convolutions] == [
-        (1, 32, (2, 2)), (32, 64, (2, 2)), (64, 32, (2, 2)), (32, 1, (2, 2))]
-    assert model.to_posterior.in_features == model.from_latent.out_features == 64 * 7 * 7
-    assert model.to_posterior.out_features == 32 and fashion.ConvVAE(settings, 2).to_posterior.out_features == 4
-    x = torch.rand(3, 1, 28, 28)
-    logits, mean, log_variance = model(x, torch.zeros(3, 16))
-    assert logits.shape == x.shape and torch.equal(mean, model.encode(x))
-    assert torch.equal(logits.sigmoid(), model.decode(mean)) and torch.equal(model.reconstruct(x), model.decode(mean))
-    assert torch.allclose(model.spread(x) ** 2, log_variance.exp())
-
-
-def test_the_layout_in_memory_changes_no_value():
-    with engine.seeded(1):
-        model = fashion.ConvVAE(fashion.Settings())
-    x, noise = torch.rand(8, 1, 28, 28), torch.randn(8, 16)
-    plain = model(x, noise)
-    model.to(memory_format=torch.channels_last)
-    for one, other in zip(plain, model(x.to(memory_format=torch.channels_last), noise)):
-        assert torch.allclose(one, other, atol=1e-4)
-    y = model.encoder(x.to(memory_format=torch.channels_last))
-    assert y.permute(0, 2, 3, 1).flatten(1).data_ptr() == y.data_ptr()  # no copy before the linear layer
-
-
-def test_the_step_gives_the_weighted_sum_of_its_terms():
-    class Known(torch.nn.Module):
-        def forward(self, x, noise):
-            assert noise.shape == (4, 2)
-            return torch.zeros_like(x), torch.ones(4, 2), torch.zeros(4, 2)
-
-    batch = types.SimpleNamespace(x=torch.rand(4, 1, 5, 5), normal=lambda latent: torch.randn(4, latent))
-    found = fashion.vae_step(2, 0.5)({"vae": Known()}, batch)
-    assert found["reconstruction"].item() == pytest.approx(25 * np.log(2), rel=1e-5)
-    assert found["kl"].item() == 1 and found["loss"].item() == pytest.approx(25 * np.log(2) + 0.5, rel=1e-5)
-
-
-def _images(labels, names):
+def _images(labels, names="abcdefgh"):
     pixels = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
-    return data.Images(pixels, torch.tensor(labels), names, ["a: broken"])
+    return data.Images(pixels, torch.tensor(labels), list(names), [])
 
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+def test_the_network_and_the_training_are_those_of_the_description():
+    settings = fashion.Settings()
+    assert (settings.lr, settings.batch_size, settings.epochs, settings.latent, settings.beta, settings.seed) == (
+        1e-3, 128, 25, 16, 1.0, 42)
+    assert (settings.betas, settings.beta_classes, settings.beta_latent, settings.beta_epochs, settings.sigmas) == (
+        (0.1, 0.5, 1.0), (0, 1, 7), 2, 20, (0.1, 0.5, 1.0))
+    model = fashion.VAE().eval()
+    assert [str(layer) for layer in model.encoder] == [str(layer) for layer in (
+        nn.Conv2d(1, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(True),
+        nn.Conv2d(32, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU(True), nn.Flatten())]
+    assert [str(layer) for layer in model.decoder] == [str(layer) for layer in (
+        nn.Linear(16, 3136), nn.Unflatten(1, (64, 7, 7)), nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.BatchNorm2d(32),
+        nn.ReLU(True), nn.ConvTranspose2d(32, 1, 4, 2, 1))]
+    assert str(model.fc_mu) == str(model.fc_logvar) == str(nn.Linear(3136, 16))
+    x = torch.rand(3, 1, 28, 28)
+    features = F.relu(model.encoder[4](model.encoder[3](F.relu(model.encoder[1](model.encoder[0](x))))))
+    assert torch.allclose(model.encode(x), model.fc_mu(features.contiguous().view(3, 64 * 7 * 7)), atol=1e-5)
+    assert torch.equal(model.reconstruct(x), model.decode(model.encode(x))) and model.reconstruct(x).shape == x.shape
+    assert type(model.configure_optimizers()) is torch.optim.Adam
+
+
+def test_the_variant_is_the_network_with_kernel_3():
+    model = fashion.VAE(2, **fashion.VARIANTS["kernel3"])
+    kinds = [type(layer).__name__ for layer in model.decoder]
+    assert kinds == ["Linear", "ReLU", "Unflatten", "ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d"]
+    assert model.decoder[3].kernel_size == model.decoder[6].kernel_size == (3, 3) and model.decoder[6].bias is not None
+    assert model.encoder[0].bias is model.encoder[3].bias is model.decoder[3].bias is None
+    assert model.decode(torch.zeros(5, 2)).shape == (5, 1, 28, 28)
+
+
+def test_the_summed_cross_entropy_plus_beta_kl_is_minimised_and_the_mean_is_logged():
+    torch.manual_seed(0)
+    model, x, logged = fashion.VAE(4, beta=0.3), torch.rand(6, 1, 28, 28), {}
+    model.log_losses = lambda part, losses, n: logged.update({"part": part, "n": n, **losses})
+    torch.manual_seed(1)
+    loss = model.training_step((x, None), 0)
+    torch.manual_seed(1)
+    mu, logvar = model.posterior(x)
+    z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+    reconstruction = F.binary_cross_entropy(model.decode(z), x, reduction="sum")
+    kl = -0.5 * torch.sum(1 + logvar - mu ** 2 - logvar.exp())
+    assert loss.item() == pytest.approx((reconstruction + 0.3 * kl).item(), rel=1e-4)
+    assert logged["part"] == "train" and logged["n"] == 6
+    assert logged["loss"].item() == pytest.approx(loss.item() / 6, rel=1e-5)
+    assert logged["kl"].item() == pytest.approx(kl.item() / 6, rel=1e-4)
+    assert logged["reconstruction"].item() == pytest.approx(reconstruction.item() / 6, rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------ classes, noise
 
 def test_classes_are_the_asked_ones_or_the_first_three():
-    names = list("abcdefgh")
-    images = _images([0, 7, 3, 1, 7, 2, 5], names)
-    assert fashion.common_classes(images, images, (0, 1, 7)) == [0, 1, 7]
+    images = _images([0, 7, 3, 1, 7, 2, 5])
+    assert fashion.common_classes(images, images, (7, 0, 1)) == [0, 1, 7]
+    assert fashion.common_classes(images, _images([2, 7, 3, 5]), (0, 1, 7)) == [2, 3, 5]
+    assert fashion.common_classes(images, _images([2, 7]), (0, 1, 7)) == [2, 7]
     chosen = fashion.of_classes(images, [0, 1, 7])
     assert chosen.labels.tolist() == [0, 2, 1, 2] and chosen.pixels[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
-    assert chosen.classes == ["a", "b", "h"] and chosen.skipped == []
-    assert fashion.common_classes(images, _images([2, 7, 3, 5], names), (0, 1, 7)) == [2, 3, 5]
-    assert fashion.common_classes(images, _images([2, 7], names), (0, 1, 7)) == [2, 7]
+    assert chosen.classes == ["a", "b", "h"]
+    assert fashion.first_of_each(chosen, 1).pixels[:, 0, 0, 0].tolist() == [0, 3, 1]
 
 
-def test_a_frozen_mean_moves_as_far_as_sigma_says():
-    class Line(torch.nn.Module):
-        latent = 3
-
-        def encode(self, x):
-            return x.flatten(1)[:, :3]
-
-        def decode(self, z):
-            return z
-
-    image = torch.tensor([10, 20, 30, 0], dtype=torch.uint8).view(1, 1, 2, 2)
-    found = fashion.around_the_mean(Line(), image, (0.1, 1.0), 500, 0)
-    mean = torch.tensor([10, 20, 30]) / 255
-    assert torch.allclose(10 * (found[0.1] - mean), found[1.0] - mean, atol=1e-5)
-    assert (found[1.0] - mean).std().item() == pytest.approx(1, abs=0.05)
-    assert metrics.summarise([{"a": {"b": 1.0}}, {"a": {"b": 3.0}}])["a"]["b"]["mean"] == 2
+def test_frozen_latents_have_mean_zero_and_the_asked_deviation():
+    model = fashion.VAE(3)
+    model.decode = lambda z: z
+    found = fashion.frozen(model, (0.1, 1.0), 5000, 0)
+    prior, small, large = found.values()
+    assert list(found) == ["z ~ N(0, I)", "μ = 0, σ = 0.1", "μ = 0, σ = 1.0"] and prior.shape == (5000, 3)
+    assert torch.allclose(10 * small, large, atol=1e-5) and not torch.allclose(large, prior)
+    for z in (prior, large):
+        assert z.mean().item() == pytest.approx(0, abs=0.03) and z.std().item() == pytest.approx(1, abs=0.03)
 
 
-def test_the_axes_hold_every_point_of_every_frame_and_the_prior():
-    frames = [np.array([[0.0, 0.0], [9.0, 1.0]]), np.array([[-1.0, -4.0]])]
-    (left, right), (low, high) = figures.fixed_limits(frames)
-    assert left < -2 and right > 9 and low < -4 and high > 2 and right - left == pytest.approx(high - low)
-    assert figures.fixed_limits([np.zeros((1, 2))]) == ((-2.12, 2.12), (-2.12, 2.12))
-    figure = figures.latent_frame(frames[0], [0, 1], ["a", "b"], ((left, right), (low, high)),
-                                  {"original": torch.zeros(3, 1, 4, 4)}, "epoch 1")
-    assert figure.axes[0].get_xlim() == (left, right) and figure.axes[0].get_title() == "epoch 1"
+def test_the_untrained_features_are_128_and_do_not_depend_on_what_was_drawn_before():
+    x = (255 * torch.rand(4, 1, 28, 28)).byte()
+    features = fashion.untrained_features(3)(x)
+    torch.rand(7)
+    assert features.shape == (4, 128) and torch.equal(features, fashion.untrained_features(3)(x))
 
 
-def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
+# -------------------------------------------------------------------------------------------------------------- frames
+
+def _train(folder, images, epochs=3, resume=False, stop_at=None):
+    """(VAE, frames) of a small training, interrupted before the batch `stop_at`."""
+    watch = fashion.LatentSnapshotCallback(images.pixels[:10], images.pixels[:4], 3, 1)
+    if stop_at:
+        def stop(trainer, *_):
+            if trainer.global_step == stop_at:
+                raise KeyboardInterrupt
+        watch.on_train_batch_start = stop
+    torch.manual_seed(5)
+    run = training.Run(folder, "cpu", resume=resume)
+    return run.fit("beta", fashion.VAE(2, 0.5), images, images, epochs=epochs, batch_size=12, seed=5,
+                   callbacks=[watch]), watch.frames
+
+
+def test_frames_are_kept_every_few_batches_and_more_often_in_the_first_epoch_also_across_a_resumption(draw, tmp_path):
+    labels = torch.arange(60) % 3
+    images = data.Images(torch.from_numpy(draw(labels.numpy(), 3))[:, None], labels, list("abc"), [])
+    whole, frames = _train(tmp_path / "whole", images)
+    assert [frame["step"] for frame in frames] == [0, 1, 2, 3, 4, 5, 6, 9, 12, 15]  # 5 batches an epoch
+    assert [frame["epoch"] for frame in frames] == [1] * 6 + [2] * 2 + [3] * 2
+    assert frames[0]["means"].shape == (10, 2) and frames[0]["reconstructions"].shape == (4, 1, 28, 28)
+    assert not torch.equal(frames[0]["means"], frames[1]["means"])
+    assert torch.equal(frames[-1]["means"], training.mapped(whole.encode, images.pixels[:10]))
+    kept = torch.load(tmp_path / "whole/checkpoints/beta.ckpt", weights_only=True)["callbacks"]
+    assert len(kept["LatentSnapshotCallback"]["frames"]) == 10
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "parts", images, stop_at=12)
+    resumed, again = _train(tmp_path / "parts", images, resume=True)
+    assert resumed.curve("test_loss") == whole.curve("test_loss")
+    assert [frame["step"] for frame in again] == [frame["step"] for frame in frames]
+    for one, other in zip(again, frames):
+        assert torch.equal(one["means"], other["means"])
+        assert torch.equal(one["reconstructions"], other["reconstructions"])
+    fresh = fashion.VAE.load_from_checkpoint(tmp_path / "whole/checkpoints/beta.ckpt", map_location="cpu").eval()
+    assert fresh.hparams.latent_dim == 2 and torch.equal(fresh.encode(images.floats()), whole.encode(images.floats()))
+
+
+def test_a_gif_has_so_many_frames_at_most_all_with_the_axes_of_the_widest(monkeypatch):
+    points, drawn, frame = _images([0, 1], "ab"), [], figures.latent_frame
+    frames = [{"means": scale * torch.eye(2), "reconstructions": points.pixels, "epoch": 1, "step": scale}
+              for scale in range(1, 80)]
+    monkeypatch.setattr(fashion, "MOST_FRAMES", 4)
+    monkeypatch.setattr(figures, "latent_frame", lambda *words: drawn.append((words[3], words[5])) or frame(*words))
+    with Image.open(io.BytesIO(fashion.latent_gif(frames, points, points, 0.5))) as gif:
+        assert gif.n_frames == len(drawn) == 4
+    assert len({limit for limit, _ in drawn}) == 1 and drawn[0][0] > 78
+    assert [title for _, title in drawn] == [f"β = 0.5, epoch 1, batch {step}" for step in (1, 27, 53, 79)]
+
+
+# --------------------------------------------------------------------------------------------------------- whole study
+
+def test_the_study_leaves_numbers_checkpoints_and_logs(studied):
     assert studied.code == 0
-    found, numbers = studied.results, studied.results["numbers"]
-    assert found["data"]["train"] == 240 and found["data"]["held_out"] == 60 and found["seeds"] == [0, 1]
+    found, names = studied.results, ("described", "kernel3")
+    assert found["data"]["train"] == 240 and found["data"]["held_out"] == 60 and found["seeds"] == [7]
     assert found["beta"]["classes"] == ["0", "1", "2"] and found["beta"]["held_out"] == 45
-    assert set(numbers["beta"]) == {"0.1", "0.5", "1.0"} and set(numbers["vae"]["frozen"]) == {"0.1", "0.5", "1.0"}
-    frozen = [each["one"]["mean"] for each in numbers["vae"]["frozen"].values()]
-    assert frozen == sorted(frozen) and frozen[0] > 0
-    assert set(numbers["vae"]["fid"]) == {"trained", "untrained", "Inception"}
-    assert [words[0] for words in studied.asked] == ["weights.pth"] * 2
-    for part in ("during", "after", "held_out"):
-        terms = numbers["vae"]["losses"][part]
-        assert terms["loss"]["mean"] == pytest.approx(terms["reconstruction"]["mean"] + terms["kl"]["mean"], rel=1e-5)
-    last = found["history"]["1"]["vae"][-1]
-    assert last["epoch"] == 2 and numbers["vae"]["losses"]["held_out"]["loss"]["values"][1] == last["test"]["loss"]
-    assert found["history"]["0"]["0.1"][0]["train"]["kl"] > 0 and numbers["vae"]["losses"]["after"]["loss"]["sd"] > 0
-    assert {path.name for path in (studied.folder / "checkpoints").iterdir()} == {"features.pt", *(
-        f"{name}_seed{seed}.pt" for name in ("vae", "beta0.1", "beta0.5", "beta1.0") for seed in (0, 1))}
+    assert len(studied.asked) == 2 and studied.asked[0][0] == "weights.pth"
+    for variant in names:
+        numbers = found["numbers"][variant]
+        assert set(numbers["beta"]) == {"0.5", "1.0"}
+        for beta, each in ((1.0, numbers["vae"]), *((float(beta), each) for beta, each in numbers["beta"].items())):
+            for part in ("training", "held-out"):
+                total = each[f"reconstruction, {part}"]["mean"] + beta * each[f"KL, {part}"]["mean"]
+                assert each[f"total loss, {part}"]["mean"] == pytest.approx(total, rel=1e-5)
+        frozen = [each["mean"] for each in numbers["frozen"].values()]
+        assert 0 < frozen[1] < frozen[2] < frozen[3] and frozen[0] == pytest.approx(frozen[3], rel=0.1)
+        assert len(numbers["fid"]) == 9 and numbers["fid"]["samples, Inception features"]["mean"] > 0
+        last = found["history"][f"{variant} 7 vae"][-1]
+        assert last["epoch"] == 2 and numbers["by_epoch"]["epoch 2, held-out"]["mean"] == last["test_loss"]
+    assert found["numbers"]["described"]["vae"] != found["numbers"]["kernel3"]["vae"]
+    assert {path.name for path in (studied.folder / "checkpoints").iterdir()} == {"features.ckpt", *(
+        f"{name}_{variant}_seed7.ckpt" for name in ("vae", "beta0.5", "beta1.0") for variant in names)}
 
 
-def test_every_picture_is_drawn_and_the_gifs_have_a_frame_an_epoch(studied):
+def test_every_figure_is_drawn_and_the_gifs_move(studied):
+    stills = {"dataset", *STILLS, *(f"{name}_kernel3" for name in STILLS)}
     assert {path.name for path in (studied.folder / "figures").iterdir()} == {
-        *(f"{name}.png" for name in STILLS), *(f"{name}.gif" for name in MOVING)}
-    for name in STILLS:
+        *(f"{name}.png" for name in stills), *(f"{name}.gif" for name in MOVING)}
+    for name in stills:
         with Image.open(str(studied.folder / "figures" / f"{name}.png")) as image:
             assert np.asarray(image.convert("L")).std() > 5, name
     for name in MOVING:
         with Image.open(str(studied.folder / "figures" / f"{name}.gif")) as image:
-            assert image.n_frames == 2, name
+            assert image.n_frames == 4, name  # before the training, 2 batches of the first epoch, one of the second
             first = np.asarray(image.convert("L"))
-            image.seek(1)
+            image.seek(3)
             assert (first != np.asarray(image.convert("L"))).any(), name
 
 
-def test_all_frames_of_a_gif_have_the_same_axes(monkeypatch):
-    points = data.Images(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1]), ["a", "b"], [])
-    watched = types.SimpleNamespace(points=points, originals=points.pixels)
-    frames = [{"means": scale * torch.eye(2), "reconstructions": points.pixels} for scale in (1, 9, 4)]
-    drawn, draw_frame = [], figures.latent_frame
-    monkeypatch.setattr(figures, "latent_frame", lambda *words: drawn.append(words[3]) or draw_frame(*words))
-    fashion.latent_gif(frames, watched, 0.5)
-    assert len(drawn) == 3 and len(set(drawn)) == 1 and min(high for _, high in drawn[0]) > 9
-
-
-def test_the_report_says_what_was_measured_and_makes_no_claim_for_other_data(studied):
-    text = (studied.folder / "report.html").read_text(encoding="utf-8")
-    assert text.count("<img") == len(STILLS | MOVING) and text.count("data:image/gif") == 3
-    assert "60 held-out images" in text and "mean ± standard deviation of 2 seeds" in text and "untrained" in text
-    assert studied.results["published"] is None and "242.31" not in text and "209.47" not in text
-    garments = {**studied.results, "published": fashion.PUBLISHED}
-    pictures = dict.fromkeys(STILLS | MOVING)
-    tables = [table for section in fashion.sections(garments, pictures) for table in section.tables]
-    assert "240.46" in str(tables[0].rows[0]) and "242.31" in str(tables[0].rows[2])
-    assert any("210.55" in str(table.rows) and "8.76" in str(table.rows) for table in tables)
+def test_the_report_has_every_figure_and_the_published_numbers_for_fashion_mnist_alone(studied):
+    text, tags = read_page(studied.folder / "report.html")
+    assert len(images_of(tags)) == 1 + 2 * len(STILLS) + len(MOVING) and text.count("data:image/gif") == 2
+    assert "60 held-out images" in text and "the prior itself" in text
+    assert studied.results["published"] is None and "240.46" not in text and "209.47" not in text
+    numbers = studied.results["numbers"]["described"]
+    garments = {**studied.results, "published": fashion.PUBLISHED, "numbers": {
+        variant: {**each, "by_epoch": {**numbers["by_epoch"], "epoch 25, held-out": {"mean": 242.18, "sd": None}}}
+        for variant, each in studied.results["numbers"].items()}}
+    tables = [table for section in fashion.sections(garments, figures.Album()) for table in section.tables]
+    assert tables[0].header == ["", "published", "described", "kernel3"]
+    assert tables[0].rows[-1] == ["epoch 25, held-out", "242.31", "242.18", "242.18"]
+    beta = dict(zip(tables[2].header, next(row for row in tables[2].rows if row[0] == "KL, training")))
+    assert beta["β = 0.5, published"] == "6.1200" and float(beta["β = 0.5, kernel3"]) > 0 and beta["real images"] == "–"
 
 
 def test_resuming_trains_no_more_and_gives_the_same_numbers_and_frames(studied, monkeypatch):
-    frame = "beta_0.5.gif"
-    before = (studied.folder / "figures" / frame).read_bytes()
-    monkeypatch.setattr(engine, "epoch_batches", lambda n, batch, order=None: [] if order else list(
-        torch.arange(n).split(batch)))  # nothing to train on: the held-out images alone are scored
+    before = (studied.folder / "figures/vae_beta_0.5_evolution.gif").read_bytes()
+
+    def fail(*_, **__):
+        raise AssertionError("trained again")
+
+    def draw(study, trained, results, album):
+        frames = trained["frames"]["described", 0.5]
+        assert fashion.latent_gif(frames, trained["points"], trained["originals"], 0.5, "drawn for a test") == before
+
+    monkeypatch.setattr(fashion.VAE, "training_step", fail)
+    monkeypatch.setattr(fashion, "draw", draw)
     assert studied.study("--resume") == 0
-    again = json.loads((studied.folder / "results.json").read_text())
-    assert again["numbers"] == studied.results["numbers"]
-    assert (studied.folder / "figures" / frame).read_bytes() == before
+    assert json.loads((studied.folder / "results.json").read_text())["numbers"] == studied.results["numbers"]
 
 
-def test_an_interrupted_training_goes_on_to_the_weights_and_frames_of_an_uninterrupted_one(draw, tmp_path):
-    labels = torch.arange(60) % 3
-    images = data.Images(torch.from_numpy(draw(labels.numpy(), 3))[:, None], labels, list("abc"), [])
-    settings = dataclasses.replace(fashion.Settings(), batch=20)
-    watched = fashion.Watched(images, dataclasses.replace(settings, scatter_points=10))
-    assert watched.originals.shape == (9, 1, 28, 28) and len(watched.points) == 10
-
-    def train(folder, resume=False, each_epoch=watched):
-        bench = engine.open_bench(tmp_path / folder, "cpu", resume=resume, quiet=True)
-        return fashion.train_one(bench, "beta0.5", settings, images, images, 3, 2, 0.5, 3, each_epoch)
-
-    def stop(modules, epoch):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return watched(modules, epoch)
-
-    whole = train("whole")
-    with pytest.raises(KeyboardInterrupt):
-        train("parts", each_epoch=stop)
-    resumed = train("parts", resume=True)
-    assert resumed.trained == 2 and [row["test"] for row in resumed.history] == [row["test"] for row in whole.history]
-    for one, other in zip(resumed.kept, whole.kept):
-        assert one["means"].shape == (10, 2) and torch.equal(one["means"], other["means"])
-        assert one["reconstructions"].dtype == torch.uint8
-        assert torch.equal(one["reconstructions"], other["reconstructions"])
-    with Image.open(io.BytesIO(fashion.latent_gif(whole.kept, watched, 0.5))) as gif:
-        assert gif.n_frames == 3
-    bench = engine.open_bench(tmp_path / "whole", "cpu", quiet=True)
-    model = whole.modules["vae"]
-    after = fashion.scored_after(bench, whole, dataclasses.replace(settings, latent=2, beta=0.5), images, 3, 30)
-    assert after["loss"] == pytest.approx(after["reconstruction"] + 0.5 * after["kl"], rel=1e-5)
-    some = data.at_most(images, 30, 3).pixels.float() / 255
-    mean, log_variance = model.posterior(some)
-    assert after["kl"] == pytest.approx(losses.kl_to_standard_normal(mean, log_variance).mean().item(), rel=1e-4)
-
-
-def test_two_processes_give_the_losses_of_one(drawings, tmp_path, environment):
-    (tmp_path / "two.py").write_text(TWO)
-    words = [sys.executable, str(tmp_path / "two.py"), str(drawings), str(tmp_path / "two")]
-    process = subprocess.run(words, cwd=str(tmp_path), env={**environment, "PYTHONPATH": str(ROOT)},
-                             capture_output=True, text=True, timeout=200)
-    assert process.returncode == 0, process.stderr[-2000:]
-    names = {"__name__": "one"}
-    exec(TWO, names)
-    alone, together = names["history"](drawings, tmp_path / "one", 1), json.loads(process.stdout.splitlines()[-1])
-    assert alone[2]["test"]["loss"] < alone[0]["test"]["loss"]
-    for one, two in zip(alone, together):
-        for part in ("train", "test"):
-            assert two[part] == pytest.approx(one[part], rel=2e-4), (one["epoch"], part)
-
-
-def test_the_diversity_of_real_images_is_that_of_all_classes():
-    labels = torch.arange(4).repeat_interleave(60)
-    images = data.Images((labels * 60).byte().view(-1, 1, 1, 1).expand(-1, 1, 28, 28), labels, list("abcd"), [])
-    found = fashion.measure_real(images, images, 60, 0)["diversity"]
-    assert found == pytest.approx(metrics.mean_pairwise_l2(images.pixels / 255), rel=0.15)
-
-
-def test_bad_input_gives_one_line_and_exit_code_2(drawings, tmp_path, capsys):
-    np.savez(str(tmp_path / "one.npz"), data=np.zeros((90, 28, 28), np.uint8), labels=np.zeros(90))
-    (tmp_path / "weights.pth").write_bytes(b"no weights")
+def test_two_classes_are_needed_in_both_parts(tmp_path, capsys):
     np.savez(str(tmp_path / "each.npz"), data=np.zeros((260, 28, 28), np.uint8), labels=np.arange(260))
-    for words, expected in (([tmp_path / "none.npz"], "nothing there"), ([tmp_path / "one.npz"], "two classes"),
-                            ([tmp_path / "each.npz"], "both trained on and held out, found 0 of 260"),
-                            ([drawings, "--inception", tmp_path / "weights.pth"], "weights.pth: expected"),
-                            ([drawings, "--inception", tmp_path / "none.pth"], "none.pth: expected")):
-        assert command.main(["fashion", *map(str, words), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
-        error = capsys.readouterr().err
-        assert expected in error and error.count("\n") == 1 and "found" in error
-    assert not (tmp_path / "out").exists()
+    words = [str(tmp_path / "each.npz"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert command.main(["fashion", *words]) == 2
+    error = capsys.readouterr().err
+    assert "expected two classes or more both trained on and held out, found 0" in error and error.count("\n") == 1
