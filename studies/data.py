@@ -15,7 +15,7 @@ from typing import Optional
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 from torchvision import datasets
@@ -74,7 +74,7 @@ def read_split(sources, side=None, channels=None, share=0.2, seed=0, labelled=Fa
     if len(sources) > 2:
         raise InputError(f"{sources[2]}: expected one source, or one to train on and one held out, found "
                          f"{len(sources)} of them")
-    parts = [_read(str(source), side, channels) for source in sources]
+    parts = [read(str(source), side, channels) for source in sources]
     if len(parts) == 2:
         train, test, how = parts[0]["train"], parts[1].get("test", parts[1]["train"]), "a source of its own"
     elif "test" in parts[0]:
@@ -96,6 +96,8 @@ def read_split(sources, side=None, channels=None, share=0.2, seed=0, labelled=Fa
             raise InputError(f"{sources[-1]}: expected the classes of training alone, found {', '.join(unknown)} too")
         places = torch.tensor([train.classes.index(name) for name in test.classes])
         test = dataclasses.replace(test, labels=places[test.labels], classes=train.classes)
+    if len(parts) == 2 and torch.equal(train.pixels, test.pixels):
+        raise InputError(f"{sources[-1]}: expected other images to hold out than those trained on, found the same")
     return train, test, how
 
 
@@ -110,8 +112,9 @@ def _held_out(images, share, seed):
     return images.subset(np.sort(kept)), dataclasses.replace(images.subset(np.sort(held)), skipped=[])
 
 
-def _read(source, side, channels):
-    """{"train": Images} of a source, with "test" where it has files of its own for that."""
+def read(source, side=None, channels=None):
+    """{"train": Images} of a source, with "test" where it has files of its own for that; `side` and `channels` as in
+    read_split. Raises InputError."""
     path = Path(source)
     try:
         if source in NAMES and not path.exists():
@@ -285,6 +288,7 @@ def _photos(folder, side, channels):
         except Exception as error:  # broken photos trip Pillow in a dozen ways, and one must not cost the others
             return f"{printable(str(path.relative_to(folder)))}: {one_line(error)}"
 
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # bird.py, which reads what there is of a photo, sets it for the process
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd files
         photos = list(pool.map(load, files))

@@ -96,12 +96,6 @@ def train_feature_extractor(run, train, test, steps, seed, batch_size=128):
         "weak": correct / n < (1 + guessing) / 2}
 
 
-def add_inception_flag(parser):
-    """--inception, for the studies whose FID others publish by such features."""
-    parser.add_argument("--inception", metavar="WEIGHTS",
-                        help="torch-fidelity's file of Inception weights: FID with these features as well")
-
-
 def inception_features(weights, device="cpu", batch_size=50):
     """A function from images (N, 1 or 3, H, W), uint8 or float in [0, 1], to Inception features (N, 2048), by
     torch-fidelity's network and the file of weights that the user names; nothing is downloaded. Raises InputError."""

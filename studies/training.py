@@ -73,7 +73,8 @@ class StudyModule(L.LightningModule):
     def on_train_epoch_start(self):
         self._began, self._sums = time.monotonic(), {}
         # An epoch's noise depends on seed and epoch alone, so that a resumed training is the uninterrupted one.
-        L.seed_everything((self.seed * 1000 + self.current_epoch) * 1000 + self.global_rank, verbose=False)
+        seed = ((self.seed * 1000 + self.current_epoch) * 1000 + self.global_rank) % 2 ** 32  # the largest allowed
+        L.seed_everything(seed, verbose=False)
 
     def on_validation_epoch_start(self):
         L.seed_everything(self.seed, verbose=False)  # the same noise after every epoch

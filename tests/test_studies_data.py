@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from refusals import Bomb
 
 from common.errors import InputError
@@ -66,7 +66,7 @@ def test_every_kind_of_source_gives_the_same_images(sources, drawn):
     kinds = ["kind0", "kind1", "kind2"]
     classes = {"bytes.npz": ["4", "5", "6"], "floats.npz": ["0.0", "1.0", "2.0"], "classes": kinds, "parts": kinds}
     for name, path in sources.items():
-        images = data.read_split([path, path], 28, 1, least=30)[0]
+        images = data.read(path, 28, 1)["train"]
         assert images.pixels.dtype == torch.uint8 and images.skipped == [], name
         assert np.array_equal(images.pixels[:, 0], pixels), name
         if name in ("only.npz", "bare.npy", "flat"):
@@ -96,7 +96,8 @@ def test_own_test_files_are_held_out_and_else_a_share_of_each_class(sources, dra
     assert [len(part) for part in data._held_out(rare, 0.2, 0)] == [48, 12]
 
 
-def test_broken_images_are_counted_and_skipped(drawn, tmp_path):
+def test_broken_images_are_counted_and_skipped(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as after bird.py has read a photo
     folder = _save_photos(tmp_path / "photos", *drawn)
     whole = (folder / "kind1/025.png").read_bytes()
     (folder / "kind1/cut.png").write_bytes(whole[:len(whole) // 2])
@@ -105,7 +106,7 @@ def test_broken_images_are_counted_and_skipped(drawn, tmp_path):
     (folder / "stray.png").write_bytes(whole)
     (folder / "kind2/notes.txt").write_text("not an image by its name")
     (folder / "kind2/.hidden.png").write_bytes(b"")
-    images, _, _ = data.read_split([folder, folder], 28, 1)
+    images = data.read(folder, 28, 1)["train"]
     assert len(images) == 60 and np.array_equal(images.pixels[:, 0], drawn[0])
     assert sorted(line.split(":")[0] for line in images.skipped) == [
         "kind1/cut.png", "kind1/words.jpg", "kind2/empty.png", "stray.png"]
@@ -121,7 +122,7 @@ def test_photos_are_upright_cropped_to_their_middle_and_white_where_transparent(
     Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(str(tmp_path / "b.png"))
     Image.fromarray(np.full((16, 16), 40_000, np.uint16)).save(str(tmp_path / "c.png"))
     Image.new("P", (16, 16)).save(str(tmp_path / "d.png"), transparency=b"\0")
-    images = data.read_split([tmp_path, tmp_path], 16, 3, least=1)[0]
+    images = data.read(tmp_path, 16, 3)["train"]
     assert [int(image.float().mean().round()) for image in images.pixels] == [200, 255, 40_000 // 256, 255]
     assert (images.pixels[0] > 150).all() and not recwarn.list
 
@@ -131,7 +132,7 @@ def test_grey_colour_and_size_are_given_as_asked(tmp_path):
     colour[..., 1] = 100
     np.save(str(tmp_path / "colour.npy"), colour)
     for side, channels, shape, mean in ((None, 1, (4, 1, 10, 10), 58), (20, None, (4, 3, 20, 20), 100 / 3)):
-        pixels = data.read_split([tmp_path / "colour.npy"] * 2, side, channels, least=1)[0].pixels
+        pixels = data.read(tmp_path / "colour.npy", side, channels)["train"].pixels
         assert pixels.shape == shape and float(pixels.double().mean()) == pytest.approx(mean)
 
 
@@ -214,6 +215,7 @@ def test_bad_sources_give_one_clear_line_and_no_pickle_is_loaded(drawn, sources,
             (name, [sources["floats.npz"], name], word) for name, word in (
                 ("few.npz", "at least 20 images to hold out"), ("no labels.npz", "two classes, found 0"))),
             ("other classes", [sources["floats.npz"], sources["bytes.npz"]], "found 4, 5, 6 too"),
+            ("the same", [sources["floats.npz"], sources["floats.npz"]], "found the same"),
             ("three", ["a", "b", "c"], "found 3 of them")):
         with pytest.raises(InputError) as caught:
             data.read_split(paths, 28, 1, 0.5, labelled=True, least=20)
@@ -228,5 +230,5 @@ def test_names_that_are_no_utf8_become_printable(drawn, tmp_path):
     except OSError:
         pytest.skip("this file system has UTF-8 alone")
     (folder / "kind\udce90/broken\udce9.png").write_bytes(b"no image")
-    train, _, _ = data.read_split([folder, folder], 28, 1, least=5)
+    train = data.read(folder, 28, 1)["train"]
     assert train.classes == ["kind\\udce90", "kind\\udce91"] and train.skipped[0].isprintable()
