@@ -180,19 +180,17 @@ def draw(study, models, results, album):
                 2, perplexity=min(30, (len(some) - 1) / 3), init="pca", random_state=seed).fit_transform(
                     mapped(model.encode, some.pixels).numpy()) for kind, model in pair.items()},
             some.labels, some.classes), "t-SNE of the latents of the AE and of the VAE, coloured by class.",
-            f"{variant}: t-SNE [2] of the latents. Axes and distances between clusters have no unit.")
+            f"{variant}: t-SNE of the latents (van der Maaten & Hinton 2008). Axes and distances have no unit.")
 
 
 # --------------------------------------------------------------------------------------------------------------- report
 
-ROWS = (  # title, how to read it, key
-    ("reconstruction error, mean squared", "lower is better", "mse"),
-    ("loss, summed over an image", "", "loss"), ("  its reconstruction term", "", "reconstruction"),
-    ("  KL divergence, nats", "", "kl"), ("k-NN accuracy of the latents", "higher is better", "knn_accuracy"),
-    ("silhouette of the classes", "-1 to 1", "silhouette"), ("FID of samples from N(0, I)", "lower is better", "fid"),
-    ("diversity of samples, mean pairwise L2", "as real images", "diversity"),
-    ("sharpness of samples, variance of the Laplacian", "as real images", "sharpness"),
-    ("training, seconds", "", "seconds"))
+ROWS = (  # title, key
+    ("mean squared error of reconstructions ↓", "mse"), ("loss, summed over an image", "loss"),
+    ("  its reconstruction term", "reconstruction"), ("  KL divergence, nats", "kl"),
+    ("k-NN accuracy of the latents ↑", "knn_accuracy"), ("silhouette of the classes, -1 to 1 ↑", "silhouette"),
+    ("FID of samples from N(0, I) ↓", "fid"), ("mean pairwise L2 of samples", "diversity"),
+    ("sharpness of samples", "sharpness"), ("training, seconds", "seconds"))
 
 
 def sections(results, album):
@@ -201,14 +199,15 @@ def sections(results, album):
     columns = [(variant, kind) for variant in variants for kind in MODELS]
     table = Table(
         f"{results['data']['held_out']:,} held-out images; {report.seeds_text(results)}.",
-        ["measure", *(f"{kind}, {variant}" for variant, kind in columns), "real images", ""],
+        ["measure", *(f"{kind}, {variant}" for variant, kind in columns), "real images"],
         [[title, *(report.number(found[variant][kind][key]) for variant, kind in columns),
-          report.number(real[key]) if key in real else "", reading] for title, reading, key in ROWS])
+          report.number(real[key]) if key in real else ""] for title, key in ROWS])
     return [
         Section("Results", [
             report.features_text(results["features"]),
-            "Real images: the FID of training images; for k-NN, the accuracy of always naming the most frequent "
-            "class."],
+            "Real images: the FID of training images; for k-NN, the accuracy of always naming the most frequent class. "
+            "Sharpness: variance of the Laplacian. ↓: lower is better, ↑: higher is better; diversity and sharpness "
+            "should be as those of real images."],
             [table]),
         *(Section(f"Figures: {variant}", (), (), [
             album[f"{name}_{variant}"] for name in ("loss", "reconstructions", "samples", "tsne")])

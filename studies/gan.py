@@ -59,8 +59,9 @@ FRAMES, MOST_FRAMES = 16, 40  # samples in a frame of the GIF, frames
 MEASURES = {"fid": "FID", "precision": "precision", "recall": "recall", "diversity": "mean pairwise L2",
             "sharpness": "variance of the Laplacian"}
 CONTROL, LITTLE_DIVERSITY, LITTLE_RECALL = 0.5, 0.5, 0.1
-RULE = ("FID, precision and recall [3] are reported where held-out images with blur or with shuffled pixels and "
-        f"samples of untrained generators have precisions below {CONTROL} times that of training images. ")
+RULE = ("FID, precision and recall (Kynkäänniemi et al. 2019) are reported where held-out images with blur or with "
+        f"shuffled pixels and samples of untrained generators have precisions below {CONTROL} times that of training "
+        "images. ")
 CRITERION = (f"Signs of collapse: diversity below {LITTLE_DIVERSITY} times that of held-out images, or recall below "
              f"{LITTLE_RECALL} times that of training images. They count after the first measured epoch without any.")
 
@@ -354,27 +355,25 @@ def draw(study, trained, results, album):
 
 # --------------------------------------------------------------------------------------------------------------- report
 
-ROWS = (  # title, key, how to read it
-    ("FID", "fid", "training images; lower is better"),
-    ("FID of Inception features", "inception_fid", "training images; lower is better"),
-    ("precision", "precision", "training images; samples among held-out images"),
-    ("recall", "recall", "training images; held-out images among samples"),
-    ("diversity, mean pairwise L2", "diversity", "held-out images"),
-    ("sharpness, variance of the Laplacian", "sharpness", "held-out images"),
-    ("generator's loss, first epoch", "first_generator", ""), ("  last epoch", "last_generator", ""),
-    ("discriminator's loss, first epoch", "first_discriminator", ""), ("  last epoch", "last_discriminator", ""),
-    ("mean D(x), training images", "train_realness", ""), ("  held-out images", "test_realness", ""),
-    ("training, seconds", "seconds", ""))
+ROWS = (  # title, key
+    ("FID ↓", "fid"), ("FID of Inception features ↓", "inception_fid"),
+    ("precision: samples among held-out images ↑", "precision"), ("recall: held-out images among samples ↑", "recall"),
+    ("mean pairwise L2", "diversity"), ("sharpness, variance of the Laplacian", "sharpness"),
+    ("generator's loss, first epoch", "first_generator"), ("  last epoch", "last_generator"),
+    ("discriminator's loss, first epoch", "first_discriminator"), ("  last epoch", "last_discriminator"),
+    ("mean D(x), training images", "train_realness"), ("  held-out images", "test_realness"),
+    ("training, seconds", "seconds"))
 
 
 def sections(results, album):
     """The report's sections from results.json and the pictures."""
     found, real, controls, n = results["numbers"], results["real"], results["controls"], results["data"]["train"]
     numbers = Table(
-        f"{real['images']:,} samples against as many held-out images, last epoch; {report.seeds_text(results)}.",
-        ["measure", *found, "real images", "which; how to read it"],
+        f"{real['images']:,} samples against as many held-out images, last epoch; {report.seeds_text(results)}. Real "
+        "images: training images for FID, precision and recall, else held-out ones. ↓: lower is better, ↑: higher.",
+        ["measure", *found, "real images"],
         [[title, *(report.number(each[key]) for each in found.values()), report.number(real[key]) if key in real
-          else "", reading] for title, key, reading in ROWS if key in found["described"]])
+          else ""] for title, key in ROWS if key in found["described"]])
     highest = max(each["precision"] for name, each in controls.items() if name != "training images")
     copies = [[f"{variant}, {space}", report.percent(each["copies"], each["copies_interval"]),
                report.percent(each["real"], each["real_interval"]), report.number(each["ratio"], 3)]

@@ -64,8 +64,8 @@ class FeatureExtractor(StudyModule):
         self.head = nn.Linear(64, classes or len(TRANSFORMATIONS))
 
     def extract(self, x):
-        """Images (B, C, H, W) in [0, 1] -> features (B, 64). Each image is standardised: else its brightness and contrast
-        alone decide where its features lie, and blurred or plain grey images lie among real ones."""
+        """Images (B, C, H, W) in [0, 1] -> features (B, 64). Each image is standardised: else its brightness and
+        contrast alone decide where its features lie, and blurred or plain grey images lie among real ones."""
         return self.features(F.layer_norm(x, x.shape[1:]))
 
     def losses(self, x, y):
