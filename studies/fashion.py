@@ -58,7 +58,8 @@ class Settings:
 
 
 VARIANTS = {"kernel3": {"kernel": 3, "fc_relu": True, "norm_bias": False}}
-QUICK = {"most_train": 4000, "most_test": 1000, "feature_steps": 250, "save_interval": 20, "first_interval": 1}
+QUICK = {"most_train": 3000, "most_test": 1000, "epochs": 15, "feature_steps": 200, "save_interval": 20,
+         "first_interval": 1}
 PARTS = (("train", "training"), ("test", "held-out"))
 TERMS = {"total loss": "loss", "reconstruction": "reconstruction", "KL": "kl"}
 PUBLISHED = {

@@ -96,7 +96,8 @@ def png_bytes(figure, signature="", tight=True, dpi=160):
 def gif_bytes(figures, signature="", milliseconds=200, hold=2000, dpi=160, colours=256):
     """Animated GIF of Figures of one size, in so many colours, that loops; the last one stays for `hold` ms."""
     frames = [imageio.imread(png_bytes(figure, signature, False, dpi))[..., :3] for figure in figures]
-    frames = [np.asarray(Image.fromarray(frame).quantize(colours, dither=0).convert("RGB")) for frame in frames]
+    frames = [np.asarray(Image.fromarray(frame).quantize(colours, Image.MAXCOVERAGE, dither=0).convert("RGB"))
+              for frame in frames]  # this method keeps the rare colours of a few points and of the legend
     return imageio.imwrite("<bytes>", frames, extension=".gif", plugin="pillow", loop=0, optimize=False,
                            duration=[milliseconds] * (len(frames) - 1) + [hold])
 
