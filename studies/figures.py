@@ -113,7 +113,7 @@ def grid_figure(groups, columns=8, per_row=None):
     """Groups {title: images} of equal N, each a grid of so many columns, side by side or `per_row` in a row."""
     per_row = per_row or len(groups)
     lines, n = -(-len(groups) // per_row), len(next(iter(groups.values())))
-    width = WIDTH / max(per_row, 2)
+    width = WIDTH / max(per_row, 2 if columns < 16 else 1)
     figure = new_figure(width * per_row, lines * (width * -(-n // columns) / columns + 0.3))
     for axes, (title, images) in zip(figure.subplots(lines, per_row, squeeze=False).flat, groups.items()):
         axes.imshow(tiled(images, columns))
