@@ -1,10 +1,18 @@
-"""The one error type of handin/ and studies/."""
+"""The one error type of handin/ and studies/, and how their command lines report it."""
+import argparse
 import contextlib
 
 
 class InputError(Exception):
     """Bad input: one line that names the file, what was expected and what was found. The command line prints it on
     stderr and ends with exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises InputError for words that it does not take."""
+
+    def error(self, message):
+        raise InputError(f"{self.prog}: {message}; see --help")
 
 
 @contextlib.contextmanager

@@ -3,42 +3,36 @@ import argparse
 import importlib
 import sys
 
-from common.errors import InputError
+from common.errors import InputError, Parser
 
 COMMANDS = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code; what it does
     "grade": ("grade", "runs the graders' commands on any pair of scripts, checks and scores what they write"),
     "figures": ("figures", "draws what the report needs from trained models, and measures it"),
-    "ablate": ("ablate", "trains without one ingredient at a time: the table 'effect of optimisation'"),
+    "ablate": ("ablate", "trains without one ingredient at a time: the table 'effect of model optimisation'"),
     "report": ("report", "lays out the PDF of each part from the figures and the numbers"),
     "zip": ("pack", "checks and packs a submission"),
     "demo": ("demo", "runs the graders' commands on data that needs no download, and scores them"),
 }
 
 
-def _parser():
-    listed = "\n".join(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items())
-    return argparse.ArgumentParser(
-        prog="python -m handin", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"From the two scripts to a hand-in. Commands, each with its own --help:\n\n{listed}")
-
-
 def main(argv=None):
     """Runs one command; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser()
+    listed = "\n".join(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items())
+    parser = Parser(prog="python -m handin", formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description=f"From the two scripts to a hand-in. Commands, each with its own --help:\n\n{listed}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     if not argv:
         parser.print_help(sys.stderr)
         return 2
-    name = parser.parse_args(argv[:1]).command
-    module = importlib.import_module(f"handin.{COMMANDS[name][0]}")  # one alone: each takes seconds to import
-    parser = argparse.ArgumentParser(
-        prog=f"python -m handin {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.add_arguments(parser)
-    args = parser.parse_args(argv[1:])
+    name = ""
     try:
-        return module.run(args)
+        name = parser.parse_args(argv[:1]).command
+        module = importlib.import_module(f"handin.{COMMANDS[name][0]}")  # one alone: each takes seconds to import
+        parser = Parser(prog=f"python -m handin {name}", description=module.__doc__,
+                        epilog=f"example: {module.EXAMPLE}", formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(parser)
+        return module.run(parser.parse_args(argv[1:]))
     except InputError as error:
         print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2

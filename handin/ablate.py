@@ -1,9 +1,9 @@
-"""The table "effect of optimisation": bird.py trained with its recipe and without one ingredient at a time.
+"""The table "effect of model optimisation": bird.py trained with its recipe and without one technique at a time.
 
-All trainings have the same number of epochs; without --epochs it is what the time allows, learned from one epoch of the
-recipe. F1 is that of photos that took no part in training: those of TEST or, without it, a fifth of TRAIN set aside
-before anything else. FIGURES/ablation.json is rewritten after each training: a second call with the same data and
-settings goes on where the first one stopped.
+All trainings have the same number of epochs; without --epochs it is what the time allows, learned from one epoch of
+the recipe. Accuracy and F1 are those of photos that took no part in training: those of TEST or, without it, a fifth of
+TRAIN set aside before anything else. FIGURES/ablation.json is rewritten after each training: a second call with the
+same data and settings goes on where the first one stopped.
 """
 import dataclasses
 import hashlib
@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 import bird
 from common.errors import InputError, bad_input_of
+from common.files import write_files
+from handin.scores import all_scores
 
 EXAMPLE = "python -m handin ablate birds/train --minutes 60 --seeds 2 --out figures"
 
-# What changes: fields of bird.Recipe and, in capitals, constants of bird.py
+# What changes: fields of bird.Recipe and, in capitals, constants of bird.py; "last" keeps the last epoch's weights
 VARIANTS = {
     "the recipe": {},
     "no augmentation": {"area": 1.0, "aspect": 1.0, "rotate": 0.0, "mirror": False, "colour": 0.0, "tint": 0.0,
@@ -33,6 +35,7 @@ VARIANTS = {
     "no label smoothing": {"label_smoothing": 0.0},
     "no mixup, no CutMix": {"mixup": 0.0, "cutmix": 0.0},
     "no running average": {"average": 0.0},
+    "no early stopping": {"patience": 1.0, "last": True},
     "no class weights": {"class_weights": False},
     "no crops": {"area": 1.0, "aspect": 1.0},
     "no rotation": {"rotate": 0.0},
@@ -46,7 +49,7 @@ VARIANTS = {
     "one view at test": {"TEST_VIEWS": ((1.0, False),)},
 }
 USUAL = ("the recipe", "no augmentation", "no batch normalisation", "no weight decay", "no dropout",
-         "no label smoothing", "no mixup, no CutMix", "no running average", "no class weights")
+         "no label smoothing", "no mixup, no CutMix", "no running average", "no early stopping", "no class weights")
 
 
 @dataclasses.dataclass
@@ -87,11 +90,16 @@ def read_photos(train, test, image_size, workers=4):
 
 
 def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lambda: None):
-    """One training; returns the average F1 on the scored photos and the minutes it took."""
+    """One training; returns {"accuracy", "f1" (average F1), "minutes"} on the scored photos."""
     constants = {key: value for key, value in VARIANTS[name].items() if key.isupper()}
-    changes = {key: value for key, value in VARIANTS[name].items() if not key.isupper()}
+    changes = {key: value for key, value in VARIANTS[name].items() if not key.isupper() and key != "last"}
     recipe = dataclasses.replace(bird.Recipe(), epochs=epochs, image_size=image_size, seed=seed, **changes)
-    began = time.monotonic()
+    began, last = time.monotonic(), {}
+
+    def after_epoch(state, schedule):
+        last.update(state["average"])
+        each_epoch()
+
     with mock.patch.dict(vars(bird), constants):
         parts = bird.stratified_split(photos.labels[photos.learn], recipe.held_out, torch.Generator().manual_seed(seed))
         train, val = (photos.learn[part] for part in parts)
@@ -99,13 +107,13 @@ def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lam
         model = bird.new_classifier(photos.classes, counts, recipe)
         model.mean[:, 0, 0], model.std[:, 0, 0] = bird.channel_statistics(photos.bank, train)
         best, _ = bird.train_classifier(model, photos.bank, photos.labels, train, val if len(val) else train, recipe,
-                                        device, 1e9, lambda schedule: None, lambda state, schedule: each_epoch())
-        model.load_state_dict(best)
+                                        device, 1e9, lambda schedule: None, after_epoch)
+        model.load_state_dict(last if "last" in VARIANTS[name] else best)
         model.eval()
         found = torch.cat([bird.predict_probabilities(model, photos.bank[part], bird.TEST_VIEWS).argmax(1)
                            for part in photos.score.split(128)])
-    matrix = bird.confusion(photos.labels[photos.score], found, len(photos.classes))
-    return bird.average_f1(matrix), (time.monotonic() - began) / 60
+    scores = all_scores(photos.labels[photos.score].numpy(), found.numpy())
+    return {"accuracy": scores["accuracy"], "f1": scores["average_f1"], "minutes": (time.monotonic() - began) / 60}
 
 
 def affordable_epochs(photos, trainings, seconds, image_size, device):
@@ -118,26 +126,30 @@ def affordable_epochs(photos, trainings, seconds, image_size, device):
 
 
 def table(results):
-    """Rows of the table from the runs: a dict a variant, in the order of VARIANTS, those not yet trained left out."""
+    """Rows of the table from the runs: a dict a variant, in the order of VARIANTS, those not yet trained left out:
+    "accuracy", "f1" and "minutes" are means, "accuracy_sd" and "f1_sd" None for one seed."""
     rows = []
     for name in VARIANTS:
         runs = sorted((run for run in results["runs"] if run["variant"] == name), key=lambda run: run["seed"])
         if runs:
-            f1 = [run["f1"] for run in runs]
-            rows.append({"variant": name, "seeds": [run["seed"] for run in runs], "f1": f1,
-                         "f1_mean": statistics.fmean(f1), "f1_sd": statistics.stdev(f1) if len(f1) > 1 else None,
-                         "minutes_mean": statistics.fmean(run["minutes"] for run in runs)})
+            row = {"variant": name, "seeds": [run["seed"] for run in runs]}
+            for key in ("accuracy", "f1", "minutes"):
+                values = [run[key] for run in runs]
+                row.update({key: statistics.fmean(values),
+                            f"{key}_sd": statistics.stdev(values) if len(values) > 1 else None})
+            rows.append(row)
     return rows
 
 
 def markdown(results):
     """The table as text."""
-    lines = ["| variant | average F1 | minutes | trainings |", "|---|---|---|---|"]
-    for row in results["rows"]:
-        spread = "" if row["f1_sd"] is None else f" ± {row['f1_sd']:.4f}"
-        lines.append(f"| {row['variant']} | {row['f1_mean']:.4f}{spread} | {row['minutes_mean']:.1f} | "
-                     f"{len(row['f1'])} |")
-    lines.append(f"\nF1 = (macro + micro) / 2 on {results['photos']} photos that took no part in training; "
+    def both(row, key):
+        return f"{row[key]:.4f}" + ("" if row[f"{key}_sd"] is None else f" ± {row[f'{key}_sd']:.4f}")
+
+    lines = ["| training | accuracy | average F1 | minutes | seeds |", "|---|---|---|---|---|"]
+    lines += [f"| {row['variant']} | {both(row, 'accuracy')} | {both(row, 'f1')} | {row['minutes']:.1f} | "
+              f"{len(row['seeds'])} |" for row in results["rows"]]
+    lines.append(f"\nOn {results['photos']} photos that took no part in training; F1 = (macro + micro) / 2; "
                  f"{results['epochs']} epochs at {results['image_size']} px; mean ± standard deviation over seeds; "
                  f"{results['device']}.")
     return "\n".join(lines)
@@ -190,7 +202,6 @@ def run(args):
     path = args.out / "ablation.json"
     with bad_input_of(bird):
         args.out.mkdir(parents=True, exist_ok=True)
-        bird.check_output(str(path))
         device = bird.pick_device(args.device)
         photos = read_photos(args.train, args.test, args.image_size)
         settings = {"image_size": args.image_size, "photos": len(photos.score), "data": _fingerprint(photos),
@@ -214,10 +225,10 @@ def run(args):
                     bar.write(f"ablate: {len(missing) - number} trainings are left for another call", file=sys.stderr)
                     break
                 bar.set_description(f"{name}, seed {seed}")
-                f1, minutes = train_variant(photos, name, seed, results["epochs"], args.image_size, device, bar.update)
-                longest = max(longest, 60 * minutes)
-                results["runs"].append({"variant": name, "seed": seed, "f1": f1, "minutes": minutes})
+                found = train_variant(photos, name, seed, results["epochs"], args.image_size, device, bar.update)
+                longest = max(longest, 60 * found["minutes"])
+                results["runs"].append({"variant": name, "seed": seed, **found})
                 results["rows"] = table(results)
-                bird.write_files({str(path): (json.dumps(results, indent=1) + "\n").encode()})
+                write_files({str(path): (json.dumps(results, indent=1) + "\n").encode()})
     print(markdown(results))
     return 0 if {(row["variant"], row["seed"]) for row in results["runs"]} >= set(wanted) else 1

@@ -2,7 +2,6 @@
 
 Each `*_figure` takes arrays and returns a matplotlib Figure; `draw_all` makes them all from the saved files.
 """
-import json
 import math
 import os
 from typing import NamedTuple
@@ -12,22 +11,18 @@ import torch
 from tqdm import tqdm
 
 import bird
-from common.errors import InputError
-from handin.figures import COLUMN, PAGE, PALETTE, macro_scores, new_figure, plural, styled
+from common.errors import InputError, one_line
+from common.files import read_json
+from handin.plots import COLUMN, PAGE, PALETTE, new_figure, shortened, styled
+from handin.results import BirdResults
+from handin.scores import accuracy_interval, all_scores
 
-BATCH = 128  # photos in memory at once, as in bird.classify: the same batches give the same labels
-GRADED = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_f1")  # of an epoch of the history
-
-
-class Layer(NamedTuple):
-    """A row of the architecture table."""
-    name: str
-    shape: tuple     # of the output for one photo, without the batch
-    parameters: int
+BATCH = 128     # photos in memory at once, as in bird.classify: the same batches give the same labels
+MEASURED = 12   # photos of each class, right and wrong ones each, whose Grad-CAM maps are measured
 
 
 class Example(NamedTuple):
-    """A photo of the Grad-CAM grid."""
+    """A photo with its Grad-CAM map."""
     photo: np.ndarray   # (S, S, 3) in [0, 1]
     heat: np.ndarray    # (S, S) in [0, 1]
     truth: str
@@ -38,33 +33,21 @@ class Example(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ data in
 
 def read_history(path, model):
-    """The record that bird.py's training leaves beside its model. Raises InputError when it is none, or of a model of
-    other classes or another size than this BirdClassifier."""
-    expected = "expected the history that bird.py's train writes beside its model"
+    """The record that bird.py's training leaves beside its model. Raises InputError when it is none, or that of another
+    model than this BirdClassifier."""
+    expected = "the history that bird.py's train writes beside its model"
+    record = read_json(path, expected)
     try:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file)
-        rows = record["epochs"]
-        numbers = [row[key] for row in rows for key in (*GRADED, "epoch")] + [
-            record["chosen_epoch"], record["minutes"], record["validation"]["average_f1"]]
-        if not rows or not all(isinstance(number, (int, float)) for number in numbers):
-            raise ValueError("epochs without their numbers")
-        if record["chosen_epoch"] not in [row["epoch"] for row in rows]:
-            raise ValueError(f"the chosen epoch {record['chosen_epoch']} not among its epochs")
-        described = {key: record[key] for key in ("settings", "device", "classes", "parameters", "split")}
-        sizes = [len(described["split"][part]) for part in ("train", "validation")]
-    except OSError as error:
-        raise InputError(f"{path}: {expected}, found: {error.strerror}") from None
-    except KeyError as error:
-        raise InputError(f"{path}: {expected}, found no {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: {expected}, found: {error}") from None
-    known = model.about["classes"]
+        chosen = [row["epoch"] for row in record["epochs"]].index(record["chosen_epoch"])
+        record["validation"]["accuracy"] = record["epochs"][chosen]["val_accuracy"]
+        known = record["classes"], record["parameters"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: expected {expected}, found one without {one_line(error)}") from None
     parameters = sum(p.numel() for p in model.parameters())
-    if (described["classes"], described["parameters"]) != (known, parameters):
-        raise InputError(f"{path}: expected the history of this model, of {len(known)} classes and {parameters:,} "
-                         f"parameters, found that of another")
-    return {**record, "sizes": sizes}
+    if known != (model.about["classes"], parameters):
+        raise InputError(f"{path}: expected the history of this model, of {len(model.about['classes'])} classes and "
+                         f"{parameters:,} parameters, found that of another")
+    return record
 
 
 def list_labelled(folder, known):
@@ -88,137 +71,97 @@ def predict(model, paths, workers, step=lambda: None):
     probabilities = np.full((len(paths), len(model.about["classes"])), np.nan)
     readable = np.ones(len(paths), bool)
     for start in range(0, len(paths), BATCH):
-        bank, unreadable = bird.read_bank(paths[start:start + BATCH], side, workers)
+        photos, unreadable = bird.read_bank(paths[start:start + BATCH], side, workers)
         readable[[start + index for index in unreadable]] = False
         there = readable[start:start + BATCH].nonzero()[0]
         if len(there):
-            probabilities[start + there] = bird.predict_probabilities(model, bank[torch.from_numpy(there)]).numpy()
+            probabilities[start + there] = bird.predict_probabilities(model, photos[torch.from_numpy(there)]).numpy()
         step()
     labels = np.full(len(paths), int(np.argmax(model.about["counts"])))
     labels[readable] = probabilities[readable].argmax(1)
     return labels, probabilities, readable
 
 
-# ------------------------------------------------------------------------------------------------------- architecture
+# -------------------------------------------------------------------------------------------------------------- figures
 
-@torch.no_grad()
-def architecture(model):
-    """Rows (Layer) of a BirdClassifier, from input to logits, measured on one photo of the size it was trained at."""
-    size, shapes, handles = model.about["image_size"], {}, []
+def layer_table(model):
+    """[{"name", "shape", "parameters"}] from photo to logits, for one photo of the size that the model was trained at,
+    by torchinfo."""
+    import torchinfo
+    size = model.about["image_size"]
+    found = torchinfo.summary(model.eval(), (1, 3, size, size), depth=2, verbose=0, device="cpu").summary_list
+    rows = [{"name": "photo", "shape": [3, size, size], "parameters": 0}]
+    for layer in found:
+        module = layer.module
+        if layer.depth == 2 and not layer.class_name.startswith("ReLU"):
+            convolution = next(part for part in module.modules() if isinstance(part, torch.nn.Conv2d))
+            kind = "residual block" if layer.class_name == "ResidualBlock" else "convolution"
+            name = f"{kind} {convolution.kernel_size[0]} × {convolution.kernel_size[0]}" + (
+                f", stride {convolution.stride[0]}" if convolution.stride[0] > 1 else "")
+        elif layer.class_name == "Dropout":
+            name = " and ".join({"mean": "average", "amax": "maximum"}[name] for name in bird.POOLING) + " pooling"
+        elif layer.class_name == "Linear":
+            name = "linear"
+        else:
+            continue
+        rows.append({"name": name, "shape": list(layer.output_size[1:]),
+                     "parameters": sum(p.numel() for p in module.parameters())})
+    return rows
 
-    def watch(module):
-        def hook(module, inputs, output):
-            shapes[module] = tuple(output.shape[1:])
-        handles.append(module.register_forward_hook(hook))
-
-    watched = [*((layer, "convolution", layer[0]) for layer in model.stem if not isinstance(layer, torch.nn.ReLU)),
-               *((block, "residual block", block.first[0]) for block in model.stages)]
-    for module in [*(layer for layer, _, _ in watched), model.dropout, model.head]:
-        watch(module)
-    try:
-        model.eval()(torch.zeros(1, 3, size, size, device=model.mean.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    rows = [Layer("photo", (3, size, size), 0)]
-    for module, name, convolution in watched:
-        side, stride = convolution.kernel_size[0], convolution.stride[0]
-        rows.append(Layer(f"{name} {side} × {side}" + (f", stride {stride}" if stride > 1 else ""), shapes[module],
-                          sum(p.numel() for p in module.parameters())))
-    pooling = " and ".join({"mean": "average", "amax": "maximum"}.get(name, name) for name in bird.POOLING)
-    rows.append(Layer(f"{pooling} pooling, dropout", shapes[model.dropout], 0))
-    return rows + [Layer("linear", shapes[model.head], sum(p.numel() for p in model.head.parameters()))]
-
-
-@styled
-def architecture_figure(rows):
-    """Table of Layer rows: layer, output as channels x height x width in px, parameters; the last line their sum."""
-    figure = new_figure(COLUMN, 0.19 * (len(rows) + 2) + 0.1)
-    axes = figure.add_subplot()
-    axes.set(xlim=(0, 1), ylim=(len(rows) + 2.1, -0.1))
-    axes.axis("off")
-    lines = [("layer", "output (C × H × W, px)", "parameters")]
-    lines += [(row.name, " × ".join(f"{n:,}" for n in row.shape), f"{row.parameters:,}" if row.parameters else "–")
-              for row in rows]
-    lines.append(("all", "", f"{sum(row.parameters for row in rows):,}"))
-    for y, (name, shape, parameters) in enumerate(lines, start=0):
-        weight = "bold" if y in (0, len(lines) - 1) else "normal"
-        for x, text, side in ((0, name, "left"), (0.785, shape, "right"), (1, parameters, "right")):
-            axes.text(x, y + 0.5, text, ha=side, va="center", weight=weight, fontsize=7.5)
-    for y, width in ((0, 1.0), (1, 0.5), (len(lines) - 1, 0.5), (len(lines), 1.0)):
-        axes.axhline(y, color="black", linewidth=width, clip_on=False)
-    return figure
-
-
-# ------------------------------------------------------------------------------------------------------------- curves
 
 @styled
 def learning_curves_figure(rows, chosen_epoch):
     """Loss (nats) and accuracy (%) of training and validation against epochs, from the rows of a history; the epoch
     whose weights were kept is marked."""
-    figure = new_figure(PAGE, 2.6)
+    figure = new_figure(PAGE, 2.4)
     epochs = [row["epoch"] for row in rows]
-    chosen = epochs.index(chosen_epoch)
-    figure.get_layout_engine().set(wspace=0.06)
-    panels = figure.subplots(1, 2)
-    for axes, measure, unit, scale in zip(panels, ("loss", "accuracy"), ("cross-entropy loss (nats)", "accuracy (%)"),
-                                          (1, 100)):
-        for part, name, style, colour in (("train", "training*", "--", PALETTE[1]),
+    for axes, measure, unit, scale in zip(figure.subplots(1, 2), ("loss", "accuracy"),
+                                          ("cross-entropy loss (nats)", "accuracy (%)"), (1, 100)):
+        for part, name, style, colour in (("train", "training", "--", PALETTE[1]),
                                           ("val", "validation", "-", PALETTE[0])):
             values = [scale * row[f"{part}_{measure}"] for row in rows]
             axes.plot(epochs, values, style, color=colour, label=name, marker="." if len(rows) < 15 else None)
         axes.axvline(chosen_epoch, color="0.6", linewidth=0.8, zorder=0)
-        axes.plot([chosen_epoch], [values[chosen]], "o", color=PALETTE[0], markersize=5, markerfacecolor="white",
-                  clip_on=False, label=f"kept: epoch {chosen_epoch}")
+        axes.plot([chosen_epoch], [values[epochs.index(chosen_epoch)]], "o", color=PALETTE[0], markersize=5,
+                  markerfacecolor="white", clip_on=False, label=f"kept: epoch {chosen_epoch}")
         axes.set(xlabel="epoch", ylabel=unit, xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_ylim(bottom=0)
-    panels[1].set_ylim(top=100)
-    panels[0].legend(loc="best")
-    figure.supxlabel("* on augmented, mixed photos with smoothed labels: a harder task than validation, which sees the "
-                     "photos whole", fontsize=7)
+    figure.axes[0].set_ylim(bottom=0)
+    figure.axes[1].set_ylim(top=100)
+    figure.axes[0].legend()
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------- confusion
-
 @styled
-def confusion_figure(matrix, names):
-    """Confusion matrix, counts (K, K) with the true classes as rows: numbers are photos, colours shares of the row."""
-    matrix = np.asarray(matrix)
+def confusion_figure(truth, predicted, names):
+    """Confusion matrix of labels (N,), rows the true classes: numbers are photos, colours shares of the row."""
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     n, longest = len(names), max(map(len, names))
-    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure = new_figure(*((COLUMN, 2.8) if n <= 12 and longest <= 6 else (PAGE, 5.8)))
+    figure = new_figure(*((COLUMN, 3.0) if n <= 12 and longest <= 6 else (PAGE, 5.6)))
     axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    if n <= 25:  # beyond that cells are too small to read
-        for row, column in zip(*matrix.nonzero()):
-            axes.text(column, row, matrix[row, column], ha="center", va="center",
-                      fontsize=7 if matrix.max() < 1000 else 5.8, color="white" if share[row, column] > 55 else "black")
+    counts, share = (confusion_matrix(truth, predicted, labels=range(n), normalize=way) for way in (None, "true"))
+    shown = ConfusionMatrixDisplay(100 * share, display_labels=[shortened(name, 24) for name in names])
+    shown.plot(ax=axes, cmap="Blues", values_format="", colorbar=False, im_kw={"vmin": 0, "vmax": 100},
+               text_kw={"fontsize": 6.5}, xticks_rotation=90 if longest > 3 else 0, include_values=n <= 25)
+    if shown.text_ is not None:  # numbers of photos in place of the shares, and none where there are none
+        for text, count in zip(shown.text_.flat, counts.flat):
+            text.set_text(f"{count}" if count else "")
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_xticks(range(n), names, rotation=90 if longest > 3 else 0)
-    axes.set_yticks(range(n), names)
-    axes.set_xticks(np.arange(1, n) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, n) - 0.5, minor=True)
-    axes.grid(which="minor", color="0.9", linewidth=0.5)
-    axes.tick_params(which="both", length=0)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, pad=0.02)
+    axes.tick_params(length=0)
+    bar = figure.colorbar(shown.im_, ax=axes, shrink=0.8, aspect=25, pad=0.02)
     bar.set_label("share of the true class (%)")
     bar.outline.set_visible(False)
     return figure
 
 
-# ----------------------------------------------------------------------------------------------------------- Grad-CAM
+# ------------------------------------------------------------------------------------------------------------- Grad-CAM
 
-def choose_examples(truth, predicted, usable, n_classes, each=2, seed=0):
+def choose_examples(truth, predicted, usable, n_classes, each=MEASURED, seed=0):
     """For every class the indices of up to `each` photos that were classified rightly and of as many misclassified,
     drawn at random: [([right], [wrong]), ...]. `usable` (N,) says which may be drawn."""
     rng = np.random.default_rng(seed)
-    chosen = []
-    for k in range(n_classes):
-        groups = (np.flatnonzero(usable & (truth == k) & hit) for hit in (predicted == truth, predicted != truth))
-        chosen.append(tuple(rng.permutation(group)[:each].tolist() for group in groups))
-    return chosen
+    return [tuple(rng.permutation(np.flatnonzero(usable & (truth == k) & hit))[:each].tolist()
+                  for hit in (predicted == truth, predicted != truth)) for k in range(n_classes)]
 
 
 def grad_cam(model, photos, targets, batch=8):
@@ -237,120 +180,115 @@ def grad_cam(model, photos, targets, batch=8):
     return np.concatenate(heat)
 
 
-def grad_cam_rows(model, paths, truth, predicted, probabilities, chosen, each, workers):
-    """For every class `each` right Examples and as many wrong ones, None where there are too few. Only the chosen
-    photos are read. Their heat is of the largest of the test's views, unmirrored, for the predicted class."""
+def grad_cam_examples(model, paths, truth, predicted, probabilities, chosen, workers):
+    """For every class ([right Examples], [wrong Examples]) of the chosen indices. Their maps are of the largest of the
+    test's views, unmirrored, for the predicted class."""
     names, wanted = model.about["classes"], [i for groups in chosen for group in groups for i in group]
-    examples = {}
-    if wanted:
-        side = bird.view_side(max(scale for scale, _ in bird.TEST_VIEWS), model.about["image_size"])
-        photos, _ = bird.read_bank([paths[i] for i in wanted], side, workers)
-        heat = grad_cam(model, photos, predicted[wanted])
-        for i, photo, map_ in zip(wanted, photos, heat):
-            examples[i] = Example(photo.permute(1, 2, 0).numpy() / np.float32(255), map_, names[truth[i]],
-                                  names[predicted[i]], float(probabilities[i, predicted[i]]))
-    return [[examples[i] if i is not None else None for group in groups
-             for i in group + [None] * (each - len(group))] for groups in chosen]
+    if not wanted:
+        return [([], []) for _ in chosen]
+    side = bird.view_side(max(scale for scale, _ in bird.TEST_VIEWS), model.about["image_size"])
+    photos, _ = bird.read_bank([paths[i] for i in wanted], side, workers)
+    photos = photos[torch.arange(len(wanted))]
+    made = {i: Example(photo.permute(1, 2, 0).numpy() / np.float32(255), heat, names[truth[i]], names[predicted[i]],
+                       float(probabilities[i, predicted[i]]))
+            for i, photo, heat in zip(wanted, photos, grad_cam(model, photos, predicted[wanted]))}
+    return [tuple([made[i] for i in group] for group in groups) for groups in chosen]
 
 
-def overlay(photo, heat):
-    """Photo (S, S, 3) and heat (S, S), both in [0, 1], as one picture (S, S, 3): the photo where it is cold, under the
-    colours of `inferno` where it is hot."""
-    import matplotlib
-    share = 0.65 * heat[..., None]
-    return (1 - share) * photo + share * matplotlib.colormaps["inferno"](heat)[..., :3]
-
-
-def _short(name, most):
-    return name if len(name) <= most else name[:most - 1] + "…"
+def measure_maps(examples):
+    """{"photos", "centre", "entropy"} of a list of Examples, None of an empty one: the mean share of the map's mass in
+    the central quarter of the photo's area (0.25 for an even map), and the mean entropy of the map as a distribution
+    over the pixels, over that of an even map (1)."""
+    if not examples:
+        return None
+    heat = np.stack([example.heat for example in examples]).astype(np.float64) + 1e-12
+    heat /= heat.sum((1, 2), keepdims=True)
+    quarter = heat.shape[1] // 4
+    entropy = -(heat * np.log(heat)).sum((1, 2)) / math.log(heat[0].size)
+    return {"photos": len(examples), "entropy": float(entropy.mean()),
+            "centre": float(heat[:, quarter:-quarter, quarter:-quarter].sum((1, 2)).mean())}
 
 
 @styled
 def gradcam_figure(rows, names):
-    """Grid of Examples with their heat maps, a row a class (two blocks of rows side by side when there are many
-    classes): rows[k] holds as many right ones as wrong ones, None for what there is not."""
+    """For every class a right and a wrong photo, each with its map beside it, from rows of ([right], [wrong])
+    Examples; two blocks of classes side by side where there are more than five."""
+    import cv2
+    from pytorch_grad_cam.utils.image import show_cam_on_image
     blocks = 2 if len(rows) > 5 else 1
-    down, across = math.ceil(len(rows) / blocks), len(rows[0])
-    long = max(map(len, names)) > 3
-    side = 0.7 if blocks == 2 else 0.86  # of a photo, which the width decides; the rest is for what stands under it
-    figure = new_figure(PAGE if blocks == 2 else 1.1 * COLUMN, (side + (0.5 if long else 0.22)) * down + 0.5)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
-    parts = figure.subfigures(1, blocks, squeeze=False, wspace=0.03)[0]
-    for start, part in zip(range(0, len(rows), down), parts):
-        grid = part.subplots(down, across, squeeze=False)
-        for line in range(down):
-            for column, axes in enumerate(grid[line]):
-                if start + line >= len(rows):
-                    axes.axis("off")
-                    continue
-                _draw_example(axes, rows[start + line][column], long)
-                if line == 0:
-                    axes.set_title("right" if column < across // 2 else "wrong", fontsize=8, pad=3)
-                if column == 0:
-                    name = names[start + line]
-                    axes.set_ylabel(_short(name, 16) if long else f"class {name}", fontsize=7 if long else 8)
-    figure.supxlabel("true → predicted class, probability of the predicted class;" + (" " if blocks == 2 else "\n")
-                     + "bright: what raised its score", fontsize=7.5)
+    down = math.ceil(len(rows) / blocks)
+    figure = new_figure(PAGE if blocks == 2 else COLUMN, min(1.02 * down + 0.2, 8.4))  # which leaves room for a caption
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    grid = figure.subplots(down, 4 * blocks, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for k, groups in enumerate(rows):
+        cells = grid[k % down, 4 * (k // down):][:4]
+        cells[0].set_ylabel(shortened(names[k], 16) if len(names[k]) > 3 else f"class {names[k]}", fontsize=6.5)
+        for group, title, (plain, mapped) in zip(groups, ("right", "wrong"), (cells[:2], cells[2:])):
+            if k % down == 0:
+                plain.set_title(title, fontsize=8, pad=3, loc="left")
+            if not group:
+                plain.text(0.5, 0.5, "none", ha="center", va="center", color="0.4", transform=plain.transAxes)
+                continue
+            example = group[0]
+            plain.imshow(example.photo)
+            # From cyan to magenta, which no bird here has.
+            mapped.imshow(show_cam_on_image(example.photo, example.heat, use_rgb=True, colormap=cv2.COLORMAP_COOL,
+                                            image_weight=0.55))
+            plain.set_xlabel(f"→ {shortened(example.predicted, 14)}", fontsize=6.5, labelpad=1)
+            mapped.set_xlabel(f"{100 * example.probability:.0f} %", fontsize=6.5, labelpad=1)
     return figure
 
 
-def _draw_example(axes, example, long):
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(example is None)
-    axes.spines[:].set_color("0.8")
-    if example is None:
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.text(0.5, 0.5, "none", ha="center", va="center", color="0.4")
-        return
-    axes.imshow(overlay(example.photo, example.heat))
-    truth, predicted = (f"{_short(example.truth, 12)}\n", f"{_short(example.predicted, 10)}\n") if long else (
-        f"{example.truth} ", f"{example.predicted}, ")
-    axes.set_xlabel(f"{truth}→ {predicted}{100 * example.probability:.0f} %", fontsize=7, labelpad=2)
+# ------------------------------------------------------------------------------------------------------------- results
 
-
-# ------------------------------------------------------------------------------------------------------------ numbers
-
-def numbers(model, history, truth, predicted):
-    """What the report states of part I; the form is that of numbers.json."""
-    from sklearn.metrics import precision_recall_fscore_support
+def results(model, history, truth, predicted, examples):
+    """BirdResults of labels (N,) and of rows of ([right], [wrong]) Examples."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
     names = model.about["classes"]
     columns = precision_recall_fscore_support(truth, predicted, labels=range(len(names)), zero_division=0)
-    return {
-        "photos": len(truth), **macro_scores(truth, predicted),
-        "parameters": sum(p.numel() for p in model.parameters()), "classes": names,
-        "per_class": [{"class": name, "precision": float(precision), "recall": float(recall), "f1": float(f1),
-                       "photos": int(photos)} for name, precision, recall, f1, photos in zip(names, *columns)],
-        "epochs": len(history["epochs"]), "chosen_epoch": history["chosen_epoch"], "minutes": history["minutes"],
-        "device": history["device"], "train_photos": history["sizes"][0], "validation_photos": history["sizes"][1],
-        "validation_f1": history["validation"]["average_f1"], "image_size": model.about["image_size"],
-        "settings": history["settings"]}
+    matrix = confusion_matrix(truth, predicted, labels=range(len(names)))
+    np.fill_diagonal(matrix, 0)
+    worst = [divmod(int(i), len(names)) for i in np.argsort(-matrix, axis=None, kind="stable")[:3]]
+    return BirdResults(
+        classes=names, photos=len(truth), scores=all_scores(truth, predicted),
+        accuracy_interval=accuracy_interval(truth, predicted),
+        per_class=[{"class": name, "precision": float(precision), "recall": float(recall), "f1": float(f1),
+                    "photos": int(photos)} for name, precision, recall, f1, photos in zip(names, *columns)],
+        confusions=[[names[a], names[b], int(matrix[a, b])] for a, b in worst if matrix[a, b]],
+        layers=layer_table(model), parameters=sum(p.numel() for p in model.parameters()),
+        image_size=model.about["image_size"], settings=history["settings"], epochs=len(history["epochs"]),
+        chosen_epoch=history["chosen_epoch"], minutes=history["minutes"], device=history["device"],
+        train_photos=len(history["split"]["train"]), validation_photos=len(history["split"]["validation"]),
+        validation_accuracy=history["validation"]["accuracy"], validation_f1=history["validation"]["average_f1"],
+        grad_cam=[{"class": name, "right": measure_maps(right), "wrong": measure_maps(wrong)}
+                  for name, (right, wrong) in zip(names, examples)])
 
 
 def draw_all(test, model_path, history_path, device, workers, progress=tqdm):
-    """Figures {name: Figure}, numbers and remarks (lines for the user) of part I, from the photos of a class folder
+    """Figures {name: Figure}, BirdResults and remarks (lines for the user) of part I, from the photos of a class folder
     set, a model and the history beside it. progress(total=steps) gives a bar as tqdm does, once the input has proved
     sound. Raises InputError, also bird.py's."""
     model = bird.load_model(model_path)
     history = read_history(history_path or bird.sibling(model_path, "history.json"), model)
     paths, truth = list_labelled(test, model.about["classes"])
-    names, each = model.about["classes"], 2
-    with progress(total=math.ceil(len(paths) / BATCH) + 4) as bar:
+    names = model.about["classes"]
+    with progress(total=math.ceil(len(paths) / BATCH) + 2) as bar:
         bar.set_description("predictions")
         predicted, probabilities, readable = predict(bird.placed(model, device), paths, workers, bar.update)
         model.to("cpu")  # the few photos of Grad-CAM need no more, and hooks work there on every version
-        matrix = bird.confusion(torch.from_numpy(truth), torch.from_numpy(predicted), len(names)).numpy()
-        chosen = choose_examples(truth, predicted, readable, len(names), each)
-        figures, drawn = {}, (
-            ("birds_architecture", lambda: architecture_figure(architecture(model))),
-            ("birds_learning_curves", lambda: learning_curves_figure(history["epochs"], history["chosen_epoch"])),
-            ("birds_confusion", lambda: confusion_figure(matrix, names)),
-            ("birds_gradcam", lambda: gradcam_figure(
-                grad_cam_rows(model, paths, truth, predicted, probabilities, chosen, each, workers), names)))
-        for name, draw in drawn:
-            bar.set_description(name)
-            figures[name] = draw()
-            bar.update()
+        bar.set_description("Grad-CAM")
+        examples = grad_cam_examples(model, paths, truth, predicted, probabilities,
+                                     choose_examples(truth, predicted, readable, len(names)), workers)
+        bar.update()
+        bar.set_description("figures")
+        figures = {"birds_learning_curves": learning_curves_figure(history["epochs"], history["chosen_epoch"]),
+                   "birds_confusion": confusion_figure(truth, predicted, names),
+                   "birds_gradcam": gradcam_figure(examples, names)}
+        bar.update()
     lost = [os.path.relpath(paths[i], test) for i in np.flatnonzero(~readable)]
-    remarks = [f"{test}: {plural(len(lost), 'photo')} cannot be read, scored as the most frequent class as bird.py "
-               f"does: {', '.join(lost[:5])}{' and more' if len(lost) > 5 else ''}"] if lost else []
-    return figures, numbers(model, history, truth, predicted), remarks
+    remarks = [f"{test}: {len(lost)} photos cannot be read and are scored as the most frequent class, as bird.py does: "
+               f"{', '.join(lost[:5])}{' and more' if len(lost) > 5 else ''}"] if lost else []
+    return figures, results(model, history, truth, predicted, examples), remarks

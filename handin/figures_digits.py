@@ -2,6 +2,7 @@
 
 Each `*_figure` takes arrays and returns a matplotlib Figure; `draw_all` makes them all from the saved files.
 """
+import dataclasses
 import itertools
 import math
 
@@ -12,12 +13,13 @@ from tqdm import tqdm
 import vae
 from common.errors import InputError
 from handin import latent_page
-from handin.figures import COLUMN, PAGE, class_styles, macro_scores, new_figure, plural, styled
-from handin.scores import mean_ssim, one_minus_mse
+from handin.plots import COLUMN, PAGE, class_styles, new_figure, styled
+from handin.results import DigitResults
+from handin.scores import accuracy_interval, all_scores, mean_ssim, one_minus_mse
 
 GRID = 20             # digits along each axis of the manifold
 TAIL = 0.05           # probability that the assignment's grid leaves out at each end of each axis
-SHOWN = 15            # reconstructions in the figure: the whole validation file of the course
+SHOWN = 10            # validation images in the figure of reconstructions, as the assignment's show_reconstruction has
 MEANS = ("encoder's mean $z_1$ (no unit)", "encoder's mean $z_2$ (no unit)")
 
 
@@ -62,22 +64,18 @@ def reconstructions(model, images, device="cpu"):
 
 
 @styled
-def reconstructions_figure(originals, made, similarities):
-    """Three rows of n images (n, 28, 28) in [0, 1]: originals, the reconstructions from the encoder's means and those
-    from the refined latents, `made` a pair of arrays, each image with its SSIM, a pair of (n,)."""
+def reconstructions_figure(originals, made):
+    """Two pairs of rows of n images (n, 28, 28), as the assignment's show_reconstruction draws them: the originals
+    above what model(x) returns, and above the refined reconstructions, `made` a pair of arrays."""
     n = len(originals)
-    figure = new_figure(PAGE, PAGE / max(n, 6) * 3 + 0.6)
+    figure = new_figure(PAGE, 4 * PAGE / max(n, 6) + 0.1)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(3, n, squeeze=False)
-    for row, name, images in zip(grid, ("original", "from the\nmean", "refined"), (originals, *made)):
-        row[0].set_ylabel(name, fontsize=6.5)
+    rows = (("original", originals), ("model(x)", made[0]), ("original", originals), ("refined", made[1]))
+    for row, (name, images) in zip(figure.subplots(4, n, squeeze=False), rows):
+        row[0].set_ylabel(name)
         for axes, image in zip(row, images):
             axes.imshow(image, cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
-    for row, values in zip(grid[1:], similarities):
-        for axes, value in zip(row, values):
-            axes.set_xlabel(f"{value:.2f}", fontsize=7, labelpad=2)
-    figure.supxlabel("below each reconstruction: its SSIM with the original (no unit)", fontsize=7.5)
     return figure
 
 
@@ -99,19 +97,14 @@ def manifold(model, first, second):
 
 
 @styled
-def manifold_figure(images, first, second):
-    """The images (R, C, 28, 28) of `manifold` in the assignment's order: z_1, first (C,), grows to the right, and z_2,
-    second (R,), downwards."""
+def manifold_figure(images):
+    """The images (R, C, 28, 28) of `manifold` as the assignment's plot_2d_manifold shows them."""
     rows, columns, side = images.shape[:3]
-    figure = new_figure(5.2, 5.1)
+    figure = new_figure(COLUMN, COLUMN)
     axes = figure.add_subplot()
     axes.imshow(images.transpose(0, 2, 1, 3).reshape(rows * side, columns * side), cmap="gnuplot2", vmin=0, vmax=1,
-                extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), interpolation="antialiased")
-    for set_ticks, values in ((axes.set_xticks, first), (axes.set_yticks, second)):
-        last, quarter = len(values) - 1, len(values) // 4
-        ticks = sorted({0, quarter, last - quarter, last})
-        set_ticks(ticks, [f"{values[i]:.2f}".replace("-", "\N{MINUS SIGN}") for i in ticks])
-    axes.set(xlabel="latent $z_1$ (no unit), to the right", ylabel="latent $z_2$ (no unit), downwards")
+                interpolation="antialiased")
+    axes.axis("off")
     return figure
 
 
@@ -233,39 +226,35 @@ def ssim_figure(similarities, classes, labels):
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------------ numbers
+# ------------------------------------------------------------------------------------------------------------ results
 
-def separation(mixture):
-    """Distance of the two means of a mixture that are nearest to each other, in standard deviations: the Mahalanobis
-    distance by the mean of the two covariances."""
+def component_pairs(mixture, labels, truth=None, predicted=None):
+    """[{"digits": [a, b], "distance", "misclassified"}] of each pair of components: the Mahalanobis distance of their
+    means by the mean of their covariances, in standard deviations, and how many of a were predicted as b and of b as a,
+    None without true labels (N,)."""
     found = []
-    for a, b in itertools.combinations(range(len(mixture.means_)), 2):
-        difference = mixture.means_[a] - mixture.means_[b]
-        covariance = (mixture.covariances_[a] + mixture.covariances_[b]) / 2
-        found.append(math.sqrt(difference @ np.linalg.solve(covariance, difference)))
-    return min(found)
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        difference, a, b = mixture.means_[i] - mixture.means_[j], labels[i].item(), labels[j].item()
+        covariance = (mixture.covariances_[i] + mixture.covariances_[j]) / 2
+        wrong = None if truth is None else [int(((truth == x) & (predicted == y)).sum()) for x, y in ((a, b), (b, a))]
+        found.append({"digits": [a, b], "misclassified": wrong,
+                      "distance": math.sqrt(difference @ np.linalg.solve(covariance, difference))})
+    return found
 
 
-def numbers(model, mixture, labels, images, means, made, similarities, classes, n_labelled):
-    """What the report states of part II, of test images (N, 784), their latent means (N, 2), the pair of their
-    reconstructions, from the mean and refined, and the pair of their SSIM; the form is that of numbers.json. Without
-    the true classes (N,) the scores of the classification are left out."""
-    predicted = labels[mixture.predict(means)]
-    return {
-        "images": len(images), **(macro_scores(classes, predicted) if classes is not None else {}),
-        "ssim": float(similarities[1].mean()), "ssim_sd": float(similarities[1].std()),
-        "ssim_from_mean": float(similarities[0].mean()),
-        "one_minus_mse": one_minus_mse(images.reshape(made[1].shape), made[1]),
-        "inside_grid": float((np.abs(means) <= grid_values()[-1]).all(1).mean()),
-        "aggregate_mean": means.mean(0).tolist(), "aggregate_covariance": np.cov(means.T, ddof=0).tolist(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "classes": labels.tolist(), "mixture_weights": mixture.weights_.tolist(),
-        "mixture_separation": separation(mixture), "labelled_images": n_labelled}
+def shares_within(mixture, means):
+    """Shares of latent means (N, 2) within 1, 2 and 3 standard deviations (Mahalanobis) of the component that they are
+    assigned to; 0.39, 0.86 and 0.99 for normal distributions in two dimensions."""
+    component = mixture.predict(means)
+    difference = means - mixture.means_[component]
+    solved = np.linalg.solve(mixture.covariances_[component], difference[..., None])[..., 0]
+    distance = np.sqrt((difference * solved).sum(1))
+    return [float((distance <= radius).mean()) for radius in (1, 2, 3)]
 
 
 def draw_all(val, test, train, model_path, mixture_path, device, progress=tqdm):
-    """Figures {name: Figure}, pages {file name: bytes}, numbers and remarks (lines for the user) of part II, from the
-    labelled digits, those of the test, the training images or None, a model and its mixture. Labels of the training
+    """Figures {name: Figure}, pages {file name: bytes}, DigitResults and remarks (lines for the user) of part II, from
+    the labelled digits, those of the test, the training images or None, a model and its mixture. Labels of the training
     images only colour them. progress(total=steps) gives a bar as tqdm does, once the input has proved sound. Raises
     InputError, also vae.py's."""
     model, (mixture, labels) = vae.load_model(model_path), vae.load_mixture(mixture_path)
@@ -275,38 +264,32 @@ def draw_all(val, test, train, model_path, mixture_path, device, progress=tqdm):
     if sorted(labels.tolist()) != known:
         raise InputError(f"{mixture_path}: expected a mixture of the digits {known} of {val}, found one of "
                          f"{sorted(labels.tolist())}")
-    with progress(total=8) as bar:
+    with progress(total=3) as bar:
         bar.set_description("reconstructions")
         (_, refined), made, similarities = reconstructions(model, images, device)
-        _, val_made, val_similarities = reconstructions(model, val_images, device)
+        _, val_made, _ = reconstructions(model, val_images, device)
         bar.update()
-        bar.set_description("latents")
+        bar.set_description("figures")
         model.to("cpu")  # test_classifier's place, and grids are small
         means, val_means, shown_means = (vae.encode_means(model, torch.from_numpy(x)).double().numpy()
                                          for x in (images, val_images, shown_images))
+        predicted = labels[mixture.predict(means)]
         unknown = shown_classes is None
         if unknown:
             shown_classes = labels[mixture.predict(shown_means)]
         first = spread_over_classes(val_classes, len(val_classes), SHOWN)
-        strip = spread_over_classes(classes, len(images), latent_page.STRIP)
         values = grid_values()
+        figures = {
+            "digits_reconstructions": reconstructions_figure(
+                val_images[first].reshape(-1, vae.SIDE, vae.SIDE), [part[first] for part in val_made]),
+            "digits_manifold": manifold_figure(manifold(model, values, values)),
+            "digits_latents": latents_figure(shown_means, shown_classes, mixture, labels,
+                                             None if classes is None else (means, classes), unknown),
+            "digits_mixture": mixture_figure(shown_means, shown_classes, mixture, labels, val_means, unknown),
+            "digits_ssim": ssim_figure(similarities[1], classes, labels)}
         bar.update()
-        figures = {}
-        for name, draw in (
-                ("digits_reconstructions", lambda: reconstructions_figure(
-                    val_images[first].reshape(-1, vae.SIDE, vae.SIDE), [part[first] for part in val_made],
-                    [part[first] for part in val_similarities])),
-                ("digits_manifold", lambda: manifold_figure(manifold(model, values, values), values, values)),
-                ("digits_latents", lambda: latents_figure(
-                    shown_means, shown_classes, mixture, labels, None if classes is None else (means, classes),
-                    unknown)),
-                ("digits_mixture", lambda: mixture_figure(shown_means, shown_classes, mixture, labels, val_means,
-                                                          unknown)),
-                ("digits_ssim", lambda: ssim_figure(similarities[1], classes, labels))):
-            bar.set_description(name)
-            figures[name] = draw()
-            bar.update()
         bar.set_description("latent.html")
+        strip = spread_over_classes(classes, len(images), latent_page.STRIP)
         page = latent_page.page_bytes(
             model, mixture, labels, latent_page.Points(shown_images, shown_means, shown_classes),
             latent_page.Points(val_images, val_means, val_classes),
@@ -314,8 +297,22 @@ def draw_all(val, test, train, model_path, mixture_path, device, progress=tqdm):
                                       refined[strip], *(part[strip] for part in similarities)),
             values[-1], trained_on=train is not None, predicted=unknown)
         bar.update()
-    remarks = [] if classes is not None else [f"{test}: no labels of {plural(len(images), 'image')}: accuracy, "
-                                              "precision, recall and F1 left out"]
-    found = numbers(model, mixture, labels, images, means, made, similarities, classes, len(val_classes))
-    found.update(scatter_of="test" if train is None else "training", scatter_images=len(shown_images))
-    return figures, {"latent.html": page}, found, remarks
+    labelled = classes is not None
+    results = DigitResults(
+        classes=labels.tolist(), images=len(images), scores=all_scores(classes, predicted) if labelled else None,
+        accuracy_interval=accuracy_interval(classes, predicted) if labelled else None,
+        validation=all_scores(val_classes, labels[mixture.predict(val_means)]), labelled_images=len(val_classes),
+        ssim=float(similarities[1].mean()), ssim_sd=float(similarities[1].std()),
+        ssim_from_mean=float(similarities[0].mean()),
+        one_minus_mse=one_minus_mse(images.reshape(made[1].shape), made[1]),
+        inside_grid=float((np.abs(means) <= values[-1]).all(1).mean()), aggregate_mean=means.mean(0).tolist(),
+        aggregate_covariance=np.cov(means.T, ddof=0).tolist(), scatter_of="test" if train is None else "training",
+        scatter_images=len(shown_images), pairs=component_pairs(mixture, labels, classes, predicted),
+        within=shares_within(mixture, shown_means), mixture_weights=mixture.weights_.tolist(),
+        parameters=sum(p.numel() for p in model.parameters()),
+        settings={**dataclasses.asdict(vae.Recipe()), "encoder": list(vae.ENCODER_WIDTHS), "side": vae.SIDE,
+                  "decoder": list(vae.DECODER_WIDTHS), "frequencies": vae.FREQUENCIES, "separation": vae.SEPARATION,
+                  "prior_sd": model.prior_scale.item()})
+    remarks = [] if labelled else [f"{test}: no labels of {len(images):,} images: accuracy, precision, recall and F1 "
+                                   "left out"]
+    return figures, {"latent.html": page}, results, remarks

@@ -1,12 +1,12 @@
-"""The forms of a submission: group.txt, model_path.txt and the report, read and checked."""
-import contextlib
+"""The forms of a submission: group.txt, names.txt, model_path.txt and the report, read and checked."""
 import io
 import logging
 import re
 import urllib.parse
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, one_line
+from common.files import read_bytes
 
 ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or digit, number
 EXAMPLE_ENTRY = "2021CS10001"
@@ -15,17 +15,8 @@ SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
 MOST_PAGES = 3
 
 
-def read_bytes(path, what):
-    """Bytes of a file. Raises InputError that calls the missing or unreadable file `what`."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: expected {what}, found: {error.strerror}") from None
-
-
 def read_lines(path, what):
-    """Lines of a text file without their blanks and ends, whichever those are; a byte order mark is passed over.
-    Raises InputError."""
+    """Lines of a text file without their blanks and ends; a byte order mark is passed over. Raises InputError."""
     try:
         return [line.strip() for line in read_bytes(path, what).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
@@ -39,7 +30,7 @@ def read_entries(path):
 
 def entry_problems(entries, path):
     """One line for each thing wrong with the entry numbers of `path`, and how to mend it."""
-    problems = [f"{path}: expected an entry number like {EXAMPLE_ENTRY} on each line, found '{shorten(entry)}'"
+    problems = [f"{path}: expected an entry number like {EXAMPLE_ENTRY} on each line, found '{one_line(entry)}'"
                 + ("; write it in upper case" if re.fullmatch(ENTRY, entry.upper()) else "")
                 for entry in entries if not re.fullmatch(ENTRY, entry)]
     if not 1 <= len(entries) <= 2:
@@ -55,9 +46,24 @@ def sample_problems(entries, path):
     return [f"{path}: expected your entry numbers, found the sample {' '.join(left)}; write yours over it"] * bool(left)
 
 
-def link_problems(lines, path):
-    """One line for what is wrong with the first of the lines of a model_path.txt, which is to be the model's link."""
-    link = lines[0] if lines else ""
+def authors(entries, names, group):
+    """["Name (ENTRY)"] of the students, from names separated by commas or, where that is None, from the lines of
+    names.txt beside group.txt; the entry numbers alone where there is neither. Raises InputError."""
+    path = Path(group).with_name("names.txt")
+    if names is not None:
+        found, where = [name.strip() for name in names.split(",") if name.strip()], "--names"
+    elif path.exists():
+        found, where = [line for line in read_lines(path, "the students' names, one a line") if line], path
+    else:
+        return list(entries)
+    if len(found) != len(entries):
+        raise InputError(f"{where}: expected {len(entries)} names, one for each entry number of {group}, found "
+                         f"{len(found)}")
+    return [f"{one_line(name)} ({entry})" for name, entry in zip(found, entries)]
+
+
+def link_problems(link, path):
+    """One line for what is wrong with the first line of a model_path.txt, which is to be the model's link."""
     if not link:
         return [f"{path}: expected the link of the model on the first line, found an empty line; write it there"]
     if SAMPLE_LINK in link:
@@ -69,7 +75,7 @@ def link_problems(lines, path):
     except ValueError:  # brackets that hold no address
         fits = False
     return [] if fits else [f"{path}: expected a link that begins with https:// on the first line, found "
-                            f"'{shorten(link)}'; write it there and nothing else"]
+                            f"'{one_line(link)}'; write it there and nothing else"]
 
 
 def file_name(entries):
@@ -78,47 +84,31 @@ def file_name(entries):
 
 
 def read_pdf(content):
-    """Number of pages and first line of text of a PDF's bytes. Raises ValueError for what is no PDF."""
+    """Number of pages and lines of text of a PDF's bytes. Raises ValueError for what is no PDF."""
     import pypdf
-    with _quiet("pypdf"):
-        try:
-            pages = pypdf.PdfReader(io.BytesIO(content)).pages
-            lines = pages[0].extract_text().strip().splitlines()
-            return len(pages), " ".join(lines[0].split()) if lines else ""
-        except Exception as error:  # broken bytes trip the reader in a dozen ways
-            raise ValueError(shorten(str(error)) or type(error).__name__) from None
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it finds is reported in one line of ours
+    try:
+        pages = pypdf.PdfReader(io.BytesIO(content)).pages
+        lines = [" ".join(line.split()) for page in pages for line in page.extract_text().splitlines()]
+        return len(pages), [line for line in lines if line]
+    except Exception as error:  # broken bytes trip the reader in a dozen ways
+        raise ValueError(one_line(error)) from None
 
 
 def report_problems(content, entries, path):
     """One line for each thing wrong with the bytes of a report: its pages and, where the entry numbers are known, its
-    first line."""
+    first line, which names the students."""
     try:
-        pages, first = read_pdf(content)
+        pages, lines = read_pdf(content)
     except ValueError as error:
         return [f"{path}: expected a PDF, found: {error}; write it anew"]
-    problems = []
+    problems, first = [], lines[0] if lines else ""
     if pages > MOST_PAGES:
         problems.append(f"{path}: expected at most {MOST_PAGES} pages, found {pages}; shorten it")
-    if entries and sorted(re.split(r"[\s,;&_]+", first)) != sorted(entries):
-        problems.append(f"{path}: expected '{' '.join(entries)}' as the first line of text, found '{shorten(first)}'; "
-                        "write the report anew")
+    if entries and sorted(re.findall(ENTRY, first)) != sorted(entries):
+        problems.append(f"{path}: expected name and entry number of each student ({' '.join(entries)}) in the first "
+                        f"line of text, found '{one_line(first)}'; write the report anew")
+    elif entries and not re.search(r"[^\W\d_]{2}", re.sub(ENTRY, "", first)):
+        problems.append(f"{path}: expected the students' names in the first line of text, found '{one_line(first)}'; "
+                        "`python -m handin report --names \"...\"` writes them")
     return problems
-
-
-def shorten(text, most=60):
-    """Text on one line, of `most` characters."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= most else text[:most - 1] + "…"
-
-
-@contextlib.contextmanager
-def _quiet(name):
-    """Within, a library's log says nothing: what it finds is reported in one line of ours."""
-    log, sink = logging.getLogger(name), logging.NullHandler()
-    before, log.propagate = log.propagate, False
-    log.addHandler(sink)
-    try:
-        yield
-    finally:
-        log.propagate = before
-        log.removeHandler(sink)

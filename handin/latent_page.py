@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import vae
-from handin.figures import PALETTE
+from handin.plots import PALETTE
 
 TEMPLATE = Path(__file__).resolve().parent / "latent.html"
 MARK = "LATENT_PAGE_DATA"  # where in the template the JSON goes

@@ -78,7 +78,7 @@ def _layout_rows(part, folder, names, wanted, target):
             problems += forms.entry_problems(entries, "group.txt")
         if (target / "model_path.txt").exists():
             lines = forms.read_lines(target / "model_path.txt", "the link of the model")
-            problems += forms.link_problems(lines, "model_path.txt")
+            problems += forms.link_problems((lines or [""])[0], "model_path.txt")
     except InputError as error:
         problems.append(str(error))
     wanted = wanted | {f"{forms.file_name(entries) or 'ENTRY1_ENTRY2'}.pdf"}

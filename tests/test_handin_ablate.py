@@ -32,6 +32,8 @@ def test_every_variant_changes_what_there_is_to_change():
     fields = {field.name for field in ablate.dataclasses.fields(ablate.bird.Recipe)}
     for name, changes in ablate.VARIANTS.items():
         for key, value in changes.items():
+            if key == "last":
+                continue
             now = getattr(ablate.bird, key) if key.isupper() else getattr(ablate.bird.Recipe, key)
             assert now != value, (name, key)
             assert key.isupper() or key in fields
@@ -45,6 +47,21 @@ def test_constants_are_those_of_the_variant_while_it_trains_and_are_put_back(pho
                              lambda: seen.append((ablate.bird.BATCH_NORM, ablate.bird.WIDTHS)))
     assert seen == [(False, (64, 128, 256, 512)), (True, (32, 64, 128, 256))]
     assert (ablate.bird.BATCH_NORM, ablate.bird.WIDTHS) == (True, (64, 128, 256, 512))
+
+
+def test_without_early_stopping_the_last_weights_are_scored(photos, monkeypatch):
+    read, real, kept = ablate.read_photos(str(photos), None, 32), ablate.bird.train_classifier, {}
+
+    def spied(*words):
+        best, history = real(*words)
+        kept["best"] = best
+        return best, history
+
+    monkeypatch.setattr(ablate.bird, "train_classifier", spied)
+    monkeypatch.setattr(ablate.bird.BirdClassifier, "load_state_dict", lambda model, state: kept.update(loaded=state))
+    for name in ("no early stopping", "the recipe"):
+        ablate.train_variant(read, name, 0, 2, 32, torch.device("cpu"))
+        assert (kept["loaded"] is kept["best"]) is (name == "the recipe")
 
 
 def test_what_is_scored_took_no_part_in_training(photos):
@@ -65,18 +82,21 @@ def test_a_second_call_trains_only_what_is_missing(command, tmp_path, capsys, mo
     assert trained == [("the recipe", 0), ("no dropout", 0)]
     assert command("--epochs", "1", "--variants", "no dropout", "--seeds", "2") == 0
     assert trained[2:] == [("the recipe", 1), ("no dropout", 1)]
-    rows = _results(tmp_path)["rows"]
+    rows, runs = (_results(tmp_path)[key] for key in ("rows", "runs"))
     assert [row["variant"] for row in rows] == ["the recipe", "no dropout"]
-    assert all(row["f1_mean"] == pytest.approx(statistics.mean(row["f1"])) and
-               row["f1_sd"] == pytest.approx(statistics.stdev(row["f1"])) for row in rows)
+    for row in rows:
+        for key in ("accuracy", "f1"):
+            values = [run[key] for run in runs if run["variant"] == row["variant"]]
+            assert len(values) == 2 and row[key] == pytest.approx(statistics.mean(values))
+            assert row[f"{key}_sd"] == pytest.approx(statistics.stdev(values))
     out = capsys.readouterr().out
-    assert f"| no dropout | {rows[1]['f1_mean']:.4f} ± {rows[1]['f1_sd']:.4f} |" in out and "on 9 photos" in out
+    assert f" | {rows[1]['f1']:.4f} ± {rows[1]['f1_sd']:.4f} | " in out and "On 9 photos" in out
     assert command("--epochs", "2", "--variants", "no dropout") == 2  # of other epochs
     assert "found another" in capsys.readouterr().err
 
 
 def test_the_time_is_kept_and_what_is_left_is_said(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ablate, "train_variant", lambda *words: (0.5, 1.0))  # each a minute
+    monkeypatch.setattr(ablate, "train_variant", lambda *words: {"accuracy": 0.5, "f1": 0.5, "minutes": 1.0})
     monkeypatch.setattr(ablate, "affordable_epochs", lambda *words: 3)
     ticks = iter(range(0, 10 ** 6, 60))
     monkeypatch.setattr(ablate.time, "monotonic", lambda: next(ticks))

@@ -1,0 +1,51 @@
+"""Reading and writing files, without torch."""
+import json
+import os
+from pathlib import Path
+
+from common.errors import InputError, one_line
+
+
+def read_bytes(path, what):
+    """Bytes of a file. Raises InputError that calls the missing or unreadable file `what`."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: expected {what}, found: {error.strerror}") from None
+
+
+def read_json(path, what):
+    """Content of a JSON file, a dict. Raises InputError that calls what should be there `what`."""
+    try:
+        found = json.loads(read_bytes(path, what))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+        return found
+    except ValueError as error:
+        raise InputError(f"{path}: expected {what}, found: {one_line(error)}") from None
+
+
+def write_files(payloads):
+    """Writes the bytes of each path {path: bytes} beside it, then moves all into place, folders made where missing:
+    whatever stops this, no half file stands there. Raises InputError."""
+    beside = {}
+    try:
+        for path, payload in payloads.items():
+            os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
+            beside[path] = f"{os.path.realpath(path)}.{os.getpid()}.tmp"
+            with open(beside[path], "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in payloads:
+            if os.path.isdir(path):
+                raise InputError(f"{path}: expected a file to write, found a folder")
+        for path in payloads:
+            os.replace(beside[path], os.path.realpath(path))
+    except OSError as error:
+        raise InputError(f"{path}: expected a place to write {len(payloads[path]):,} bytes, found: "
+                         f"{error.strerror}") from None
+    finally:
+        for name in beside.values():
+            if os.path.exists(name):
+                os.remove(name)
