@@ -1,17 +1,20 @@
 """What a graded script must leave behind: the checks of its CSV, its reconstructions and its model file."""
+import ast
 import csv
 import dataclasses
-import inspect
 import io
 import json
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 
 from handin.sandbox import printable
 
 HEADER = "Predicted_Label"
+# Words that the scripts of one part have and those of the other have not
+WORDS = {"birds": ("bird.csv",), "digits": ("vae.csv", "test_reconstruction", "test_classifier")}
 MOST_PARAMETERS = {"birds": 80_000_000, "digits": 20_000_000}
 BYTES_A_ROW = 200  # of a CSV: a longer file is no list of labels
 
@@ -25,6 +28,17 @@ class Row:
     status: str
     value: str = ""
     detail: str = ""
+
+
+def part_of_script(source):
+    """The part whose outputs a script's source names: "birds", "digits", or None where it names none or both."""
+    try:
+        strings = " ".join(node.value for node in ast.walk(ast.parse(source))
+                           if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    except (SyntaxError, ValueError):
+        return None
+    parts = [part for part, words in WORDS.items() if any(word in strings for word in words)]
+    return parts[0] if len(parts) == 1 else None
 
 
 def _some(values, most=5):
@@ -125,110 +139,9 @@ def check_reconstruction(part, path, number):
 
 # --------------------------------------------------------------------------------------------------------------- model
 
-def probe(script, model, result):
-    """Imports a script, makes each of its model classes without arguments, and loads `model` ("" for none) into them
-    strictly; writes to `result`, as JSON, what it found. Runs in a process of its own: a stranger's script is not
-    imported into the grader's. It stands alone, for its source is what that process is given."""
-    import importlib.util
-    import json
-    import os
-    import pickletools
-    import sys
-    import zipfile
-
-    found = {"import": "", "classes": {}, "file": "", "loads": "", "parameters": 0}
-
-    def words(error):
-        text = " ".join(str(error).split())
-        return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-    def definitions(module):
-        """Runs imports, definitions and assignments alone: of a script that works when imported."""
-        import ast
-        kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Try)
-        with open(script, "rb") as file:
-            body = ast.parse(file.read()).body
-        for node in body:
-            if isinstance(node, kinds):
-                try:
-                    exec(compile(ast.Module([node], []), script, "exec"), module.__dict__)
-                except (Exception, SystemExit) as error:
-                    if isinstance(node, (ast.Import, ast.ImportFrom)):
-                        found["import"] = words(error)
-
-    def foreign(path):
-        """What a file of torch.save pickles besides tensors, read without unpickling."""
-        try:
-            with zipfile.ZipFile(path) as archive:
-                (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-                pickled = archive.read(name)
-        except Exception:
-            return []
-        named = [argument.replace(" ", ".") for opcode, argument, _ in pickletools.genops(pickled)
-                 if opcode.name == "GLOBAL"]
-        named = [name for name in named if not name.startswith(("torch._utils.", "torch.storage", "collections."))
-                 and not (name.startswith("torch.") and name.count(".") == 1)]
-        return sorted(named, key=lambda name: name.startswith("torch."))
-
-    sys.argv = [script]
-    sys.path.insert(0, os.path.dirname(script))
-    name = os.path.splitext(os.path.basename(script))[0]
-    spec = importlib.util.spec_from_file_location(name, script)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        found["import"] = words(error)
-        definitions(module)
-    import torch
-    made = {}
-    for label, thing in list(vars(module).items()):
-        if isinstance(thing, type) and issubclass(thing, torch.nn.Module) and thing.__module__ == name:
-            try:
-                made[label] = thing()
-                found["classes"][label] = ""
-            except Exception as error:
-                found["classes"][label] = words(error)
-    state = None
-    if model:
-        try:
-            state = torch.load(model, map_location="cpu", weights_only=True)
-        except Exception as error:
-            names = foreign(model)
-            found["file"] = (f"found {names[0]}, pickled whole: torch.save(model.state_dict(), path)"
-                             if names else "found: " + words(error)[:200])
-    if isinstance(state, dict):
-        tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
-        found["parameters"] = sum(value.numel() for value in tensors)
-        nested = [key for key, value in state.items() if isinstance(value, dict)]
-        if nested or not tensors:
-            keys = ", ".join(map(repr, list(state)[:5]))
-            found["file"] = f"found a dict of {keys}: save the state_dict itself, not a dict that holds it"
-    elif state is not None:
-        found["file"] = f"found a {type(state).__name__}"
-    for label, network in made.items():
-        if isinstance(state, dict) and not found["file"]:
-            try:
-                network.load_state_dict(state)
-                found["loads"] = label
-            except Exception as error:
-                found["classes"][label] = words(error)
-        if found["loads"]:
-            break
-    counted = {label: sum(p.numel() for p in network.parameters()) for label, network in made.items()}
-    if found["loads"]:
-        found["parameters"] = counted[found["loads"]]
-    elif not found["parameters"]:
-        found["parameters"] = max(counted.values(), default=0)
-    with open(result, "w") as file:
-        json.dump(found, file)
-
-
 def probe_command(script, model, result):
-    """The command that runs `probe`; the paths must be absolute."""
-    program = f"{inspect.getsource(probe)}\nimport sys\nprobe(*sys.argv[1:])"
-    return [sys.executable, "-c", program, script, model, result]
+    """The command that runs probe.py; the paths must be absolute."""
+    return [sys.executable, Path(__file__).with_name("probe.py"), script, model, result]
 
 
 def is_torch_file(path):
@@ -238,8 +151,8 @@ def is_torch_file(path):
 
 
 def check_probe(part, name, outcome, result):
-    """Rows for what `probe` found, and the number of parameters, from its Outcome and the path of its result. `name` is
-    the model file's, or None when the script alone is looked at."""
+    """Rows for what probe.py found, and the number of parameters, from its Outcome and the path of its result. `name`
+    is the model file's, or None when the script alone is looked at."""
     try:
         found = json.loads(result.read_text())
     except (OSError, ValueError):

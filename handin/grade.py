@@ -1,9 +1,10 @@
 """The course's autograder, at home: runs the graders' commands on any pair of scripts that keeps the contract, each
 alone in a fresh folder, bounded by time, memory and output; checks and scores what they write, and the rules.
 
-Without --bird and --vae it grades this project's own scripts. With --submissions it grades each zip of a folder and
-writes one CSV row for it as it ends; a second call skips the rows that are there. A script runs with your rights:
-grade strangers in a container.
+Without --bird and --vae it grades this project's own scripts. With --submissions it grades a class: each zip or folder
+below FOLDER, one CSV row as each ends, logs and a report.html beside the CSV; a second call goes on, and completes rows
+that --quick has made. --jobs grades several at a time, --scheduler on the machines of a Dask cluster. A script runs
+with your rights: grade strangers with --container.
 """
 import argparse
 import contextlib
@@ -23,10 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError, bad_input_of
+from common.files import read_bytes, write_files
 from handin import contract, sandbox
 from handin.contract import Row
 from handin.rules import check_rules
-from handin.scores import f1_scores, mean_ssim, one_minus_mse, order_mistake
+from handin.scores import f1_scores, mean_ssim, one_minus_mse, order_mistake, weakness
 
 EXAMPLE = ("python -m handin grade --birds birds/train birds/test --digits mnist_1_4_8_train.npz mnist_1_4_8_val.npz "
            "mnist_1_4_8_test.npz")
@@ -49,6 +51,7 @@ class Settings:
     minutes_test: float = 20.0
     memory: float = 8e9
     train_flags: tuple = ()
+    container: str = ""  # an image of Docker or Podman
 
 
 @dataclasses.dataclass
@@ -168,8 +171,13 @@ class _Bench:
         the `expected` paths. What it did elsewhere is noted."""
         self.say(f"{self.part}: {label}, at most {minutes:g} min ...")
         before = self._listings()
-        outcome = sandbox.run_bounded(command, cwd, self.environment,
-                                      sandbox.Limits(minutes * 60, self.settings.memory), self.say.watch)
+        limits = sandbox.Limits(minutes * 60, self.settings.memory)
+        if self.settings.container:
+            with sandbox.contained(self.settings.container, command, cwd, self.environment, limits, self.place,
+                                   [*self.watched, Path(__file__).parent]) as inside:
+                outcome = sandbox.run_bounded(inside, cwd, dict(os.environ), limits, self.say.watch)
+        else:
+            outcome = sandbox.run_bounded(command, cwd, self.environment, limits, self.say.watch)
         besides = []
         after = self._listings()
         for folder, listing in after.items():
@@ -229,7 +237,7 @@ def grade_script(part, script, data, settings, submitted=(), say=None):
     models, which are then tested first and compared with retrained ones. `say` takes progress lines. Raises InputError
     for a script or model that is not there."""
     say = say or Progress(None)
-    source = _read(script, "a script")
+    source = read_bytes(script, "a script")
     submitted = [Path(path).resolve() for path in submitted]
     for path in submitted:
         if not path.is_file():
@@ -394,7 +402,8 @@ def _score_labels(part, path, data):
         return [*rows, *(Row(part, SHOWN[key], "skip", "", why) for key in ("average_f1", "macro_f1", "micro_f1"))], {}
     scores = f1_scores(data.truth, labels)
     mistake = order_mistake(data.truth, labels, data.orders if part == "birds" else {})
-    rows.append(Row(part, "row order", "fail" if mistake else "pass", "", mistake))
+    weak = weakness(data.truth, labels)  # a low score, and no failed check
+    rows.append(Row(part, "row order", "fail" if mistake else "warn" if weak else "pass", "", mistake or weak))
     return [*rows, *(Row(part, SHOWN[key], "pass", f"{value:.4f}") for key, value in scores.items())], scores
 
 
@@ -418,17 +427,10 @@ def _compare(bench, first, again):
             bench.row(f"same {SHOWN[key]} retrained", "skip", "", "one of the two models could not be scored")
 
 
-def _read(path, what):
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: expected {what}, found: {error.strerror}") from None
-
-
 def quick_check(script, part, memory=8e9):
     """Rows of the checks that take seconds: the rules, and that the script imports and its model class is made
     without arguments. Raises InputError for a script that is not there."""
-    source = _read(script, "a script")
+    source = read_bytes(script, "a script")
     rows = check_rules(part, source)
     if rows[0].status == "fail":
         return [*rows, Row(part, "import", "skip", "", "the script cannot be run")]
@@ -487,13 +489,6 @@ def summary(rows):
     return "\n".join(lines)
 
 
-def write_text(path, text):
-    """Writes beside the path, then moves into place. Raises InputError."""
-    import bird
-    with bad_input_of(bird):
-        bird.write_files({str(path): text.encode()})
-
-
 def _positive(text):
     value = float(text)
     if not 0 < value < float("inf"):
@@ -516,8 +511,18 @@ def add_arguments(parser):
     parser.add_argument("--bird-model", metavar="PTH", help="submitted model: tested first, then compared with a "
                         "retrained one")
     parser.add_argument("--digit-models", nargs=2, metavar=("PTH", "PKL"), help="submitted models of part II")
-    parser.add_argument("--submissions", type=Path, metavar="FOLDER", help="grade each zip of a folder instead")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="with --submissions: one row a submission")
+    parser.add_argument("--submissions", type=Path, metavar="FOLDER", help="grade a class instead: each zip and each "
+                        "folder with a script below FOLDER, such as an export of Gradescope")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="with --submissions: one row a submission; logs and "
+                        "report.html go beside it")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="with --submissions: submitted models, as "
+                        "FOLDER/ENTRY/bird.pth (default: those beside a zip or in its folder)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="submissions at a time on this machine "
+                        "(default 1)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a running Dask scheduler, whose workers see the "
+                        "same files, in place of this machine")
+    parser.add_argument("--container", default="", metavar="IMAGE", help="run each command in a container of Docker or "
+                        "Podman, without network, the data read-only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="rows, scores and commands, for machines")
     parser.add_argument("--minutes-birds", type=_positive, default=120, metavar="N", help="of training (default 120)")
     parser.add_argument("--minutes-digits", type=_positive, default=60, metavar="N", help="of training (default 60)")
@@ -536,7 +541,7 @@ def settings_of(args):
     except ValueError as error:
         raise InputError(f"--train-flags: expected words as for a shell, found: {error}") from None
     return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test,
-                    args.memory * 1e9 if args.memory else default_memory(), flags)
+                    args.memory * 1e9 if args.memory else default_memory(), flags, args.container)
 
 
 def _terminated(number, frame):
@@ -555,6 +560,15 @@ def run(args):
         if given and (args.submissions or args.quick or not data):
             raise InputError(f"{option}: expected with the data of its part alone, found without or with --quick or "
                              "--submissions")
+    for part, path in (("birds", args.bird), ("digits", args.vae)):
+        found = path and contract.part_of_script(read_bytes(path, f"a script of the {part}"))
+        if found and found != part:
+            raise InputError(f"{path}: expected a script of the {part}, which writes {contract.WORDS[part][0]}, found "
+                             f"one of the {found}")
+    if args.jobs < 1:
+        raise InputError(f"--jobs: expected 1 or more, found {args.jobs}")
+    if args.container:
+        sandbox.container_engine()  # raises where there is none
     settings, say = settings_of(args), Progress(sys.stderr)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -562,7 +576,7 @@ def run(args):
             ("birds", load_birds, args.birds), ("digits", load_digits, args.digits)) if paths}
         if args.submissions:
             from handin import submissions
-            return submissions.grade_folder(args.submissions, args.csv, data, settings, args.quick, say)
+            return submissions.grade_class(args, data, settings, say)
         results = {}
         given = {"birds": args.bird, "digits": args.vae}
         models = {"birds": [args.bird_model] * bool(args.bird_model), "digits": args.digit_models or []}
@@ -583,5 +597,5 @@ def run(args):
         content = {"passed": not failed, "rows": [dataclasses.asdict(row) for row in rows],
                    "scores": {part: result.scores for part, result in results.items()},
                    "runs": [one for result in results.values() for one in result.runs]}
-        write_text(args.json, json.dumps(content, indent=1) + "\n")
+        write_files({str(args.json): (json.dumps(content, indent=1) + "\n").encode()})
     return int(failed)

@@ -4,7 +4,6 @@ nothing is written.
 
 The link of the part's model is the first line of model_path_PART.txt or, lacking that, of model_path.txt.
 """
-import ast
 import io
 import sys
 import zipfile
@@ -13,12 +12,12 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import read_bytes, write_files
 from handin import forms
+from handin.contract import WORDS, part_of_script
 
 EXAMPLE = "python -m handin zip birds"
 SCRIPTS = {"birds": "bird.py", "digits": "vae.py"}
 OTHER = {"birds": "digits", "digits": "birds"}
-# Words that the scripts and the reports of one part have and those of the other have not
-WORDS = {"birds": ("bird.csv",), "digits": ("vae.csv", "test_reconstruction", "test_classifier")}
+# Words that the reports of one part have more often than those of the other
 TOPICS = {"birds": ("bird", "grad-cam", "convolution"), "digits": ("digit", "autoencoder", "mixture")}
 DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: the same files give the same bytes
 
@@ -37,17 +36,6 @@ def zip_bytes(folder, files):
     if found != {f"{folder}/{name}": content for name, content in files.items()}:
         raise InputError(f"{folder}: expected the zip to hold {', '.join(sorted(files))}, found it differs when read")
     return buffer.getvalue()
-
-
-def part_of_script(source):
-    """The part whose outputs a script's source names: "birds", "digits", or None where it names none or both."""
-    try:
-        strings = " ".join(node.value for node in ast.walk(ast.parse(source))
-                           if isinstance(node, ast.Constant) and isinstance(node.value, str))
-    except (SyntaxError, ValueError):
-        return None
-    parts = [part for part, words in WORDS.items() if any(word in strings for word in words)]
-    return parts[0] if len(parts) == 1 else None
 
 
 def part_of_report(content):

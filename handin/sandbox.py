@@ -1,12 +1,13 @@
 """One command of a stranger's script, bounded by time, memory and output, with nothing left behind it.
 
 It keeps honest mistakes in bounds (a hang, a flood, a leak, a forgotten process). It is no jail: the script runs with
-the rights of the user, so a hand-in that might be malicious belongs in a container or a virtual machine.
+the rights of the user, so a hand-in that might be malicious belongs in a container (`contained`).
 """
 import contextlib
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import site
 import subprocess
@@ -16,6 +17,8 @@ import uuid
 from pathlib import Path
 
 import psutil
+
+from common.errors import InputError
 
 KEPT_TAIL = 8192        # bytes of output
 POLL = 0.1              # seconds between two looks
@@ -90,6 +93,28 @@ def clean_environment(home, temporary):
             "TMP": str(temporary), "PYTHONUSERBASE": site.getuserbase(), "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONIOENCODING": "utf-8:backslashreplace", "MPLBACKEND": "Agg", "http_proxy": DEAD_PROXY,
             "https_proxy": DEAD_PROXY, "HTTP_PROXY": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY}
+
+
+def container_engine():
+    """Path of Docker or Podman. Raises InputError where neither is installed."""
+    found = shutil.which("docker") or shutil.which("podman")
+    if not found:
+        raise InputError("--container: expected docker or podman on the PATH, found neither")
+    return found
+
+
+@contextlib.contextmanager
+def contained(image, command, cwd, environment, limits, place, shown):
+    """The command, a Python one, that runs `command` in a container of `image`: no network, the folder `place` at its
+    own path, the paths `shown` read-only, the limits' memory, the environment's HOME and TMPDIR. The container is
+    removed at the end, also where the command was killed."""
+    engine, name = container_engine(), f"handin_{uuid.uuid4().hex[:12]}"
+    user = ["--user", f"{os.getuid()}:{os.getgid()}"] if hasattr(os, "getuid") else []
+    yield [engine, "run", "--rm", "--name", name, "--network", "none", "--memory", f"{limits.memory:.0f}b", *user,
+           "--volume", f"{place}:{place}", *(word for path in shown for word in ("--volume", f"{path}:{path}:ro")),
+           "--workdir", cwd, *(word for key in ("HOME", "TMPDIR", "MPLBACKEND", "PYTHONDONTWRITEBYTECODE")
+                               for word in ("--env", f"{key}={environment[key]}")), image, "python", *command[1:]]
+    subprocess.run([engine, "rm", "--force", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 class _Drain(threading.Thread):

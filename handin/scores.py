@@ -60,21 +60,22 @@ def accuracy_after_renaming(truth, predicted):
 
 
 def order_mistake(truth, predicted, other_truths):
-    """One line that names the mistake behind labels (N,) that score too low to be honest, or "".
-
-    `other_truths` {words: labels (N,)} holds what the rows of a script with a known mistake would be. Reported are: a
-    constant label, rows that fit far better to one of those or with the labels renamed, and rows that do not depend on
-    the truth (accuracy within two standard deviations of what independence would give)."""
+    """One line that names the order behind labels (N,) that score low, or "": that of `other_truths` {words: labels
+    (N,)}, what the rows of a script with a known mistake would be, or permuted labels, if they fit far better."""
     own = float(np.mean(truth == predicted))
-    if len(np.unique(truth)) > 1 and len(np.unique(predicted)) == 1:
-        return f"all {len(predicted)} rows say {predicted[0]}"
     found = {words: float(np.mean(other == predicted)) for words, other in other_truths.items()}
     found["with the labels permuted: classes numbered in another order than the sorted one, or components matched to "
           "the wrong digits"] = accuracy_after_renaming(truth, predicted) - 1e-9  # an order of rows says more
     words, best = max(found.items(), key=lambda item: item[1])
-    if best >= max(0.6, own + 0.25):
-        return f"accuracy {own:.2f}, but {best:.2f} {words}"
-    labels = np.unique(np.concatenate([truth, predicted]))
+    return f"accuracy {own:.2f}, but {best:.2f} {words}" if best >= max(0.6, own + 0.25) else ""
+
+
+def weakness(truth, predicted):
+    """One line on labels (N,) that are constant or do not depend on the truth (accuracy within two standard deviations
+    of what independence would give), or ""."""
+    if len(np.unique(truth)) > 1 and len(np.unique(predicted)) == 1:
+        return f"all {len(predicted)} rows say {predicted[0]}"
+    own, labels = float(np.mean(truth == predicted)), np.unique(np.concatenate([truth, predicted]))
     chance = sum(float(np.mean(truth == label) * np.mean(predicted == label)) for label in labels)
     if own <= chance + 2 * np.sqrt(chance * (1 - chance) / len(truth)):
         return (f"accuracy {own:.2f}, no better than guessing ({chance:.2f}): rows shuffled or in another order than "

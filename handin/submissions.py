@@ -1,76 +1,134 @@
-"""A folder of submissions, each a zip: one CSV row for each, whatever it holds."""
+"""A class: each submission, a zip or a folder, becomes one CSV row, whatever it holds; logs and a page beside the CSV.
+
+The work is done by Dask's workers, on this machine or on those of a cluster: a worker that dies loses nothing but the
+submission at hand, which is tried once more."""
+import contextlib
 import csv
+import dataclasses
+import functools
+import hashlib
 import io
+import json
+import os
+import re
 import stat
 import tempfile
 import zipfile
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, one_line
+from common.files import read_bytes, write_files
 from handin import forms, grade
 from handin.contract import Row
 from handin.sandbox import printable
 
-COLUMNS = ("submission", "part", "entries", "result", "average_f1", "macro_f1", "micro_f1", "ssim", "one_minus_mse",
-           "parameters", "train_minutes", "failed", "warnings")
-MOST_MEMBERS, MOST_BYTES = 200, 200 * 10 ** 6  # of a zip, unpacked
+SCORES = ("average_f1", "macro_f1", "micro_f1", "ssim", "one_minus_mse")
+COLUMNS = ("submission", "part", "entries", "names", "result", *SCORES, "parameters", "train_minutes", "failed",
+           "warnings", "graded_by", "log")
+MOST_MEMBERS, MOST_BYTES = 200, 200 * 10 ** 6  # of a submission, unpacked
 MOST_SCRIPT = 2 * 10 ** 6  # bytes of any file but the report
 PARTS = {name: part for part, name in grade.SCRIPTS.items()}
+METADATA = "submission_metadata.yml"  # of an export of Gradescope
 
 
-class BadZip(Exception):
-    """One line that says why a zip cannot be graded."""
+class BadSubmission(Exception):
+    """One line that says why a submission cannot be graded."""
+
+
+# ------------------------------------------------------------------------------------------------------ what there is
+
+def find_submissions(folder):
+    """Sorted paths of the zips below a folder, and of the folders with a script and no zip in them. Raises
+    InputError."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of submissions, found "
+                         f"{'a file' if folder.exists() else 'nothing there'}")
+    zips = {path for path in folder.rglob("*") if path.suffix.lower() == ".zip" and path.is_file()}
+    roots = {path.parent for name in PARTS for path in folder.rglob(name)} - {folder}
+    found = sorted(zips | {root for root in roots if not any(root in path.parents for path in zips)})
+    if not found:
+        raise InputError(f"{folder}: expected zips, or folders with bird.py or vae.py, found none")
+    return found
+
+
+def read_names(folder):
+    """{name of a folder of Gradescope's export: names of those who submitted it}; {} without its metadata. Raises
+    InputError."""
+    path = folder / METADATA
+    if not path.exists():
+        return {}
+    import yaml
+    try:
+        found = yaml.safe_load(read_bytes(path, "Gradescope's metadata"))
+        return {name: ", ".join(one[":name"] for one in about[":submitters"]) for name, about in found.items()}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected Gradescope's metadata, found: {one_line(error)}") from None
+
+
+def members(path):
+    """{parts of the name: (bytes, function that reads it)} of a zip or a folder. Raises BadSubmission for what no
+    honest one holds."""
+    if path.is_dir():
+        files = {(path.name, *file.relative_to(path).parts): file for file in sorted(path.rglob("*"))
+                 if file.is_file() and not file.is_symlink()}
+        found = {name: (file.stat().st_size, file.read_bytes) for name, file in files.items()}
+    else:
+        try:
+            archive = zipfile.ZipFile(str(path))
+        except (OSError, zipfile.BadZipFile, ValueError) as error:
+            raise BadSubmission(f"expected a zip, found: {one_line(error)}") from None
+        found = {}
+        for member in archive.infolist():
+            parts = tuple(member.filename.replace("\\", "/").split("/"))
+            why = ("a path that leads out of its folder" if parts[0] == "" or ".." in parts or ":" in parts[0] else
+                   "a link" if stat.S_ISLNK(member.external_attr >> 16) else
+                   "an encrypted file" if member.flag_bits & 1 else "")
+            if why:
+                raise BadSubmission(f"expected plain files in one folder, found {why}: {printable(member.filename)}")
+            if not member.is_dir():
+                found[parts] = member.file_size, functools.partial(archive.read, member)
+    found = {name: file for name, file in found.items() if "__MACOSX" not in name and name[-1] != ".DS_Store"
+             and not name[-1].endswith((".pth", ".pkl"))}  # models, which are graded where they lie
+    total = sum(size for size, _ in found.values())
+    if len(found) > MOST_MEMBERS or total > MOST_BYTES:
+        raise BadSubmission(f"expected at most {MOST_MEMBERS} files of {MOST_BYTES / 1e6:g} MB in all, found "
+                            f"{len(found)} of {total / 1e6:.0f} MB")
+    return found
 
 
 def unpack(path, target):
-    """Unpacks the four files of a submission into `target`, flat; nothing else of the zip is written, so that no name
-    in it leads elsewhere. Returns the part, the path of the script, and rows on the zip. Raises BadZip."""
-    try:
-        archive = zipfile.ZipFile(str(path))
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
-        raise BadZip(f"expected a zip, found: {printable(str(error))}") from None
-    with archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
-        _refuse(members)
-        files = {tuple(member.filename.split("/")): member for member in members}
-        files = {name: member for name, member in files.items() if "__MACOSX" not in name and name[-1] != ".DS_Store"}
-        scripts = [name for name in files if name[-1] in PARTS]
-        if len(scripts) != 1:
-            found = ", ".join("/".join(name) for name in sorted(scripts or files)[:5])
-            raise BadZip(f"expected one script, bird.py or vae.py, found {printable(found) or 'an empty zip'}")
-        folder, wanted = scripts[0][:-1], {scripts[0][-1], "model_path.txt", "group.txt"}
-        part = PARTS[scripts[0][-1]]
-        for name, member in files.items():
-            if name[:-1] == folder and (name[-1] in wanted or name[-1].lower().endswith(".pdf")):
-                most = MOST_BYTES if name[-1].lower().endswith(".pdf") else MOST_SCRIPT
-                if member.file_size > most:
-                    raise BadZip(f"expected at most {most / 1e6:g} MB, found {member.file_size / 1e6:.0f} MB as "
-                                 f"{printable(name[-1])}")
-                try:
-                    (target / name[-1]).write_bytes(archive.read(member))
-                except Exception as error:  # a broken member trips the decoders in a dozen ways
-                    raise BadZip(f"{printable(name[-1])}: cannot be unpacked: {printable(str(error))}") from None
-        return part, target / scripts[0][-1], _layout_rows(part, folder, set(files), wanted, target)
+    """Writes the four files of a submission into `target`, flat, and nothing else of it. Returns the part, the path of
+    the script, the entry numbers, and a Row on the layout. Raises BadSubmission."""
+    files = members(path)
+    scripts = [name for name in files if name[-1] in PARTS]
+    if len(scripts) != 1:
+        found = ", ".join("/".join(name) for name in sorted(scripts or files)[:5])
+        raise BadSubmission(f"expected one script, bird.py or vae.py, found {printable(found) or 'an empty zip'}")
+    folder, script = scripts[0][:-1], scripts[0][-1]
+    for name, (size, read) in files.items():
+        is_report = name[-1].lower().endswith(".pdf")
+        if name[:-1] == folder and (is_report or name[-1] in (script, "model_path.txt", "group.txt")):
+            most = MOST_BYTES if is_report else MOST_SCRIPT
+            if size > most:
+                raise BadSubmission(f"expected at most {most / 1e6:g} MB, found {size / 1e6:.0f} MB as "
+                                    f"{printable(name[-1])}")
+            try:
+                (target / name[-1]).write_bytes(read())
+            except Exception as error:  # a broken member trips the decoders in a dozen ways
+                raise BadSubmission(f"{printable(name[-1])}: cannot be unpacked: {one_line(error)}") from None
+    entries, problems = _forms(target)
+    wanted = {script, "model_path.txt", "group.txt", f"{forms.file_name(entries) or 'ENTRY1_ENTRY2'}.pdf"}
+    if len(folder) != 1:
+        problems.append(f"expected one folder, found the script {'at the top' if not folder else 'deeper'}")
+    missing = sorted(wanted - {name[-1] for name in files if name[:-1] == folder})
+    more = sorted("/".join(name) for name in files if name[:-1] != folder or name[-1] not in wanted)
+    problems += [f"missing: {', '.join(missing)}"] * bool(missing) + [f"besides: {', '.join(more[:5])}"] * bool(more)
+    row = Row(PARTS[script], "submission", "warn" if problems else "pass", "", printable("; ".join(problems), 300))
+    return PARTS[script], target / script, entries, row
 
 
-def _refuse(members):
-    """Raises BadZip for what no honest submission holds."""
-    if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > MOST_BYTES:
-        raise BadZip(f"expected at most {MOST_MEMBERS} files of {MOST_BYTES / 1e6:g} MB in all, found "
-                     f"{len(members)} of {sum(member.file_size for member in members) / 1e6:.0f} MB")
-    for member in members:
-        parts = member.filename.replace("\\", "/").split("/")
-        if parts[0] == "" or ".." in parts or ":" in parts[0]:
-            raise BadZip("expected files in one folder, found a path that leads out of it: "
-                         f"{printable(member.filename)}")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise BadZip(f"expected files, found a link: {printable(member.filename)}")
-        if member.flag_bits & 1:
-            raise BadZip(f"expected an open zip, found an encrypted file: {printable(member.filename)}")
-
-
-def _layout_rows(part, folder, names, wanted, target):
-    """Rows on the folder and the forms, in which a fault is worth a warning: the script can be graded all the same."""
+def _forms(target):
+    """Entry numbers and what is wrong with the forms, which the script can be graded in spite of."""
     entries, problems = [], []
     try:
         if (target / "group.txt").exists():
@@ -80,43 +138,101 @@ def _layout_rows(part, folder, names, wanted, target):
             lines = forms.read_lines(target / "model_path.txt", "the link of the model")
             problems += forms.link_problems((lines or [""])[0], "model_path.txt")
     except InputError as error:
-        problems.append(str(error))
-    wanted = wanted | {f"{forms.file_name(entries) or 'ENTRY1_ENTRY2'}.pdf"}
-    if len(folder) != 1:
-        problems.append(f"expected one folder, found the script {'at the top' if not folder else 'deeper'}")
-    missing = sorted(wanted - {name[-1] for name in names if name[:-1] == folder})
-    more = sorted("/".join(name) for name in names if name[:-1] != folder or name[-1] not in wanted)
-    problems += [f"missing: {printable(', '.join(missing))}"] * bool(missing)
-    problems += [f"besides: {printable(', '.join(more[:5]))}"] * bool(more)
-    problems = [problem.replace(f"{target}/", "") for problem in problems]
-    return [Row(part, "submission", "warn" if problems else "pass", "", printable("; ".join(problems), 300)),
-            Row(part, "entries", "pass", " ".join(map(printable, entries[:2])))]
+        problems.append(str(error).replace(f"{target}/", ""))
+    return entries, problems
 
 
-def grade_zip(path, data, settings, quick, say):
-    """The CSV row, a dict, of one zip. Nothing that it holds raises."""
-    line = dict.fromkeys(COLUMNS, "")
-    line.update(submission=path.name, result="fail")
+def find_models(path, part, entries, folder):
+    """Paths of the submitted models of a part, [] where they are not all there: in FOLDER/ENTRY/, else in the submitted
+    folder, in one named as the zip, or beside a zip that lies alone."""
+    places = [Path(folder, entry) for entry in (forms.file_name(entries), *entries) if entry] if folder else []
+    places += [path, *path.rglob("*")] if path.is_dir() else [path.with_suffix("")]
+    if path.is_file() and len(list(path.parent.glob("*.zip"))) == 1:
+        places.append(path.parent)
+    for place in places:
+        found = [place / name for name in grade.MODELS[part]]
+        if all(file.is_file() for file in found):
+            return found
+    return []
+
+
+# ------------------------------------------------------------------------------------------------------------- grading
+
+@functools.lru_cache(maxsize=None)
+def _load(part, paths):
+    return {"birds": grade.load_birds, "digits": grade.load_digits}[part](*paths)
+
+
+def grade_one(path, paths, settings, quick, models):
+    """(dict of some COLUMNS, text of the log) of one submission; `paths` are those of each part's data. Nothing that
+    the submission holds raises. This is what a worker of Dask does."""
+    rows, runs, line = [], [], {"result": "fail", "failed": ""}
     with tempfile.TemporaryDirectory(prefix="submission_") as folder:
         try:
-            part, script, rows = unpack(path, Path(folder).resolve())
-        except BadZip as error:
-            return {**line, "failed": f"zip: {error}"}
-        line.update(part=part, entries=rows.pop().value)
-        if quick:
-            result = grade.Result(grade.quick_check(script, part, settings.memory))
-        elif part in data:
-            result = grade.grade_script(part, script, data[part], settings, (), say)
-        else:
-            return {**line, "result": "skip", "failed": f"no data of the {part} was given"}
-    rows += result.rows
-    for key, value in result.scores.items():
-        if key in COLUMNS:
-            line[key] = f"{value:.4f}" if isinstance(value, float) else value
+            part, script, entries, row = unpack(path, Path(folder).resolve())
+            rows.append(row)
+            line.update(part=part, entries=" ".join(map(printable, entries[:2])))
+            if quick:
+                rows += grade.quick_check(script, part, settings.memory)
+            elif part in paths:
+                result = grade.grade_script(part, script, _load(part, paths[part]), settings,
+                                            find_models(path, part, entries, models))
+                rows, runs = rows + result.rows, result.runs
+                line.update({key: f"{value:.4f}" if isinstance(value, float) else value
+                             for key, value in result.scores.items() if key in COLUMNS})
+            else:
+                return {**line, "result": "skip", "failed": f"no data of the {part} was given"}, ""
+        except BadSubmission as error:
+            return {**line, "failed": f"zip: {error}"}, ""
+        except Exception as error:  # of hundreds of strangers' files one must not cost the others their grade
+            return {**line, "failed": f"not graded: {type(error).__name__}: {one_line(error)}"}, ""
     for column, status in (("failed", "fail"), ("warnings", "warn")):
         line[column] = "; ".join(f"{row.check}: {row.detail}" for row in rows if row.status == status)
-    return {**line, "result": "fail" if line["failed"] else "pass"}
+    log = [grade.table(rows), *(f"\n$ {run['command']}  (exit code {run['code']}, {run['seconds']} s)\n"
+                                f"{run['output_tail']}" for run in runs)]
+    return {**line, "result": "fail" if line["failed"] else "pass"}, "\n".join(log) + "\n"
 
+
+def fingerprint(paths, settings, quick):
+    """"full" or "quick" and a hash of what decides a grade: this package, the settings and the data."""
+    state = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        state.update(source.read_bytes())
+    for part, places in sorted(paths.items()):
+        for place in map(Path, places):
+            files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+            state.update("".join(f"{part} {file} {file.stat().st_size}\n" for file in files).encode())
+    return f"{'quick' if quick else 'full'} {state.hexdigest()[:12]}"
+
+
+def in_parallel(work, jobs, scheduler):
+    """Yields (name, result of grade_one, or an exception) of {name: its arguments} as each ends."""
+    import dask
+    from distributed import Client, LocalCluster, as_completed
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    once_more = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation": 1.0}
+    with dask.config.set(once_more), contextlib.ExitStack() as stack:
+        if scheduler:
+            try:
+                client = stack.enter_context(Client(scheduler, timeout=10))
+            except (OSError, ValueError, TimeoutError) as error:
+                raise InputError(f"--scheduler: expected the address of a Dask scheduler, found: "
+                                 f"{one_line(error)}") from None
+        else:
+            environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
+            cluster = stack.enter_context(LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0,
+                                                       dashboard_address=None, silence_logs=50, env=environment))
+            client = stack.enter_context(Client(cluster))
+        names = {client.submit(grade_one, *words, pure=False): name for name, words in work.items()}
+        for future in as_completed(list(names)):
+            found = future.exception() or future.result()
+            future.release()  # else the death of the worker that has the result would have it graded again
+            yield names.pop(future), found
+
+
+
+
+# --------------------------------------------------------------------------------------------------------- CSV and page
 
 def _safe(value):
     """A cell that no spreadsheet takes for a formula: names and messages come from strangers."""
@@ -125,18 +241,17 @@ def _safe(value):
 
 
 def read_rows(path):
-    """Rows of an earlier call's CSV, as dicts. Raises InputError."""
+    """{submission: row} of an earlier call's CSV. Raises InputError."""
     if not path.exists():
-        return []
+        return {}
     try:
-        with open(str(path), newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise InputError(f"{path}: expected the columns of an earlier call ({', '.join(COLUMNS[:4])}, ...), "
-                                 "found others; name another file")
-            return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: expected a CSV of an earlier call, found: {error}") from None
+        reader = csv.DictReader(io.StringIO(read_bytes(path, "a CSV").decode("utf-8"), newline=""))
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise InputError(f"{path}: expected the columns of an earlier call ({', '.join(COLUMNS[:4])}, ...), found "
+                             "others; name another file")
+        return {row["submission"]: row for row in reader}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected a CSV of an earlier call, found: {one_line(error)}") from None
 
 
 def csv_text(rows):
@@ -148,30 +263,59 @@ def csv_text(rows):
     return text.getvalue()
 
 
-def grade_folder(folder, target, data, settings, quick, say):
-    """Grades each zip of `folder` that `target` has no row for; rewrites `target` after each. Returns 0, or 1 when a
+def page(rows):
+    """report.html of a class: how the scores are distributed, what fails how often, each submission with its log."""
+    import jinja2
+    histograms = {}
+    for part in PARTS.values():
+        for key in ("average_f1", "ssim"):
+            values = [float(row[key]) for row in rows if row["part"] == part and row[key]]
+            if values:
+                counts = [sum(i / 10 <= value < (i + 1) / 10 + (i == 9) for value in values) for i in range(10)]
+                histograms[f"{part}: {grade.SHOWN[key]}"] = {
+                    "counts": counts, "most": max(counts), "n": len(values), "mean": sum(values) / len(values)}
+    fails = {}
+    for row in rows:
+        for check in dict.fromkeys(re.findall(r"(?:^|; )([^:;]+): ", row["failed"])):
+            fails[check] = fails.get(check, 0) + 1
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     trim_blocks=True, undefined=jinja2.StrictUndefined)
+    counts = {result: sum(row["result"] == result for row in rows) for result in ("pass", "fail", "skip")}
+    return environment.get_template("class.html").render(
+        rows=rows, histograms=histograms, counts=counts, fails=sorted(fails.items(), key=lambda item: -item[1]))
+
+
+def grade_class(args, data, settings, say):
+    """Grades each submission of args.submissions for which args.csv has no row of the same grader, data and settings
+    (a full row stands for a quick one); rewrites the CSV and report.html beside it after each. Returns 0, or 1 when a
     row says "fail". Raises InputError."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder of zips, found "
-                         f"{'a file' if folder.exists() else 'nothing there'}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip" and path.is_file())
-    if not paths:
-        raise InputError(f"{folder}: expected zips, found none")
-    rows = read_rows(target)
-    done = {row["submission"] for row in rows}
-    grade.write_text(target, csv_text(rows))
-    for number, path in enumerate(paths, 1):
-        if _safe(path.name) in done:
-            say(f"{printable(path.name)}: graded before")
-            continue
-        say(f"{printable(path.name)}: {number} of {len(paths)}")
-        try:
-            line = grade_zip(path, data, settings, quick, say)
-        except Exception as error:  # of hundreds of strangers' files one must not cost the others their grade
-            line = {**dict.fromkeys(COLUMNS, ""), "submission": path.name, "result": "fail",
-                    "failed": f"not graded: {type(error).__name__}: {error}"}
-        row = {column: _safe(value) for column, value in line.items()}
-        rows.append(row)
-        grade.write_text(target, csv_text(rows))
-        print(f"{row['submission']}: {row['result']}" + (f": {row['failed']}" if row["failed"] else ""), flush=True)
-    return int(any(row["result"] == "fail" for row in rows))
+    found, names, rows = find_submissions(args.submissions), read_names(args.submissions), read_rows(args.csv)
+    paths = {part: tuple(map(str, getattr(args, part))) for part in data}
+    key, logs, work = fingerprint(paths, settings, args.quick), args.csv.with_name(f"{args.csv.stem}_logs"), {}
+    for path in found:
+        name = _safe(path.relative_to(args.submissions).as_posix())
+        before = rows.get(name, {}).get("graded_by", "")
+        if before == key or args.quick and before.startswith("full"):
+            say(f"{name}: graded before")
+        else:
+            work[name] = path.resolve(), paths, settings, args.quick, args.models
+    by_name = {_safe(path.relative_to(args.submissions).as_posix()): path for path in found}
+
+    def write(files=()):
+        ordered = sorted(rows.values(), key=lambda row: row["submission"])
+        write_files({**dict(files), str(args.csv): csv_text(ordered).encode(),
+                     str(args.csv.with_name("report.html")): page(ordered).encode()})
+
+    write()
+    for name, result in in_parallel(work, args.jobs, args.scheduler) if work else ():
+        line, log = ({"result": "fail", "failed": f"not graded: its worker died twice ({type(result).__name__})"}, ""
+                     ) if isinstance(result, BaseException) else result
+        place = logs / (re.sub(r"[^\w.-]+", "_", name) + ".txt")
+        path = by_name[name]
+        who = next((names[part] for part in path.relative_to(args.submissions).parts if part in names), "")
+        line = {**dict.fromkeys(COLUMNS, ""), **line, "submission": name, "names": who, "graded_by": key,
+                "log": f"{logs.name}/{place.name}" if log else ""}
+        rows[name] = {column: _safe(value) for column, value in line.items()}
+        write({str(place): log.encode()} if log else {})
+        print(f"{name}: {line['result']}" + (f": {rows[name]['failed']}" if line["failed"] else ""), flush=True)
+    return int(any(row["result"] == "fail" for row in rows.values()))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import InputError
+from common.errors import InputError, Parser
 from studies import printable
 
 # Modules of this package. Each has TITLE, EXAMPLE, Settings (the described experiment), VARIANTS {name: changes of the
@@ -31,13 +31,6 @@ class Study(NamedTuple):
     test: object      # data.Images, held out
     seeds: list
     run: object       # training.Run
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises InputError for words that it does not take."""
-
-    def error(self, message):
-        raise InputError(f"{self.prog}: {message}; see --help")
 
 
 def _at_least(least):

@@ -110,9 +110,6 @@ BIRD_MISTAKES = {
                                    "ordered as numbers"),
     "classes renumbered": ([("sorted({open(path).read() for path in paths})",
                              "sorted({open(path).read() for path in paths}, key=int)")], "row order", "permuted"),
-    "rows shuffled": ([("    with open(\"bird.csv\"", "    import random\n    random.Random(2).shuffle(labels)\n"
-                        "    with open(\"bird.csv\"")], "row order", "no better than guessing"),
-    "one label": ([("[names.index(open(path).read()) for", "[0 for")], "row order", "rows say 0"),
     "model's name fixed": ([("open(path, 'wb')", "open('model.pth', 'wb')")], "bird.pth",
                            "model.pth in the current folder"),
     "csv's name fixed": ([('"bird.csv"', '"predictions.csv"')], "bird.csv", "predictions.csv in the current folder"),
@@ -140,6 +137,11 @@ BIRD_MISTAKES = {
                           "writes elsewhere", "test changed bird.pth in the folder of the model"),
 }
 
+WEAK = {  # what makes a model weak, and is no mistake: replacements, words of a warning
+    "random labels": ([("    with open(\"bird.csv\"", "    import random\n    random.Random(2).shuffle(labels)\n"
+                        "    with open(\"bird.csv\"")], "no better than guessing"),
+    "one label": ([("[names.index(open(path).read()) for", "[0 for")], "rows say 0")}
+
 RECONSTRUCTION = "data=(images / 255).astype(np.float32)"
 VAE_MISTAKES = {
     "npz key": ([(RECONSTRUCTION, "images=(images / 255).astype(np.float32)")], "vae_reconstructed.npz key",
@@ -165,14 +167,8 @@ RULE_BREAKERS = {
     "weights": ("birds", "from torchvision import models\nnet = models.resnet18(weights='DEFAULT')",
                 "no pre-trained weights", "weights="),
     "zoo by attribute": ("birds", "import torchvision as tv\nnet = tv.models.vgg11()", "no model zoo", "line 2"),
-    "zoo by another name": ("birds", "import torchvision\nzoo = torchvision\nthings = zoo.models\nthings.vgg11()",
-                            "no model zoo", "line 3: torchvision.models"),
-    "zoo by importlib": ("birds", "import importlib as i\nN = 'torchvision.' + 'models'\nm = i.import_module(N)",
-                         "no model zoo", "line 3: torchvision.models"),
-    "zoo by __import__": ("birds", "m = __import__('timm')", "no model zoo", "timm"),
-    "zoo by getattr": ("birds", "import torchvision\nm = getattr(torchvision, 'models')", "no model zoo",
-                       "torchvision.models"),
-    "zoo by star": ("birds", "from torchvision import *\nm = models.vgg11()", "no model zoo", "torchvision.models"),
+    "an import by name": ("birds", "import importlib as i\nm = i.import_module('tim' + 'm')", "imports",
+                          "line 2: importlib.import_module()"),
     "hub": ("birds", "import torch\nnet = torch.hub.load('pytorch/vision', 'resnet18')", "no model zoo", "torch.hub"),
     "pretrained": ("birds", "from nets import resnet\nnet = resnet(pretrained=True)", "no pre-trained weights",
                    "line 2: pretrained=True"),
@@ -193,13 +189,11 @@ RULE_BREAKERS = {
 }
 
 SEEDS = ("import torch\ntorch.manual_seed(0)", "from torch import manual_seed as s\nif True:\n    s(seed=0)",
-         "import torch\nclass Config:\n    seed: int = 0\nconfig = Config()\ntorch.manual_seed(config.seed)",
-         "import argparse, torch\np = argparse.ArgumentParser()\np.add_argument('--seed', type=int, default=0)\n"
-         "a = p.parse_args()\ntorch.manual_seed(a.seed)",
-         "import torch\ndef set_seed(seed):\n    torch.manual_seed(seed)\nset_seed(0)",
-         "import torch\nC = {'seed': 0}\ntorch.manual_seed(C['seed'])",
-         "import torch\nset_seed = torch.manual_seed\nset_seed(0)",
-         "import os, torch\ntorch.random.manual_seed(int(os.environ.get('S', 0)))")
+         "import torch\nSEED = 0\ndef seed():\n    torch.manual_seed(SEED)\nseed()")
+UNSURE_SEEDS = ("import torch\nclass Config:\n    seed: int = 0\nconfig = Config()\ntorch.manual_seed(config.seed)",
+                "import torch\ndef set_seed(seed):\n    torch.manual_seed(seed)\nset_seed(0)",
+                "import torch\nset_seed = torch.manual_seed\nset_seed(0)",
+                "import os, torch\ntorch.random.manual_seed(int(os.environ.get('S', 0)))")
 
 HARMLESS = '''"""import timm; torchvision.models.resnet18(pretrained=True); plt.show()"""
 import numpy as np, torch
