@@ -221,7 +221,7 @@ def gradcam_figure(rows, names):
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     grid = figure.subplots(down, 4 * blocks, squeeze=False)
     for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], box_aspect=1)
         axes.spines[:].set_visible(False)
     for k, groups in enumerate(rows):
         cells = grid[k % down, 4 * (k // down):][:4]
