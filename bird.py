@@ -29,7 +29,6 @@ import io
 import json
 import math
 import os
-import pickle
 import re
 import signal
 import sys
@@ -767,13 +766,11 @@ def _load(path, expected):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise ValueError(f"a {type(content).__name__}")
-        return content
-    except pickle.UnpicklingError:  # torch's own text recommends to load it all the same
+    except Exception:  # broken bytes trip torch.load in a dozen ways; its text recommends to load them all the same
         raise InputError(f"{path}: {expected}, found a file that is broken or holds more than tensors") from None
-    except Exception as error:  # broken bytes trip torch.load in a dozen ways
-        raise InputError(f"{path}: {expected}, found: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {expected}, found a {type(content).__name__}")
+    return content
 
 
 def load_model(path):
@@ -782,8 +779,8 @@ def load_model(path):
     model, state = BirdClassifier(), _load(path, expected)
     try:
         model.load_state_dict(state)
-    except Exception as error:
-        raise InputError(f"{path}: {expected}, found: {_one_line(error)}") from None
+    except Exception:  # torch's text lists every tensor
+        raise InputError(f"{path}: {expected}, found that of another network") from None
     for key, value in model.state_dict().items():
         if value.is_floating_point() and (not value.isfinite().all() or ("running_var" in key and (value < 0).any())
                                           or (key == "std" and (value <= 0).any())):

@@ -706,12 +706,15 @@ def load_model(path):
             raise ValueError(f"a {type(state).__name__}")
         if any(value.is_complex() for value in state.values()):
             raise ValueError("complex weights")
+    except ValueError as error:
+        raise InputError(f"{path}: {expected}, found {_one_line(error)}") from None
+    except Exception:  # broken bytes trip torch.load in a dozen ways; its text recommends to load them all the same
+        raise InputError(f"{path}: {expected}, found a file that is broken or holds more than tensors") from None
+    try:
         model = VAE(len(state["prior_means"]))
         model.load_state_dict(state)
-    except pickle.UnpicklingError:  # torch's own text recommends to load it all the same
-        raise InputError(f"{path}: {expected}, found a file that is broken or holds more than tensors") from None
-    except Exception as error:  # broken bytes trip torch.load in a dozen ways
-        raise InputError(f"{path}: {expected}, found: {_one_line(error)}") from None
+    except Exception:  # torch's text lists every tensor
+        raise InputError(f"{path}: {expected}, found that of another network") from None
     for key, value in model.state_dict().items():
         if not value.isfinite().all() or ("running_var" in key and (value < 0).any()):
             raise InputError(f"{path}: {expected}, found values of {key} that no training gives")
@@ -746,8 +749,13 @@ def load_mixture(path):
         if not all(np.isfinite(part).all() for part in (weights, means, covariances)) or (weights < 0).any():
             raise ValueError("NaN, infinity or a negative weight")
         return GaussianMixture.from_parameters(weights, means, covariances), labels
+    except ValueError as error:
+        raise InputError(f"{path}: {expected}, found {_one_line(error)}") from None
+    except KeyError as error:
+        raise InputError(f"{path}: {expected}, found no {error}") from None
     except Exception as error:  # broken bytes trip the unpickler in a dozen ways
-        raise InputError(f"{path}: {expected}, found: {_one_line(error)}") from None
+        found = str(error) if "which is not a NumPy array" in str(error) else "a file that is broken or holds others"
+        raise InputError(f"{path}: {expected}, found {found}") from None
 
 
 # -------------------------------------------------------------------------------------------------------- command line

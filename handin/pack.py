@@ -101,7 +101,7 @@ def collect(part, script, group, model_path, report):
             problems.append(f"{script}: expected the script of the {part}, which writes {WORDS[part][0]}, found that "
                             f"of the {OTHER[part]}")
         else:
-            from handin.grade import quick_check
+            from handin.grading import quick_check
             for row in trying(quick_check, script, part) or []:
                 line = f"{script}: {row.check}: {row.detail}"
                 problems += [f"{line}; `python -m handin grade` tells more"] * (row.status == "fail")

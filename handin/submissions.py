@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.errors import InputError, one_line
 from common.files import read_bytes, write_files
-from handin import forms, grade
+from handin import forms, grading
 from handin.contract import Row
 from handin.sandbox import printable
 
@@ -27,7 +27,7 @@ COLUMNS = ("submission", "part", "entries", "names", "result", *SCORES, "paramet
            "warnings", "graded_by", "log")
 MOST_MEMBERS, MOST_BYTES = 200, 200 * 10 ** 6  # of a submission, unpacked
 MOST_SCRIPT = 2 * 10 ** 6  # bytes of any file but the report
-PARTS = {name: part for part, name in grade.SCRIPTS.items()}
+PARTS = {name: part for part, name in grading.SCRIPTS.items()}
 METADATA = "submission_metadata.yml"  # of an export of Gradescope
 
 
@@ -150,7 +150,7 @@ def find_models(path, part, entries, folder):
     if path.is_file() and len(list(path.parent.glob("*.zip"))) == 1:
         places.append(path.parent)
     for place in places:
-        found = [place / name for name in grade.MODELS[part]]
+        found = [place / name for name in grading.MODELS[part]]
         if all(file.is_file() for file in found):
             return found
     return []
@@ -160,7 +160,7 @@ def find_models(path, part, entries, folder):
 
 @functools.lru_cache(maxsize=None)
 def _load(part, paths):
-    return {"birds": grade.load_birds, "digits": grade.load_digits}[part](*paths)
+    return {"birds": grading.load_birds, "digits": grading.load_digits}[part](*paths)
 
 
 def grade_one(path, paths, settings, quick, models):
@@ -173,9 +173,9 @@ def grade_one(path, paths, settings, quick, models):
             rows.append(row)
             line.update(part=part, entries=" ".join(map(printable, entries[:2])))
             if quick:
-                rows += grade.quick_check(script, part, settings.memory)
+                rows += grading.quick_check(script, part, settings.memory)
             elif part in paths:
-                result = grade.grade_script(part, script, _load(part, paths[part]), settings,
+                result = grading.grade_script(part, script, _load(part, paths[part]), settings,
                                             find_models(path, part, entries, models))
                 rows, runs = rows + result.rows, result.runs
                 line.update({key: f"{value:.4f}" if isinstance(value, float) else value
@@ -188,7 +188,7 @@ def grade_one(path, paths, settings, quick, models):
             return {**line, "failed": f"not graded: {type(error).__name__}: {one_line(error)}"}, ""
     for column, status in (("failed", "fail"), ("warnings", "warn")):
         line[column] = "; ".join(f"{row.check}: {row.detail}" for row in rows if row.status == status)
-    log = [grade.table(rows), *(f"\n$ {run['command']}  (exit code {run['code']}, {run['seconds']} s)\n"
+    log = [grading.table(rows), *(f"\n$ {run['command']}  (exit code {run['code']}, {run['seconds']} s)\n"
                                 f"{run['output_tail']}" for run in runs)]
     return {**line, "result": "fail" if line["failed"] else "pass"}, "\n".join(log) + "\n"
 
@@ -272,7 +272,7 @@ def page(rows):
             values = [float(row[key]) for row in rows if row["part"] == part and row[key]]
             if values:
                 counts = [sum(i / 10 <= value < (i + 1) / 10 + (i == 9) for value in values) for i in range(10)]
-                histograms[f"{part}: {grade.SHOWN[key]}"] = {
+                histograms[f"{part}: {grading.SHOWN[key]}"] = {
                     "counts": counts, "most": max(counts), "n": len(values), "mean": sum(values) / len(values)}
     fails = {}
     for row in rows:

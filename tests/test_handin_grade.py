@@ -18,10 +18,10 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import peers
 
-from handin import contract, grade, probe, rules, sandbox, submissions
+from handin import contract, grade, grading, probe, rules, sandbox, submissions
 from handin.__main__ import main
 
-SHORT = grade.Settings({"birds": 1.0, "digits": 1.0}, 1.0, 4e9)
+SHORT = grading.Settings({"birds": 1.0, "digits": 1.0}, 1.0, 4e9)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,12 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bird_photos(birds):
-    return grade.load_birds(birds.train, birds.test)
+    return grading.load_birds(birds.train, birds.test)
 
 
 @pytest.fixture(scope="module")
 def digit_images(digits):
-    return grade.load_digits(digits.train, digits.val, digits.test)
+    return grading.load_digits(digits.train, digits.val, digits.test)
 
 
 def rows_of(result):
@@ -96,10 +96,10 @@ def test_our_own_scripts_pass(data, bird_data, bird_script, script_path, bird_fa
         np.savez(str(test), data=content["data"], labels=data.test_labels)
     shared = {"minutes": {"birds": 3.0, "digits": 3.0}, "minutes_test": 2.0, "memory": 8e9}
     for result in (
-            grade.grade_script("birds", bird_script, grade.load_birds(bird_data.train, bird_data.test),
-                               grade.Settings(train_flags=bird_fast, **shared)),
-            grade.grade_script("digits", script_path, grade.load_digits(data.train, data.val, test),
-                               grade.Settings(train_flags=fast, **shared))):
+            grading.grade_script("birds", bird_script, grading.load_birds(bird_data.train, bird_data.test),
+                               grading.Settings(train_flags=bird_fast, **shared)),
+            grading.grade_script("digits", script_path, grading.load_digits(data.train, data.val, test),
+                               grading.Settings(train_flags=fast, **shared))):
         assert faults(result.rows) == [] and result.scores["average_f1"] > 0.6
         assert result.scores["parameters"] > 10 ** 5
 
@@ -114,9 +114,9 @@ def test_each_mistake_of_a_bird_script_is_named(mistake, bird_photos, birds, tmp
         pytest.skip("this file system lists in order")
     script = tmp_path / "bird.py"
     script.write_text(peers.changed(peers.without_torch(peers.BIRD), *replacements))
-    settings = grade.Settings({"birds": 1.0}, 0.02 if mistake == "hang" else 1.0, 2e8 if mistake == "memory" else 4e9)
+    settings = grading.Settings({"birds": 1.0}, 0.02 if mistake == "hang" else 1.0, 2e8 if mistake == "memory" else 4e9)
     began = time.monotonic()
-    rows = rows_of(grade.grade_script("birds", script, bird_photos, settings))
+    rows = rows_of(grading.grade_script("birds", script, bird_photos, settings))
     for added in birds.test.rglob("*.json"):
         added.unlink()
     assert rows[check].status == "fail" and words in rows[check].detail, rows[check]
@@ -132,7 +132,7 @@ def test_a_weak_model_is_a_low_score_and_no_failed_check(kind, bird_photos, tmp_
     replacements, words = peers.WEAK[kind]
     script = tmp_path / "bird.py"
     script.write_text(peers.changed(peers.without_torch(peers.BIRD), *replacements))
-    result = grade.grade_script("birds", script, bird_photos, SHORT)
+    result = grading.grade_script("birds", script, bird_photos, SHORT)
     rows = rows_of(result)
     assert rows["row order"].status == "warn" and words in rows["row order"].detail
     of_the_stand_in = {"torch.manual_seed(0)", "bird.pth state_dict"}  # it has no torch, which spares seconds
@@ -145,7 +145,7 @@ def test_each_mistake_of_a_digit_script_is_named(mistake, digit_images, tmp_path
     replacements, check, words = peers.VAE_MISTAKES[mistake]
     script = tmp_path / "vae.py"
     script.write_text(peers.changed(peers.without_torch(peers.VAE), *replacements))
-    rows = rows_of(grade.grade_script("digits", script, digit_images, SHORT))
+    rows = rows_of(grading.grade_script("digits", script, digit_images, SHORT))
     assert rows[check].status == "fail" and words in rows[check].detail, rows[check]
     other = "SSIM" if check.startswith(("vae.csv", "test_classifier")) else "average F1"
     assert float(rows[other].value) > 0.99  # the rest is graded
@@ -176,7 +176,7 @@ def test_a_model_too_large_or_not_made_without_arguments_is_named_by_the_quick_c
     script.write_text(peers.changed(peers.VAE, ("Linear(4, 3)", "Linear(4, 5_000_000, device='meta')"),
                                     ("def train(", "class Other(torch.nn.Module):\n    def __init__(self, width):\n"
                                                    "        pass\n\ndef train(")))
-    rows = {row.check: row for row in grade.quick_check(script, "digits")}
+    rows = {row.check: row for row in grading.quick_check(script, "digits")}
     assert rows["parameters"].status == "fail" and "25,000,000" in rows["parameters"].detail
     assert rows["model class"].value == "VAE()"
     made = {"import": "", "classes": {"VAE": "TypeError: missing 'width'"}, "file": "", "loads": "", "parameters": 0}
@@ -186,9 +186,9 @@ def test_a_model_too_large_or_not_made_without_arguments_is_named_by_the_quick_c
 
 
 def test_a_retrained_model_that_scores_otherwise_is_named():
-    bench = types.SimpleNamespace(result=grade.Result(), part="digits")
+    bench = types.SimpleNamespace(result=grading.Result(), part="digits")
     bench.row = lambda *words: bench.result.rows.append(contract.Row("digits", *words))
-    grade._compare(bench, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.95, "ssim": 0.79})
+    grading._compare(bench, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.95, "ssim": 0.79})
     (f1, ssim) = bench.result.rows
     assert (f1.status, ssim.status) == ("fail", "pass") and "submitted 0.9900, retrained 0.9500" in f1.detail
 
@@ -260,7 +260,7 @@ def test_outputs_that_depend_on_the_images_around_are_noticed(digit_images, tmp_
     script = tmp_path / "vae.py"
     for replaced, status in (([noisy], "warn"), ([], "pass")):
         script.write_text(peers.changed(peers.without_torch(peers.VAE), *replaced))
-        rows = rows_of(grade.grade_script("digits", script, digit_images, SHORT))
+        rows = rows_of(grading.grade_script("digits", script, digit_images, SHORT))
         assert rows["order of images"].status == status, rows["order of images"]
     assert noisy[0] in peers.VAE
 
@@ -430,8 +430,8 @@ def test_commands_run_in_a_container_without_network_and_with_data_read_only(bir
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     script = tmp_path / "bird.py"
     script.write_text(peers.without_torch(peers.BIRD))
-    settings = grade.Settings({"birds": 1.0}, 1.0, 4e9, container="IMAGE")
-    assert grade.grade_script("birds", script, bird_photos, settings).scores["average_f1"] == 1
+    settings = grading.Settings({"birds": 1.0}, 1.0, 4e9, container="IMAGE")
+    assert grading.grade_script("birds", script, bird_photos, settings).scores["average_f1"] == 1
     ran = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("run ")]
     assert len(ran) >= 2 and all("--network none" in line and "--memory 4000000000b" in line for line in ran)
     assert all(f"--volume {birds.test}:{birds.test}:ro" in line for line in ran)
