@@ -27,8 +27,15 @@ hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: trains on the real digits; runs only where DIGITS names their folder")
+FAST_FILES = ("test_assignment", "test_bird_parts", "test_bird_photos", "test_files", "test_mixture",
+              "test_studies_data")
+
+
+def pytest_collection_modifyitems(items):
+    """What trains or runs many processes is slow: all but these files."""
+    for item in items:
+        if item.path.stem not in FAST_FILES:
+            item.add_marker("slow")
 
 
 def _load_script(path):
