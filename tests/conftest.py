@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
 
 
-FAST_FILES = ("test_assignment", "test_bird_parts", "test_bird_photos", "test_files", "test_mixture",
+FAST_FILES = ("test_assignment", "test_bird_parts", "test_bird_photos", "test_docs", "test_files", "test_mixture",
               "test_studies_data")
 
 

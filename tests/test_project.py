@@ -37,16 +37,6 @@ def test_install_refuses_another_word():
     assert done.returncode == 2 and done.stderr.count(b"\n") == 1
 
 
-def test_readme_begins_with_the_two_commands():
-    lines = (ROOT / "README.md").read_text().splitlines()
-    commands = [line.split("#")[0].strip() for line in lines if line.startswith("    ")]
-    assert commands[:2] == ["bash install.sh demo", "bash install.sh test"]
-
-
-def test_readme_has_no_gap_left():
-    assert "@@" not in (ROOT / "README.md").read_text()
-
-
 def test_the_committed_model_loads_and_predicts(vae):
     path = ROOT / "models" / "vae.pth"
     model, (mixture, labels) = vae.load_model(str(path)), vae.load_mixture(str(ROOT / "models" / "gmm_params.pkl"))

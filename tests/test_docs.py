@@ -1,0 +1,50 @@
+"""README and docs/: links lead to files, commands are understood, the README is a page."""
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from common.errors import Parser
+from handin.__main__ import COMMANDS
+from studies import __main__ as studies_command
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "studies" / "README.md",
+         *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def commands():
+    """(page, words) of each `python -m handin` and `python -m studies` on the pages, but for abridged ones."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for command in re.findall(r"(?:^    |`)(python -m (?:handin|studies) [^`\n]+)", text, re.M):
+            words = shlex.split(command, comments=True)
+            if "..." not in words:
+                yield pytest.param(words[2:], id=f"{page.parent.name}-{page.stem}: {' '.join(words[2:])[:60]}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_every_command_is_understood(words):
+    package, name, *rest = words
+    if package == "studies":
+        parser = studies_command._parser(name, importlib.import_module(f"studies.{name}"))
+    else:
+        parser, module = Parser(), importlib.import_module(f"handin.{COMMANDS[name][0]}")
+        module.add_arguments(parser)
+    parser.parse_args(rest)
+
+
+def test_the_readme_is_one_page_and_begins_with_the_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    shown = [line.split("#")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    assert shown[:2] == ["bash install.sh demo", "bash install.sh test"]
