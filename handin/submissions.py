@@ -290,7 +290,8 @@ def grade_class(args, data, settings, say):
     (a full row stands for a quick one); rewrites the CSV and report.html beside it after each. Returns 0, or 1 when a
     row says "fail". Raises InputError."""
     found, names, rows = find_submissions(args.submissions), read_names(args.submissions), read_rows(args.csv)
-    paths = {part: tuple(map(str, getattr(args, part))) for part in data}
+    paths = {part: tuple(str(Path(path).resolve()) for path in getattr(args, part)) for part in data}  # for any worker
+    models = args.models and args.models.resolve()
     key, logs, work = fingerprint(paths, settings, args.quick), args.csv.with_name(f"{args.csv.stem}_logs"), {}
     for path in found:
         name = _safe(path.relative_to(args.submissions).as_posix())
@@ -298,7 +299,7 @@ def grade_class(args, data, settings, say):
         if before == key or args.quick and before.startswith("full"):
             say(f"{name}: graded before")
         else:
-            work[name] = path.resolve(), paths, settings, args.quick, args.models
+            work[name] = path.resolve(), paths, settings, args.quick, models
     by_name = {_safe(path.relative_to(args.submissions).as_posix()): path for path in found}
 
     def write(files=()):
