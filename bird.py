@@ -40,6 +40,8 @@ from concurrent.futures import ThreadPoolExecutor
 if __name__ == "__main__":  # torch takes a second to import: Ctrl-C in that second must be one line as well
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"bird.py: interrupted\n"), os._exit(130)))
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a torch cannot do on MPS yet, the CPU does
+    if any("error" in option for option in sys.warnoptions):  # python -W error: a warning must not cost the training
+        warnings.simplefilter("default")
 
 import numpy as np
 import torch
@@ -56,7 +58,7 @@ POOLING = ("mean", "amax")      # over the last stage's places, side by side
 BATCH_NORM = True               # after each convolution; without it each has a bias
 MARGIN = 1.5                    # side of the squares that photos are kept as, over that of the crops: room to zoom
 MOST_PIXELS = 2 ** 28           # of a photo, after JPEG's scaling: what claims more is no photo
-BANK_IN_MEMORY = 2 * 10 ** 9    # bytes; a larger bank lies in a temporary file
+MOST_IN_MEMORY = 2 * 10 ** 9    # bytes of decoded photos; more lie in a temporary file
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
 
 
@@ -196,44 +198,42 @@ def _try_photo(path, side):
         return None
 
 
-class FileBank:
-    """Photos uint8 (N, 3, side, side) in a temporary file, indexed like a tensor. They are read, not mapped: the pages
-    of a map would count as memory of this process. Raises InputError where the disk is full."""
+class ImagesOnDisk:
+    """Images uint8 (N, 3, side, side) in a temporary file, indexed like a tensor. Written as a file, for a memory map
+    would end the process on a full disk; mapped anew for each batch, for pages once read count as memory while the map
+    lives. Raises InputError where the disk is full."""
     device = torch.device("cpu")
 
     def __init__(self, number, side):
-        self.shape, self.stride = (number, 3, side, side), 3 * side * side
+        self.shape = (number, 3, side, side)
         with self._disk():
             self.file = tempfile.TemporaryFile()
-            self.file.truncate(number * self.stride)
+            self.file.truncate(math.prod(self.shape))
 
     @contextlib.contextmanager
     def _disk(self):
         try:
             yield
         except OSError as error:
-            raise InputError(f"temporary folder: expected room for {self.shape[0] * self.stride / 1e9:.1f} GB of "
-                             f"photos, found: {error.strerror or error}") from None
+            raise InputError(f"temporary folder: expected room for {math.prod(self.shape) / 1e9:.1f} GB of photos, "
+                             f"found: {error.strerror or error}") from None
 
-    def __setitem__(self, index, photo):
+    def __setitem__(self, index, image):
         with self._disk():
-            self.file.seek(index * self.stride)
-            self.file.write(photo.numpy().tobytes())
+            self.file.seek(index * math.prod(self.shape[1:]))
+            self.file.write(image.numpy().tobytes())
+            self.file.flush()
 
     def __getitem__(self, index):
-        photos = np.empty((len(index), *self.shape[1:]), np.uint8)
         with self._disk():
-            for photo, row in zip(photos, index.tolist()):
-                self.file.seek(row * self.stride)
-                self.file.readinto(photo)
-        return torch.from_numpy(photos)
+            return torch.from_numpy(np.memmap(self.file, np.uint8, "r", shape=self.shape)[index.numpy()])
 
 
-def read_bank(paths, side, workers):
-    """Photos as uint8 (N, 3, side, side), a tensor or, when that would be too large, a FileBank; and the indices of
-    those that cannot be read, black in the bank."""
-    shape = (len(paths), 3, side, side)
-    bank = torch.zeros(shape, dtype=torch.uint8) if math.prod(shape) <= BANK_IN_MEMORY else FileBank(len(paths), side)
+def decode_photos(paths, side, workers):
+    """Photo files -> uint8 images (N, 3, side, side), a tensor or, where that would be too large, ImagesOnDisk; and the
+    indices of the files that cannot be read, whose images are black."""
+    fits = len(paths) * 3 * side * side <= MOST_IN_MEMORY
+    images = torch.zeros(len(paths), 3, side, side, dtype=torch.uint8) if fits else ImagesOnDisk(len(paths), side)
     unreadable = []
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), 256):  # not all at once: the pool would hold them twice
@@ -242,8 +242,8 @@ def read_bank(paths, side, workers):
                 if photo is None:
                     unreadable.append(index)
                 else:
-                    bank[index] = torch.from_numpy(photo)
-    return bank, unreadable
+                    images[index] = torch.from_numpy(photo)
+    return images, unreadable
 
 
 def stratified_split(labels, share, generator):
@@ -416,11 +416,16 @@ def mix(photos, targets, recipe, generator):
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-def placed(model, device):
+def to_device(model, device):
     """The model on this device, its weights in the order that is fastest there. In channels_last MPS is not to be
     trusted: wrong gradients of batch norms (pytorch/pytorch#175189)."""
     order = torch.contiguous_format if device.type == "mps" else torch.channels_last
     return model.to(device, memory_format=order)
+
+
+def augmentation_device(device):
+    """Where photos are cropped and resized: MPS lacks some of the sampling."""
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def pick_precision(device):
@@ -484,7 +489,7 @@ def learning_rate(progress, recipe):
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
 
 
-def _optimizer(model, recipe):
+def make_optimizer(model, recipe):
     """AdamW that decays neither norms nor biases."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -508,7 +513,7 @@ def _grad_scaler(enabled):
 
 
 @torch.no_grad()
-def _follow(average, model, decay):
+def update_average(average, model, decay):
     """average <- decay average + (1 - decay) model, running statistics of the norms included [9]."""
     for kept, new in zip(average.parameters(), model.parameters()):
         kept.lerp_(new, 1 - decay)
@@ -542,10 +547,10 @@ def keep_freed_memory():
         libc.mallopt(-1, 2 ** 31 - 1)   # M_TRIM_THRESHOLD
 
 
-def _step(model, optimizer, scaler, photos, targets, weights, rate):
+def train_step(model, optimizer, scaler, photos, targets, weights, lr):
     """One step of the optimizer at this learning rate; returns the loss and the logits (B, K)."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
     with autocast(photos.device):
         logits = model(photos)
     loss = weighted_cross_entropy(logits, targets, weights)
@@ -556,24 +561,59 @@ def _step(model, optimizer, scaler, photos, targets, weights, rate):
     return loss.detach(), logits.detach()
 
 
-def train_classifier(model, bank, labels, train, val, recipe, device, seconds, measured, each_epoch, state=None):
-    """Trains `model` on photos bank[train], uint8 (N, 3, S, S), with labels (N,); keeps the best on bank[val].
+def train_one_epoch(model, average, optimizer, scaler, images, labels, train, weights, recipe, schedule, epoch,
+                    report_pace):
+    """Steps over images[train] in an order drawn from the seed and the number of the epoch, while there is time.
+    Returns mean loss and accuracy of the batches, the last learning rate and photos a second, by name."""
+    device, began, batches = model.mean.device, time.monotonic(), 0
+    batch, steps = min(recipe.batch, len(train)), max(1, len(train) // recipe.batch)
+    torch.manual_seed(recipe.seed + 7919 * epoch)  # dropout's
+    generator = torch.Generator().manual_seed(recipe.seed + 7919 * epoch)
+    order, totals = train[torch.randperm(len(train), generator=generator)], torch.zeros(2, device=device)
+    model.train()
+    for index in order.split(batch)[:steps]:
+        photos = images[index.to(images.device)].to(augmentation_device(device))
+        photos = augment(photos, recipe.image_size, recipe, generator).to(device)
+        truth = labels[index].to(device)
+        targets = soft_targets(truth, len(weights), recipe.label_smoothing)
+        photos, targets = mix(photos, targets, recipe, generator)
+        lr = learning_rate(schedule.progress, recipe)
+        loss, logits = train_step(model, optimizer, scaler, photos, targets, weights, lr)
+        taken = recipe.epochs * steps - schedule.steps
+        update_average(average, model, min(recipe.average, (1 + taken) / (10 + taken)))
+        totals += torch.stack([loss, (logits.argmax(1) == truth).float().mean()])
+        schedule.advance()
+        batches += 1
+        if schedule.taken == schedule.WARM + schedule.MEASURED:
+            report_pace(schedule)
+        if schedule.planned == 0:
+            break
+    loss, accuracy = (totals / batches).tolist()
+    return {"train_loss": loss, "train_accuracy": accuracy, "learning_rate": lr,
+            "photos_per_second": batches * batch / (time.monotonic() - began)}
 
-    seconds      the time it may take.
-    measured     called as measured(schedule) once the pace is known.
-    each_epoch   called as each_epoch(state, schedule) after every epoch, with all that is needed to go on from there.
-    state        of an earlier call: goes on from there, to the same weights.
+
+def validation_score(row):
+    """By what the epochs of a history are compared: average F1, then loss, on the validation set."""
+    return row["val_f1"], -row["val_loss"]
+
+
+def train_classifier(model, images, labels, train, val, recipe, device, seconds, report_pace, on_epoch_end, state=None):
+    """Trains `model` on images[train], uint8 (N, 3, S, S), with labels (N,); keeps the epoch that is best on val.
+
+    seconds       the time it may take.
+    report_pace   called as report_pace(schedule) once the seconds a step are known.
+    on_epoch_end  called as on_epoch_end(state, schedule) after every epoch, with all that going on from there needs.
+    state         of an earlier call: goes on from there, to the same weights.
     Returns the best averaged weights and the history, a dict of numbers an epoch. The randomness of an epoch depends on
     the seed and on its number alone."""
     torch.backends.cudnn.benchmark = True  # all batches are of one shape
     steps = max(1, len(train) // recipe.batch)
-    batch = min(recipe.batch, len(train))
-    model = placed(model, device)
+    model = to_device(model, device)
     average = copy.deepcopy(model)
-    optimizer, scaler = _optimizer(model, recipe), _grad_scaler(pick_precision(device) == torch.float16)
+    optimizer, scaler = make_optimizer(model, recipe), _grad_scaler(pick_precision(device) == torch.float16)
     counts = model.about["counts"]
-    weights = balanced_weights(counts) if recipe.class_weights else torch.ones(len(counts))
-    n_classes, weights = len(weights), weights.to(device)
+    weights = (balanced_weights(counts) if recipe.class_weights else torch.ones(len(counts))).to(device)
     if state is None:
         state = {"epoch": 0, "steps": steps * recipe.epochs, "progress": 0.0, "history": [], "best": None}
     else:
@@ -584,56 +624,26 @@ def train_classifier(model, bank, labels, train, val, recipe, device, seconds, m
         if state["scaler"]:  # empty after a training that needed none, on another device
             scaler.load_state_dict(state["scaler"])
     history, best = list(state["history"]), state["best"]
-    best_epoch = max(history, key=_merit)["epoch"] if history else 0
-    schedule = Schedule(state["steps"], seconds, state["progress"], finish=math.ceil(4 * len(val) / batch))
-    epoch, generator = state["epoch"], torch.Generator()
+    best_epoch = max(history, key=validation_score)["epoch"] if history else 0
+    schedule = Schedule(state["steps"], seconds, state["progress"],
+                        finish=math.ceil(4 * len(val) / min(recipe.batch, len(train))))
+    epoch = state["epoch"]
 
     while best is None or (schedule.planned > 0 and epoch - best_epoch <= recipe.patience * recipe.epochs):
-        epoch, began, seen = epoch + 1, time.monotonic(), 0
-        torch.manual_seed(recipe.seed + 7919 * epoch)  # dropout's
-        generator.manual_seed(recipe.seed + 7919 * epoch)
-        order, totals = train[torch.randperm(len(train), generator=generator)], torch.zeros(2, device=device)
-        model.train()
-        for index in order.split(batch)[:steps]:
-            photos = bank[index.to(bank.device)].to(_workshop(device))
-            photos = augment(photos, recipe.image_size, recipe, generator).to(device)
-            truth = labels[index].to(device)
-            photos, targets = mix(photos, soft_targets(truth, n_classes, recipe.label_smoothing), recipe, generator)
-            rate = learning_rate(schedule.progress, recipe)
-            loss, logits = _step(model, optimizer, scaler, photos, targets, weights, rate)
-            taken = recipe.epochs * steps - schedule.steps
-            _follow(average, model, min(recipe.average, (1 + taken) / (10 + taken)))
-            totals += torch.stack([loss, (logits.argmax(1) == truth).float().mean()])
-            schedule.advance()
-            seen += 1
-            if schedule.taken == schedule.WARM + schedule.MEASURED:
-                measured(schedule)
-            if schedule.planned == 0:
-                break
-        train_loss, train_accuracy = (totals / seen).tolist()
-        train_seconds = time.monotonic() - began
-        val_loss, matrix = evaluate(average, bank, labels, val)
+        epoch, began = epoch + 1, time.monotonic()
+        trained = train_one_epoch(model, average, optimizer, scaler, images, labels, train, weights, recipe, schedule,
+                                  epoch, report_pace)
+        val_loss, matrix = evaluate(average, images, labels, val)
         history.append({
-            "epoch": epoch, "train_loss": train_loss, "train_accuracy": train_accuracy, "val_loss": val_loss,
-            "val_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(), "val_f1": average_f1(matrix),
-            "learning_rate": rate, "photos_per_second": seen * batch / train_seconds,
-            "seconds": time.monotonic() - began})
-        if best is None or _merit(history[-1]) > _merit(history[best_epoch - 1]):
+            "epoch": epoch, **trained, "val_loss": val_loss, "val_f1": average_f1(matrix),
+            "val_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(), "seconds": time.monotonic() - began})
+        if best is None or validation_score(history[-1]) > validation_score(history[best_epoch - 1]):
             best, best_epoch = _copied(average.state_dict()), epoch
         state = {"epoch": epoch, "steps": schedule.steps, "progress": schedule.progress, "history": history,
                  "best": best, "model": model.state_dict(), "average": average.state_dict(),
                  "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        each_epoch(state, schedule)
+        on_epoch_end(state, schedule)
     return best, history
-
-
-def _merit(row):
-    return row["val_f1"], -row["val_loss"]
-
-
-def _workshop(device):
-    """Where photos are cropped: MPS lacks some of the sampling."""
-    return device if device.type == "cuda" else torch.device("cpu")
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction
@@ -648,7 +658,7 @@ def view_side(scale, image_size):
 def predict_probabilities(model, photos, views=TEST_VIEWS):
     """Photos uint8 (B, 3, S, S) -> class probabilities (B, K), means over `views`. The model is in evaluation mode."""
     device, total = model.mean.device, 0.0
-    photos = photos.to(_workshop(device)).float().div_(255)
+    photos = photos.to(augmentation_device(device)).float().div_(255)
     for scale, mirrored in views:
         side = view_side(scale, model.about["image_size"])
         x = F.interpolate(photos, (side, side), mode="bilinear", align_corners=False, antialias=True).to(device)
@@ -658,14 +668,14 @@ def predict_probabilities(model, photos, views=TEST_VIEWS):
 
 
 @torch.no_grad()
-def evaluate(model, bank, labels, index, batch=128):
-    """Weighted cross-entropy in nats and confusion matrix (K, K) on the photos bank[index], seen as in training, once
+def evaluate(model, images, labels, index, batch=128):
+    """Weighted cross-entropy in nats and confusion matrix (K, K) on the photos images[index], seen as in training, once
     and whole."""
     model.eval()
     device, size, n_classes = model.mean.device, model.about["image_size"], model.head.out_features
     logits = []
     for part in index.split(batch):
-        photos = bank[part.to(bank.device)].to(_workshop(device)).float().div_(255)
+        photos = images[part.to(images.device)].to(augmentation_device(device)).float().div_(255)
         photos = F.interpolate(photos, (size, size), mode="bilinear", align_corners=False, antialias=True).to(device)
         with autocast(device):
             logits.append(model(photos).cpu())
@@ -714,6 +724,23 @@ def check_output(path, *others):
         raise InputError(f"{path}: expected a file to write, found a folder or a device")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path}: expected a folder to write in, found {folder} closed to writing")
+    for name in os.listdir(folder):  # what a process left that was killed while it wrote
+        left = re.fullmatch(re.escape(os.path.basename(os.path.realpath(path))) + r"\.(\d+)\.tmp", name)
+        if left and not _is_running(int(left[1])):
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(folder, name))
+
+
+def _is_running(process):
+    if os.name != "posix":  # elsewhere os.kill(process, 0) would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _standing_in(output, photos):
@@ -872,82 +899,52 @@ def train_command(args, say):
     check_output(history_path, args.model)
     check_output(state_path, args.model)
     device = pick_device(args.device)
-    classes, photos = list_photos(args.dataset)
-    check_output(args.model, *_standing_in(args.model, photos))
-    counts = np.bincount([label for _, label in photos], minlength=len(classes))
-    if (counts > 0).sum() < 2:
-        raise InputError(f"{args.dataset}: expected photos in at least two class folders, found them in "
-                         f"{(counts > 0).sum()} of {len(classes)}")
-    if (counts == 0).any():
-        _warn(f"{args.dataset}: no photos of {_listed(np.array(classes)[counts == 0])}; the class keeps its index")
+    classes, photos = _training_photos(args)
+    names = [os.path.relpath(path, args.dataset).replace(os.sep, "/") for path, _ in photos]
     changed = {"epochs": args.epochs, "image_size": args.image_size}
     recipe = dataclasses.replace(Recipe(), seed=args.seed, **{k: v for k, v in changed.items() if v is not None})
-    names = [os.path.relpath(path, args.dataset).replace(os.sep, "/") for path, _ in photos]
     settings = {**dataclasses.asdict(recipe), "margin": MARGIN, "stem": STEM, "widths": WIDTHS, "depths": DEPTHS,
                 "pooling": POOLING, "batch_norm": BATCH_NORM}
     sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path, _ in photos]
     key = hashlib.sha256(json.dumps([settings, classes, names, sizes]).encode()).hexdigest()
     state = _resumed(state_path, key, args.resume, say)
-
-    bank, unreadable = read_bank([path for path, _ in photos], round(MARGIN * recipe.image_size), args.workers)
-    if unreadable:
-        _warn(f"{len(unreadable)} of {len(photos)} photos cannot be read and are left out: "
-              f"{_listed(photos[i][0] for i in unreadable)}")
-    labels = torch.tensor([label for _, label in photos])
-    readable = torch.ones(len(photos), dtype=torch.bool)
-    readable[unreadable] = False
-    readable = readable.nonzero()[:, 0]
-    if len(labels[readable].unique()) < 2:
-        raise InputError(f"{args.dataset}: expected readable photos of at least two classes, found "
-                         f"{len(readable)} readable photos")
-    train, val = (readable[part] for part in stratified_split(labels[readable], recipe.held_out,
-                                                              torch.Generator().manual_seed(recipe.seed)))
-    if len(val) == 0:
-        _warn("too few photos to set some aside: validated on the training photos")
-        val = train
-    counts = torch.bincount(labels[train], minlength=len(classes)).tolist()
-    model = new_classifier(classes, counts, recipe)
-    model.mean[:, 0, 0], model.std[:, 0, 0] = channel_statistics(bank, train)
-    bank = _nearest_place(bank, device)
-    parameters = sum(p.numel() for p in model.parameters())
-    say(f"{len(train)} photos to train on, {len(val)} to validate, {len(classes)} classes, decoded in "
-        f"{time.monotonic() - began:.0f} s; {parameters:,} parameters on {device}, {pick_precision(device)}")
-
-    before = state["spent"] if state else 0.0
-    budget = args.minutes * 60
+    before, budget = state["spent"] if state else 0.0, args.minutes * 60
 
     def spent():
         return before + time.monotonic() - began
 
-    def measured(schedule):
-        whole = spent() + (schedule.steps + schedule.finish) * schedule.pace
-        steps = max(1, len(train) // recipe.batch)
-        fits = schedule.planned == schedule.steps
-        say(f"the whole recipe, {recipe.epochs} epochs, would take about {_duration(whole)} of the "
-            f"{args.minutes:g} min allowed: " + ("it fits" if fits else
-            f"shortened to about {recipe.epochs - (schedule.steps - schedule.planned) / steps:.1f} epochs"))
+    images, unreadable = decode_photos([path for path, _ in photos], round(MARGIN * recipe.image_size), args.workers)
+    labels = torch.tensor([label for _, label in photos])
+    train, val = _split(args, photos, labels, unreadable, recipe)
+    counts = torch.bincount(labels[train], minlength=len(classes)).tolist()
+    model = new_classifier(classes, counts, recipe)
+    model.mean[:, 0, 0], model.std[:, 0, 0] = channel_statistics(images, train)
+    images = images_to_device(images, device)
+    parameters = sum(p.numel() for p in model.parameters())
+    say(f"{len(train)} photos to train on, {len(val)} to validate, {len(classes)} classes, decoded in "
+        f"{time.monotonic() - began:.0f} s; {parameters:,} parameters on {device}, {pick_precision(device)}")
 
-    def each_epoch(state, schedule):
+    def report_pace(schedule):
+        whole = spent() + (schedule.steps + schedule.finish) * schedule.pace
+        left_out = (schedule.steps - schedule.planned) / max(1, len(train) // recipe.batch)
+        say(f"the whole recipe, {recipe.epochs} epochs, would take about {_duration(whole)} of the "
+            f"{args.minutes:g} min allowed: "
+            + (f"shortened to about {recipe.epochs - left_out:.1f} epochs" if left_out else "it fits"))
+
+    def on_epoch_end(state, schedule):
         row = state["history"][-1]
         left = f"  {_duration(schedule.planned * schedule.pace)} left" if schedule.pace else ""
-        best = "*" if row is max(state["history"], key=_merit) else " "
+        best = "*" if row is max(state["history"], key=validation_score) else " "
         say(f"epoch {row['epoch']:3}/{recipe.epochs}  train loss {row['train_loss']:.3f} "
             f"acc {row['train_accuracy']:.3f}  val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f} "
             f"F1 {row['val_f1']:.4f}{best}  {row['photos_per_second']:.0f} photos/s{left}")
         write_files({state_path: saved_bytes({**state, "key": key, "spent": spent()})})
 
-    best, history = train_classifier(model, bank, labels, train, val, recipe, device, budget - spent(), measured,
-                                     each_epoch, state)
+    best, history = train_classifier(model, images, labels, train, val, recipe, device, budget - spent(), report_pace,
+                                     on_epoch_end, state)
     model.load_state_dict(best)
-    model.eval()
-    matrix = torch.zeros(len(classes), len(classes), dtype=torch.long)
-    shuffled = val[torch.randperm(len(val), generator=torch.Generator().manual_seed(recipe.seed))]
-    for part in shuffled.split(128):
-        if matrix.any() and spent() > budget:  # a figure for the reader must not break the promise
-            break
-        predicted = predict_probabilities(model, bank[part.to(bank.device)]).argmax(1)
-        matrix += confusion(labels[part], predicted, len(classes))
-    chosen = max(history, key=_merit)["epoch"]
+    matrix = _validate_as_at_test(model.eval(), images, labels, val, recipe.seed, lambda: spent() > budget)
+    chosen = max(history, key=validation_score)["epoch"]
     say(f"epoch {chosen} is kept: validation F1 {average_f1(matrix):.4f} on {matrix.sum()} photos, seen as at test")
     record = {
         "settings": settings, "classes": classes, "counts": counts, "parameters": parameters, "device": str(device),
@@ -959,7 +956,55 @@ def train_command(args, say):
     write_files({args.model: saved_bytes(best), history_path: (json.dumps(record, indent=1) + "\n").encode()})
     with contextlib.suppress(OSError):
         os.remove(state_path)
+    if len(history) == 1 and spent() > budget:
+        _warn(f"training took {spent() / 60:.2g} min, more than --minutes {args.minutes:g}: too little for these "
+              "photos")
     say(f"wrote {args.model} and {history_path} after {_duration(spent())}")
+
+
+def _training_photos(args):
+    """Class names and photos, as list_photos gives them. Raises InputError unless two classes have photos."""
+    classes, photos = list_photos(args.dataset)
+    check_output(args.model, *_standing_in(args.model, photos))
+    counts = np.bincount([label for _, label in photos], minlength=len(classes))
+    if (counts > 0).sum() < 2:
+        raise InputError(f"{args.dataset}: expected photos in at least two class folders, found them in "
+                         f"{(counts > 0).sum()} of {len(classes)}")
+    if (counts == 0).any():
+        _warn(f"{args.dataset}: no photos of {_listed(np.array(classes)[counts == 0])}; the class keeps its index")
+    return classes, photos
+
+
+def _split(args, photos, labels, unreadable, recipe):
+    """Indices of the readable photos to train on and to validate on."""
+    if unreadable:
+        _warn(f"{len(unreadable)} of {len(photos)} photos cannot be read and are left out: "
+              f"{_listed(photos[i][0] for i in unreadable)}")
+    readable = torch.ones(len(photos), dtype=torch.bool)
+    readable[unreadable] = False
+    readable = readable.nonzero()[:, 0]
+    if len(labels[readable].unique()) < 2:
+        raise InputError(f"{args.dataset}: expected readable photos of at least two classes, found "
+                         f"{len(readable)} readable photos")
+    train, val = (readable[part] for part in stratified_split(labels[readable], recipe.held_out,
+                                                              torch.Generator().manual_seed(recipe.seed)))
+    if len(val) == 0:
+        _warn("too few photos to set some aside: validated on the training photos")
+        val = train
+    return train, val
+
+
+def _validate_as_at_test(model, images, labels, val, seed, is_late):
+    """Confusion matrix (K, K) of the validation photos in random order, seen in the views of the test: of all, or of
+    those that there is time for, 128 at least."""
+    n_classes = len(model.about["classes"])
+    matrix = torch.zeros(n_classes, n_classes, dtype=torch.long)
+    for part in val[torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))].split(128):
+        if matrix.any() and is_late():
+            break
+        predicted = predict_probabilities(model, images[part.to(images.device)]).argmax(1)
+        matrix += confusion(labels[part], predicted, n_classes)
+    return matrix
 
 
 def _resumed(path, key, wanted, say):
@@ -979,21 +1024,21 @@ def _resumed(path, key, wanted, say):
     return state
 
 
-def channel_statistics(bank, index):
-    """Mean and standard deviation, each (3,), of the channels of bank[index] in [0, 1]."""
+def channel_statistics(images, index):
+    """Mean and standard deviation, each (3,), of the channels of images[index] in [0, 1]."""
     sums = torch.zeros(2, 3, dtype=torch.float64)
     for part in index.split(256):
-        x = bank[part].float().div_(255)
+        x = images[part].float().div_(255)
         sums += torch.stack([x.mean((2, 3)).sum(0), (x * x).mean((2, 3)).sum(0)]).double()
     mean, square = sums / len(index)
     return mean.float(), (square - mean ** 2).clamp(min=1e-4).sqrt().float()
 
 
-def _nearest_place(bank, device):
-    """The bank, on the GPU where it takes less than half of the free memory."""
-    if device.type != "cuda" or isinstance(bank, FileBank) or bank.numel() > torch.cuda.mem_get_info(device)[0] / 2:
-        return bank
-    return bank.to(device)
+def images_to_device(images, device):
+    """The images, on the GPU where they take less than half of the free memory."""
+    fits = (device.type == "cuda" and isinstance(images, torch.Tensor)
+            and images.numel() <= torch.cuda.mem_get_info(device)[0] / 2)
+    return images.to(device) if fits else images
 
 
 def test_command(args, say):
@@ -1008,7 +1053,7 @@ def test_command(args, say):
               f"the training classes ({_listed(known, 12)})")
     if classes and missing:
         say(f"no folder here for the classes {_listed(missing)}; labels are indices into all {len(known)} classes")
-    labels, unreadable = classify(placed(model, device), [path for path, _ in photos], args.workers)
+    labels, unreadable = classify(to_device(model, device), [path for path, _ in photos], args.workers)
     for index in unreadable[:20]:
         _warn(f"{photos[index][0]}: cannot be read; its row says {labels[index]}, the most frequent class")
     if len(unreadable) > 20:

@@ -64,7 +64,7 @@ class _Enough(Exception):
     pass
 
 
-def our_training(bank, labels, classes, recipe, seconds):
+def our_training(images, labels, classes, recipe, seconds):
     """Photos a second of `train_classifier` in about so many seconds, the first steps left out. All lie in one epoch,
     for the usual loop does not validate either."""
     rows, times = torch.arange(len(labels)), []
@@ -76,15 +76,15 @@ def our_training(bank, labels, classes, recipe, seconds):
         if times[-1] - times[0] > seconds:
             raise _Enough
 
-    followed, bird._follow = bird._follow, follow
+    followed, bird.update_average = bird.update_average, follow
     try:
         model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe)
-        bird.train_classifier(model, bank, labels, long, rows[:recipe.batch], recipe, torch.device("cpu"), 1e6,
+        bird.train_classifier(model, images, labels, long, rows[:recipe.batch], recipe, torch.device("cpu"), 1e6,
                               lambda schedule: None, lambda state, schedule: None)
     except _Enough:
         pass
     finally:
-        bird._follow = followed
+        bird.update_average = followed
     return (len(times) - 1 - 3) * recipe.batch / (times[-1] - times[3])
 
 
@@ -140,7 +140,7 @@ def compare(dataset, rounds, seconds):
     print(f"{len(paths)} photos, the first of {size[0]} x {size[1]} px; {torch.get_num_threads()} threads; crops of "
           f"{recipe.image_size} px, batches of {recipe.batch}; ours in {bird.pick_precision(device)}")
     began = time.perf_counter()
-    bank, _ = bird.read_bank(paths, round(bird.MARGIN * recipe.image_size), workers)
+    images, _ = bird.decode_photos(paths, round(bird.MARGIN * recipe.image_size), workers)
     print(f"decoded once: {len(paths) / (time.perf_counter() - began):.0f} photos/s")
 
     model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe).eval()
@@ -150,7 +150,7 @@ def compare(dataset, rounds, seconds):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # where bird.py has set nothing
         for _ in range(rounds):
             training[0].append(apart.submit(measure_usual_training, dataset, recipe, workers, seconds).result())
-            training[1].append(our_training(bank, labels, classes, recipe, seconds))
+            training[1].append(our_training(images, labels, classes, recipe, seconds))
             for views, (usual, ours) in found.items():
                 few = some[:200 // len(views)]
                 usual.append(apart.submit(measure_usual_test, classes, recipe, few, views).result())

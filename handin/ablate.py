@@ -55,7 +55,7 @@ USUAL = ("the recipe", "no augmentation", "no batch normalisation", "no weight d
 @dataclasses.dataclass
 class Photos:
     """Decoded photos, their labels and which of them are scored. `names` tells them from those of another folder."""
-    bank: object
+    images: object
     labels: torch.Tensor
     classes: list
     learn: torch.Tensor
@@ -73,7 +73,7 @@ def read_photos(train, test, image_size, workers=4):
             raise InputError(f"{test}: expected the class folders of {train}, found others")
     paths = [path for path, _ in photos + extra]
     labels = torch.tensor([label for _, label in photos + extra], dtype=torch.long)
-    bank, unreadable = bird.read_bank(paths, round(bird.MARGIN * image_size), workers)
+    images, unreadable = bird.decode_photos(paths, round(bird.MARGIN * image_size), workers)
     readable = torch.ones(len(paths), dtype=torch.bool)
     readable[unreadable] = False
     learn, score = torch.arange(len(photos)), torch.arange(len(photos), len(paths))
@@ -86,7 +86,7 @@ def read_photos(train, test, image_size, workers=4):
                          f"score, found {len(learn)} and {len(score)}")
     roots = [Path(train)] * len(photos) + [Path(test or train)] * len(extra)
     names = [str(Path(path).relative_to(root)) for path, root in zip(paths, roots)]
-    return Photos(bank, labels, classes, learn, score, names)
+    return Photos(images, labels, classes, learn, score, names)
 
 
 def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lambda: None):
@@ -105,12 +105,12 @@ def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lam
         train, val = (photos.learn[part] for part in parts)
         counts = torch.bincount(photos.labels[train], minlength=len(photos.classes)).tolist()
         model = bird.new_classifier(photos.classes, counts, recipe)
-        model.mean[:, 0, 0], model.std[:, 0, 0] = bird.channel_statistics(photos.bank, train)
-        best, _ = bird.train_classifier(model, photos.bank, photos.labels, train, val if len(val) else train, recipe,
+        model.mean[:, 0, 0], model.std[:, 0, 0] = bird.channel_statistics(photos.images, train)
+        best, _ = bird.train_classifier(model, photos.images, photos.labels, train, val if len(val) else train, recipe,
                                         device, 1e9, lambda schedule: None, after_epoch)
         model.load_state_dict(last if "last" in VARIANTS[name] else best)
         model.eval()
-        found = torch.cat([bird.predict_probabilities(model, photos.bank[part], bird.TEST_VIEWS).argmax(1)
+        found = torch.cat([bird.predict_probabilities(model, photos.images[part], bird.TEST_VIEWS).argmax(1)
                            for part in photos.score.split(128)])
     scores = all_scores(photos.labels[photos.score].numpy(), found.numpy())
     return {"accuracy": scores["accuracy"], "f1": scores["average_f1"], "minutes": (time.monotonic() - began) / 60}

@@ -71,7 +71,7 @@ def predict(model, paths, workers, step=lambda: None):
     probabilities = np.full((len(paths), len(model.about["classes"])), np.nan)
     readable = np.ones(len(paths), bool)
     for start in range(0, len(paths), BATCH):
-        photos, unreadable = bird.read_bank(paths[start:start + BATCH], side, workers)
+        photos, unreadable = bird.decode_photos(paths[start:start + BATCH], side, workers)
         readable[[start + index for index in unreadable]] = False
         there = readable[start:start + BATCH].nonzero()[0]
         if len(there):
@@ -187,7 +187,7 @@ def grad_cam_examples(model, paths, truth, predicted, probabilities, chosen, wor
     if not wanted:
         return [([], []) for _ in chosen]
     side = bird.view_side(max(scale for scale, _ in bird.TEST_VIEWS), model.about["image_size"])
-    photos, _ = bird.read_bank([paths[i] for i in wanted], side, workers)
+    photos, _ = bird.decode_photos([paths[i] for i in wanted], side, workers)
     photos = photos[torch.arange(len(wanted))]
     made = {i: Example(photo.permute(1, 2, 0).numpy() / np.float32(255), heat, names[truth[i]], names[predicted[i]],
                        float(probabilities[i, predicted[i]]))
@@ -277,7 +277,7 @@ def draw_all(test, model_path, history_path, device, workers, progress=tqdm):
     names = model.about["classes"]
     with progress(total=math.ceil(len(paths) / BATCH) + 2) as bar:
         bar.set_description("predictions")
-        predicted, probabilities, readable = predict(bird.placed(model, device), paths, workers, bar.update)
+        predicted, probabilities, readable = predict(bird.to_device(model, device), paths, workers, bar.update)
         model.to("cpu")  # the few photos of Grad-CAM need no more, and hooks work there on every version
         bar.set_description("Grad-CAM")
         examples = grad_cam_examples(model, paths, truth, predicted, probabilities,

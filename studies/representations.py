@@ -74,7 +74,7 @@ class Settings:
 
 
 VARIANTS = {"beta0.2": {"beta": 0.2}}
-QUICK = {"most_train": 1000, "most_test": 400, "steps": 160, "vae_steps": 560, "fewest_epochs": 4, "mlp_epochs": 20,
+QUICK = {"most_train": 1000, "most_test": 400, "steps": 140, "vae_steps": 480, "fewest_epochs": 4, "mlp_epochs": 20,
          "feature_steps": 75}
 SHARED = ("cnn", "vqvae", "mlp_codes")  # what does not depend on the VAE
 SOURCES = {"N(0, I)": "z ~ N(0, I)", "mixture": "z ~ mixture", "latents": "z of training photos",

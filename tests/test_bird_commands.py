@@ -356,8 +356,8 @@ def test_another_seed_gives_another_model(bird_call, words, uninterrupted, tmp_p
     assert (tmp_path / "bird.pth").read_bytes() != uninterrupted
 
 
-def test_a_bank_in_a_temporary_file_changes_no_bit(bird, bird_call, words, uninterrupted, monkeypatch, tmp_path):
-    monkeypatch.setattr(bird, "BANK_IN_MEMORY", 0)
+def test_images_in_a_temporary_file_changes_no_bit(bird, bird_call, words, uninterrupted, monkeypatch, tmp_path):
+    monkeypatch.setattr(bird, "MOST_IN_MEMORY", 0)
     assert bird_call(*words).code == 0
     assert (tmp_path / "bird.pth").read_bytes() == uninterrupted
     assert _files(tmp_path) == ["bird.pth", "bird_history.json"]
@@ -543,6 +543,26 @@ def test_another_setting_is_not_resumed(half_way, bird_call, words, flags):
     _refused_to_resume(bird_call(*words, *flags, "--resume"), half_way)
 
 
+def test_warnings_that_python_makes_errors_stop_nothing(bird_alone, bird_data, words, environment, tmp_path):
+    shutil.copytree(str(bird_data.train), str(tmp_path / "photos"))
+    (tmp_path / "photos" / bird_data.classes[0] / "broken.jpg").write_bytes(b"no photo")
+    command = [sys.executable, "-W", "error", str(bird_alone), "photos", *map(str, words[1:]), "--epochs", "1"]
+    done = subprocess.run(command, cwd=str(tmp_path), env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "cannot be read" in done.stderr
+
+
+def test_what_a_killed_process_left_is_removed(bird_call, words, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead = process.pid
+    gone = [f"bird.pth.{dead}.tmp", f"bird_resume.pth.{dead}.tmp", f"bird_history.json.{dead}.tmp"]
+    kept = [f"bird.pth.{os.getppid()}.tmp", f"other.pth.{dead}.tmp", "bird.pth.x.tmp"]  # one is still being written
+    for name in gone + kept:
+        (tmp_path / name).write_bytes(b"half")
+    assert bird_call(*words, "--epochs", "1").code == 0
+    assert _files(tmp_path) == sorted([*kept, "bird.pth", "bird_history.json"])
+
+
 def test_other_photos_are_not_resumed(half_way, bird_call, bird_data, words):
     _refused_to_resume(bird_call(bird_data.test, *words[1:], "--resume"), half_way)
 
@@ -550,7 +570,7 @@ def test_other_photos_are_not_resumed(half_way, bird_call, bird_data, words):
 def test_a_resumed_training_keeps_to_the_time_of_the_whole(half_way, bird_call, words):
     """What it took before counts: the time is up, so what there is gets written."""
     found = bird_call(*words, "--resume", "--minutes", "0.01")
-    assert (found.code, found.err) == (0, "")
+    assert found.code == 0 and "more than --minutes 0.01" in found.err
     assert _epochs(found.out) == []
     assert _files(half_way) == ["bird.pth", "bird_history.json"]
 
@@ -723,22 +743,24 @@ def test_a_fast_machine_says_that_all_fits(bird, bird_call, words, monkeypatch, 
 
 def test_hardly_any_time_still_gives_a_model(bird_call, bird_data, words):
     """Reading the photos alone may take longer."""
-    found = bird_call(*words, "--minutes", "0.01")
-    assert (found.code, found.err) == (0, "")
+    found = bird_call(*words, "--minutes", "0.0101")
+    (line,) = found.err.splitlines()
+    assert found.code == 0 and line.endswith("more than --minutes 0.0101: too little for these photos")
     assert bird_call(bird_data.test, "test", "bird.pth").code == 0
 
 
 def test_time_that_reading_used_up_still_gives_a_model(bird, bird_call, bird_data, words, monkeypatch):
-    read = bird.read_bank
+    read = bird.decode_photos
 
     def slow(*args):
-        bank = read(*args)
+        images = read(*args)
         monkeypatch.setattr(bird.time, "monotonic", lambda now=bird.time.monotonic: now() + 3600)
-        return bank
+        return images
 
-    monkeypatch.setattr(bird, "read_bank", slow)
+    monkeypatch.setattr(bird, "decode_photos", slow)
     found = bird_call(*words, "--minutes", "1")
-    assert (found.code, found.err) == (0, "")
+    (line,) = found.err.splitlines()
+    assert found.code == 0 and line.startswith("bird.py: warning: training took 60 min, more than")
     assert bird_call(bird_data.test, "test", "bird.pth").code == 0
 
 
@@ -756,7 +778,7 @@ def test_the_last_figure_takes_no_time_that_is_not_there(bird, bird_call, bird_d
     monkeypatch.setattr(bird.time, "monotonic", lambda now=bird.time.monotonic: now() + seconds[0])
     monkeypatch.setattr(bird, "predict_probabilities", slow)
     found = bird_call(tmp_path / "many", *words[1:], "--epochs", "1", "--minutes", "1")
-    assert (found.code, found.err) == (0, "")
+    assert found.code == 0 and "more than --minutes 1:" in found.err
     history = json.loads((tmp_path / "bird_history.json").read_text())
     matrix = np.array(history["validation"]["confusion"])
     assert 1.5 <= history["minutes"] < 3 and matrix.sum() == 128 < len(history["split"]["validation"])

@@ -287,17 +287,17 @@ def test_running_average_follows_weights_and_statistics(bird, model):
                 value.add_(1.0)
     start = {name: value.clone() for name, value in average.state_dict().items()}
     for _ in range(3):
-        bird._follow(average, target, 0.5)
+        bird.update_average(average, target, 0.5)
     for name, value in average.state_dict().items():
         assert not value.is_floating_point() or torch.allclose(value, start[name] + 0.875, atol=1e-5), name
-    bird._follow(average, target, 0.0)
+    bird.update_average(average, target, 0.0)
     for name, value in average.state_dict().items():
         assert not value.is_floating_point() or torch.allclose(value, target.state_dict()[name]), name
 
 
 def test_only_weights_of_more_than_one_dimension_decay(bird, model):
     decays = {}
-    for group in bird._optimizer(model, _recipe(bird, weight_decay=0.3)).param_groups:
+    for group in bird.make_optimizer(model, _recipe(bird, weight_decay=0.3)).param_groups:
         decays.update({id(parameter): group["weight_decay"] for parameter in group["params"]})
     for name, parameter in model.named_parameters():
         assert decays[id(parameter)] == (0.3 if parameter.ndim > 1 else 0), name

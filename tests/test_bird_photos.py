@@ -541,24 +541,24 @@ def test_photos_of_every_mode_train_together(bird_call, bird_fast, tmp_path):
     assert (found.code, found.err) == (0, "")
 
 
-# ---------------------------------------------------------------------------------------------------------------- bank
+# -------------------------------------------------------------------------------------------------------------- images
 
-def test_bank_in_a_file_is_the_bank_in_memory(bird, bird_data, monkeypatch, tmp_path):
+def test_images_on_disk_are_those_in_memory(bird, bird_data, monkeypatch, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
     paths = [str(path) for path in sorted(bird_data.test.rglob("*.jpg"))]
     paths.insert(3, str(tmp_path / "broken.jpg"))
-    bank, unreadable = bird.read_bank(paths, 40, 3)
-    assert bank.dtype == torch.uint8 and bank.shape == (len(paths), 3, 40, 40)
-    assert unreadable == [3] and not bank[3].any() and bank[2].any()
-    assert (bank[0].numpy() == bird.read_photo(paths[0], 40)).all()
-    monkeypatch.setattr(bird, "BANK_IN_MEMORY", 1000)
-    kept, still = bird.read_bank(paths, 40, 1)
-    assert torch.equal(bank, kept[torch.arange(len(paths))]) and still == unreadable
-    assert torch.equal(bank[torch.tensor([7, 0, 7, 3])], kept[torch.tensor([7, 0, 7, 3])])
+    images, unreadable = bird.decode_photos(paths, 40, 3)
+    assert images.dtype == torch.uint8 and images.shape == (len(paths), 3, 40, 40)
+    assert unreadable == [3] and not images[3].any() and images[2].any()
+    assert (images[0].numpy() == bird.read_photo(paths[0], 40)).all()
+    monkeypatch.setattr(bird, "MOST_IN_MEMORY", 1000)
+    kept, still = bird.decode_photos(paths, 40, 1)
+    assert torch.equal(images, kept[torch.arange(len(paths))]) and still == unreadable
+    assert torch.equal(images[torch.tensor([7, 0, 7, 3])], kept[torch.tensor([7, 0, 7, 3])])
 
 
 @pytest.mark.parametrize("operation", ["open", "write"])
-def test_a_bank_that_finds_no_room_is_one_line(bird, bird_call, bird_data, bird_fast, monkeypatch, tmp_path,
+def test_images_that_find_no_room_is_one_line(bird, bird_call, bird_data, bird_fast, monkeypatch, tmp_path,
                                                operation):
     class Full(io.BytesIO):
         def write(self, _):
@@ -569,7 +569,7 @@ def test_a_bank_that_finds_no_room_is_one_line(bird, bird_call, bird_data, bird_
             raise OSError(28, "No space left on device")
         return Full()
 
-    monkeypatch.setattr(bird, "BANK_IN_MEMORY", 0)
+    monkeypatch.setattr(bird, "MOST_IN_MEMORY", 0)
     monkeypatch.setattr(bird.tempfile, "TemporaryFile", full)
     found = bird_call(bird_data.train, "train", "bird.pth", *bird_fast)
     assert found.code == 2 and len(found.err.splitlines()) == 1 and "No space left" in found.err
