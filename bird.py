@@ -724,23 +724,23 @@ def check_output(path, *others):
         raise InputError(f"{path}: expected a file to write, found a folder or a device")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path}: expected a folder to write in, found {folder} closed to writing")
-    for name in os.listdir(folder):  # what a process left that was killed while it wrote
-        left = re.fullmatch(re.escape(os.path.basename(os.path.realpath(path))) + r"\.(\d+)\.tmp", name)
-        if left and not _is_running(int(left[1])):
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(folder, name))
 
 
-def _is_running(process):
-    if os.name != "posix":  # elsewhere os.kill(process, 0) would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
+def remove_leftovers(path):
+    """Removes what processes that were killed while they wrote `path` have left beside it."""
+    if os.name != "posix":  # elsewhere os.kill(number, 0) would end that process
+        return
+    folder, file = os.path.split(os.path.realpath(path))
+    for name in os.listdir(folder):
+        left = re.fullmatch(re.escape(file) + r"\.(\d+)\.tmp", name)
+        if left:
+            try:
+                os.kill(int(left[1]), 0)
+            except (ProcessLookupError, OverflowError):  # no such process any more
+                with contextlib.suppress(OSError):
+                    os.remove(os.path.join(folder, name))
+            except OSError:  # it runs, and is somebody else's
+                pass
 
 
 def _standing_in(output, photos):
@@ -895,9 +895,9 @@ def _duration(seconds):
 def train_command(args, say):
     began = time.monotonic()
     history_path, state_path = sibling(args.model, "history.json"), sibling(args.model, "resume.pth")
-    check_output(args.model)
-    check_output(history_path, args.model)
-    check_output(state_path, args.model)
+    for path, others in ((args.model, ()), (history_path, (args.model,)), (state_path, (args.model,))):
+        check_output(path, *others)
+        remove_leftovers(path)
     device = pick_device(args.device)
     classes, photos = _training_photos(args)
     names = [os.path.relpath(path, args.dataset).replace(os.sep, "/") for path, _ in photos]
@@ -956,9 +956,9 @@ def train_command(args, say):
     write_files({args.model: saved_bytes(best), history_path: (json.dumps(record, indent=1) + "\n").encode()})
     with contextlib.suppress(OSError):
         os.remove(state_path)
-    if len(history) == 1 and spent() > budget:
-        _warn(f"training took {spent() / 60:.2g} min, more than --minutes {args.minutes:g}: too little for these "
-              "photos")
+    if spent() > budget:
+        _warn(f"training took {_duration(spent())}, more than --minutes {args.minutes:g} allows: photos are read, and "
+              "a step and a validation made, in any case")
     say(f"wrote {args.model} and {history_path} after {_duration(spent())}")
 
 
@@ -1044,6 +1044,7 @@ def images_to_device(images, device):
 def test_command(args, say):
     output = args.output or "bird.csv"
     check_output(output, args.model)
+    remove_leftovers(output)
     model, (classes, photos) = load_model(args.model), list_test_photos(args.dataset)
     check_output(output, *_standing_in(output, photos))
     device, known = pick_device(args.device), model.about["classes"]

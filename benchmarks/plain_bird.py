@@ -8,6 +8,7 @@ fifth of TRAIN, drawn by class, decides which epoch is kept. Prints (macro F1 + 
 import argparse
 import copy
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,15 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import f1_score
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.vae_speed import ROOT
+from handin.scores import average_f1
+
 SIDE, BATCH, PATIENCE = 224, 32, 10  # px, photos, epochs without a better validation loss
-WORKERS = 2
+WORKERS = os.cpu_count() or 1
 
 
 def network(n_classes):
@@ -36,10 +38,6 @@ def network(n_classes):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
         inputs = outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(inputs, n_classes))
-
-
-def score(truth, predicted):
-    return (f1_score(truth, predicted, average="macro") + f1_score(truth, predicted, average="micro")) / 2
 
 
 @torch.no_grad()
@@ -89,7 +87,7 @@ def train_plain(train, test, minutes, seed):
     if unseen.classes != photos.classes:
         raise SystemExit(f"{test}: expected the class folders of {train}")
     logits, labels = predict(model, DataLoader(unseen, BATCH, num_workers=WORKERS))
-    return score(labels, logits.argmax(1)), took, epoch
+    return average_f1(labels, logits.argmax(1)), took, epoch
 
 
 def train_ours(train, test, minutes, seed):
@@ -103,7 +101,7 @@ def train_ours(train, test, minutes, seed):
                        check=True)
         predicted = np.loadtxt(Path(folder, "bird.csv"), skiprows=1, dtype=int)
         epochs = len(json.loads(Path(folder, "bird_history.json").read_text())["epochs"])
-    return score(datasets.ImageFolder(test).targets, predicted), took, epochs
+    return average_f1(datasets.ImageFolder(test).targets, predicted), took, epochs
 
 
 def main():

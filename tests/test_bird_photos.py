@@ -558,7 +558,7 @@ def test_images_on_disk_are_those_in_memory(bird, bird_data, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("operation", ["open", "write"])
-def test_images_that_find_no_room_is_one_line(bird, bird_call, bird_data, bird_fast, monkeypatch, tmp_path,
+def test_images_that_find_no_room_are_one_line(bird, bird_call, bird_data, bird_fast, monkeypatch, tmp_path,
                                                operation):
     class Full(io.BytesIO):
         def write(self, _):
