@@ -22,7 +22,6 @@ The prediction.  Mirrored views at two sizes above the one trained on [10], prob
 import argparse
 import contextlib
 import copy
-import ctypes
 import dataclasses
 import hashlib
 import io
@@ -537,14 +536,6 @@ def new_classifier(classes, counts, recipe):
     model.describe(classes, counts, recipe.image_size)
     model.dropout.p = recipe.dropout
     return model
-
-
-def keep_freed_memory():
-    """Lets glibc keep what is freed for the next step, in place of giving it back and asking for fresh pages."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 << 20)      # M_MMAP_THRESHOLD, the most it takes
-        libc.mallopt(-1, 2 ** 31 - 1)   # M_TRIM_THRESHOLD
 
 
 def train_step(model, optimizer, scaler, photos, targets, weights, lr):
@@ -1094,7 +1085,6 @@ def main(argv=None):
     warnings.filterwarnings("ignore", module="PIL")
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
-        keep_freed_memory()
         torch.manual_seed(0)  # the assignment's rule; --seed replaces it in training
         if args.threads:
             torch.set_num_threads(args.threads)

@@ -131,7 +131,6 @@ def main():
 
 def compare(dataset, rounds, seconds):
     """Prints the tables."""
-    bird.keep_freed_memory()
     recipe, workers, device = bird.Recipe(), os.cpu_count() or 1, torch.device("cpu")
     classes, photos = bird.list_photos(dataset)
     paths, labels = [path for path, _ in photos], torch.tensor([label for _, label in photos])

@@ -192,7 +192,6 @@ class Run:
         for part in ("pytorch", "fabric"):
             logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning.*")  # advice on workers and logging intervals
-        bird.keep_freed_memory()
 
     @property
     def leads(self):
