@@ -21,7 +21,7 @@ CLASSES = (1, 4, 8)
 VAL_PER_CLASS = 5
 BIRDS_PER_CLASS = {"train": 100, "test": 40}
 DIGIT_FLAGS = ()
-BIRD_EPOCHS, BIRD_SIZE = 40, 96  # about a minute without a GPU
+BIRD_EPOCHS, BIRD_SIZE, BIRD_MINUTES = 40, 96, 3  # a slow machine gets a shorter schedule
 
 
 def write_files(folder):
@@ -74,7 +74,7 @@ def birds(folder):
         write_photos(folder / f"birds_{part}", per_class, seed)
     print(f"\nbirds of {len(KINDS)} kinds, DRAWN by a program, in {folder}")
     command(folder, "bird.py", "birds_train", "train", "bird.pth", "--epochs", str(BIRD_EPOCHS),
-            "--image-size", str(BIRD_SIZE))
+            "--image-size", str(BIRD_SIZE), "--minutes", str(BIRD_MINUTES))
     command(folder, "bird.py", "birds_test", "test", "bird.pth")
     truth = np.repeat(np.arange(len(KINDS)), BIRDS_PER_CLASS["test"])
     print(f"\nscore on {len(truth)} drawn birds that were not trained on (a sign of life, not of skill with photos)")
