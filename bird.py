@@ -8,9 +8,10 @@ At test DATASET holds class folders again, or photos alone, or is one photo.
 The network.  A small residual network [1]: two convolutions of stride 2, four stages, batch normalisation [2], average
 and maximum pooling side by side (a bird may fill the photo or be a dot in it), dropout, one linear layer.
 The training.  Photos are decoded once, to bytes in memory; crops [3], rotations, mirroring and colour changes are then
-drawn for a whole batch at a time. Class-weighted cross-entropy with label smoothing [4], mixup and CutMix [5, 6];
-AdamW [7] without decay of norms and biases, warm-up and cosine [8]; the weights that count are a running average [9].
-A fifth of the photos, drawn by class, is set aside: the average of the epoch with the best F1 on it is kept.
+drawn for a whole batch at a time, small crops first, for they are cheap. Class-weighted cross-entropy with label
+smoothing [4], mixup and CutMix [5, 6]; AdamW [7] without decay of norms and biases, warm-up and cosine [8]; the weights
+that count are a running average [9]. A fifth of the photos, drawn by class, is set aside: the average of the epoch with
+the best F1 on it is kept.
 The prediction.  Mirrored views at two sizes above the one trained on [10], probabilities averaged.
 
 [1] He et al. 2016, arXiv:1512.03385            [6] Yun et al. 2019 (CutMix), arXiv:1905.04899
@@ -55,8 +56,7 @@ WIDTHS = (64, 128, 256, 512)    # channels of each stage; each after the first h
 DEPTHS = (1, 1, 1, 1)           # residual blocks of each stage
 POOLING = ("mean", "amax")      # over the last stage's places, side by side
 BATCH_NORM = True               # after each convolution; without it each has a bias
-MARGIN = 1.5                    # side of the squares that photos are kept as, over that of the crops: room to zoom
-MOST_PIXELS = 2 ** 28           # of a photo, after JPEG's scaling: what claims more is no photo
+MARGIN = 1.25                   # side of the squares that photos are kept as, over that of the crops: room to zoom
 MOST_IN_MEMORY = 2 * 10 ** 9    # bytes of decoded photos; more lie in a temporary file
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
 
@@ -76,10 +76,12 @@ class Recipe:
     label_smoothing: float = 0.1
     mixup: float = 0.2          # share of the batches
     cutmix: float = 0.4         # share of the batches
+    mix_until: float = 0.9      # share of the schedule after which no batch is mixed
     average: float = 0.998      # decay a step of the weights' running average; 0 keeps the last weights
     class_weights: bool = True  # rare classes weigh as much as common ones
     # augmentation
-    image_size: int = 160       # px, side of the square crops
+    image_size: int = 192       # px, side of the square crops at the end of the schedule
+    progressive: tuple = ((0.45, 1 / 2), (0.75, 2 / 3))  # (share of the schedule, side of its crops over image_size)
     area: float = 0.3           # least share of the photo that a crop covers
     aspect: float = 1.33        # most stretch of a crop, either way
     rotate: float = 15.0        # degrees, each way
@@ -103,7 +105,7 @@ class Stopped(BaseException):
     """SIGINT or SIGTERM arrived; the first argument is its number. No `except Exception` takes it for an error."""
 
 
-# ------------------------------------------------------------------------------------------------------------- data in
+# ---------------------------------------------------------------------------------------------------------------- data
 
 def _is_hidden(name):
     return name.startswith(".") or name == "__MACOSX"
@@ -111,14 +113,6 @@ def _is_hidden(name):
 
 def _is_photo(name):
     return name.lower().endswith(PHOTO_ENDINGS) and not _is_hidden(name)
-
-
-def _subfolders(folder):
-    try:
-        return sorted(name for name in os.listdir(folder)
-                      if not _is_hidden(name) and os.path.isdir(os.path.join(folder, name)))
-    except OSError as error:
-        raise InputError(f"{folder}: expected a readable folder, found: {error.strerror}") from None
 
 
 def list_photos(folder):
@@ -129,17 +123,17 @@ def list_photos(folder):
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: expected a folder of photos, found "
                          f"{'a file' if os.path.exists(folder) else 'nothing there'}")
-    classes, photos = _subfolders(folder), []
+    try:
+        classes = sorted(name for name in os.listdir(folder)
+                         if os.path.isdir(os.path.join(folder, name)) and not _is_hidden(name))
+    except OSError as error:
+        raise InputError(f"{folder}: expected a readable folder, found: {error.strerror}") from None
+    photos = []
     for index, name in enumerate(classes):
-        for root, _, files in sorted(_walk(os.path.join(folder, name))):
-            photos += [(os.path.join(root, file), index) for file in sorted(files) if _is_photo(file)]
+        for root, _, files in sorted(os.walk(os.path.join(folder, name), followlinks=True)):
+            if not any(map(_is_hidden, os.path.relpath(root, folder).split(os.sep))):
+                photos += [(os.path.join(root, file), index) for file in sorted(files) if _is_photo(file)]
     return classes, photos
-
-
-def _walk(folder):
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        yield root, folders, files
 
 
 def list_test_photos(path):
@@ -164,25 +158,16 @@ def list_test_photos(path):
 
 
 def read_photo(path, side):
-    """Photo of any kind and size -> uint8 (3, side, side) in RGB, upright, squeezed to a square. A truncated file
-    gives what it has. Raises OSError or ValueError for what is no photo."""
+    """Photo of any format and size -> uint8 (3, side, side) in RGB, upright, squeezed to a square. A truncated file
+    gives what it has. Raises Pillow's errors for what is no photo, OSError mostly."""
     if not os.path.isfile(path):  # a pipe of that name would be waited for without end
         raise OSError("no file")
     ImageFile.LOAD_TRUNCATED_IMAGES = True
-    Image.MAX_IMAGE_PIXELS = None  # ours is below
     with Image.open(path) as image:
         image.draft(None, (side, side))  # the JPEG decoder scales down while it decodes
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} px")
         with contextlib.suppress(Exception):  # a broken EXIF block must not cost the photo
             if image.getexif().get(0x0112, 1) != 1:
                 image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits, which `convert` would clip
-            pixels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
-            top = max(1.0 if image.mode == "F" else 255.0, float(pixels.max()))
-            top = next(bits for bits in (1.0, 255.0, 65535.0, math.inf) if top <= bits)
-            top = float(pixels.max()) if top == math.inf else top
-            image = Image.fromarray((pixels * (255 / top)).clip(0, 255).astype(np.uint8))
         if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -200,48 +185,38 @@ def _try_photo(path, side):
 class ImagesOnDisk:
     """Images uint8 (N, 3, side, side) in a temporary file, indexed like a tensor. Written as a file, for a memory map
     would end the process on a full disk; mapped anew for each batch, for pages once read count as memory while the map
-    lives. Raises InputError where the disk is full."""
+    lives."""
     device = torch.device("cpu")
 
-    def __init__(self, number, side):
-        self.shape = (number, 3, side, side)
-        with self._disk():
-            self.file = tempfile.TemporaryFile()
-            self.file.truncate(math.prod(self.shape))
-
-    @contextlib.contextmanager
-    def _disk(self):
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"temporary folder: expected room for {math.prod(self.shape) / 1e9:.1f} GB of photos, "
-                             f"found: {error.strerror or error}") from None
+    def __init__(self, shape):
+        self.shape, self.file = shape, tempfile.TemporaryFile()
 
     def __setitem__(self, index, image):
-        with self._disk():
-            self.file.seek(index * math.prod(self.shape[1:]))
-            self.file.write(image.numpy().tobytes())
-            self.file.flush()
+        self.file.seek(index * image.numel())
+        self.file.write(image.numpy().tobytes())
+        self.file.flush()
 
     def __getitem__(self, index):
-        with self._disk():
-            return torch.from_numpy(np.memmap(self.file, np.uint8, "r", shape=self.shape)[index.numpy()])
+        return torch.from_numpy(np.memmap(self.file, np.uint8, "r", shape=self.shape)[index.numpy()])
 
 
 def decode_photos(paths, side, workers):
     """Photo files -> uint8 images (N, 3, side, side), a tensor or, where that would be too large, ImagesOnDisk; and the
-    indices of the files that cannot be read, whose images are black."""
-    fits = len(paths) * 3 * side * side <= MOST_IN_MEMORY
-    images = torch.zeros(len(paths), 3, side, side, dtype=torch.uint8) if fits else ImagesOnDisk(len(paths), side)
-    unreadable = []
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(paths), 256):  # not all at once: the pool would hold them twice
-            decoded = pool.map(lambda path: _try_photo(path, side), paths[start:start + 256])
-            for index, photo in enumerate(decoded, start):
-                if photo is None:
-                    unreadable.append(index)
-                else:
+    indices of the files that cannot be read, whose images are black. Raises InputError on a full disk."""
+    shape, unreadable = (len(paths), 3, side, side), []
+    try:
+        images = torch.empty(shape, dtype=torch.uint8) if math.prod(shape) <= MOST_IN_MEMORY else ImagesOnDisk(shape)
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(paths), 256):  # not all at once: the pool would hold them twice
+                decoded = pool.map(lambda path: _try_photo(path, side), paths[start:start + 256])
+                for index, photo in enumerate(decoded, start):
+                    if photo is None:
+                        unreadable.append(index)
+                        photo = np.zeros(shape[1:], np.uint8)
                     images[index] = torch.from_numpy(photo)
+    except OSError as error:
+        raise InputError(f"temporary folder: expected room for {math.prod(shape) / 1e9:.1f} GB of photos, found: "
+                         f"{error.strerror}") from None
     return images, unreadable
 
 
@@ -253,6 +228,61 @@ def stratified_split(labels, share, generator):
         members = members[torch.randperm(len(members), generator=generator)]
         held_out[members[:min(round(share * len(members)), len(members) - 1)]] = True
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+
+# -------------------------------------------------------------------------------------------------------------- device
+
+def pick_device(name):
+    """torch.device of a --device word; `auto` is the best that works: a driver that is too old, or a GPU
+    that this torch has no kernels for, shows in the first product alone. Raises InputError."""
+    kinds = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    for word in kinds if name == "auto" else [name]:
+        try:
+            if kinds.get(word.split(":")[0], lambda: False)():
+                x = torch.ones(8, 8, device=word)
+                if F.conv2d((x @ x)[None, None], x[None, None, :3, :3]).sum().item() == 36 * 9 * 8:
+                    return x.device
+                raise RuntimeError("wrong sums")
+        except (RuntimeError, AssertionError) as error:
+            if name == "auto":
+                _warn(f"{word} is there and does not work: {' '.join(str(error).split())[:200]}")
+    raise InputError(f"bird.py: expected a --device that is here, found '{name}'")
+
+
+def pick_precision(device):
+    """dtype of the network's arithmetic: bfloat16 where the device has it in hardware, else float32."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    if device.type == "cpu":
+        with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+            if re.search(r"\b(avx512_bf16|amx_bf16)\b", file.read()):
+                return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device):
+    """Context in which the network computes in the device's precision."""
+    dtype = pick_precision(device)
+    return torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+def to_device(model, device):
+    """The model on this device, its weights in the order that is fastest there. In channels_last MPS is not to be
+    trusted: wrong gradients of batch norms (pytorch/pytorch#175189)."""
+    order = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    return model.to(device, memory_format=order)
+
+
+def augmentation_device(device):
+    """Where photos are cropped and resized: MPS lacks some of the sampling."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def images_to_device(images, device):
+    """The images, on the GPU where they take less than half of the free memory."""
+    fits = (device.type == "cuda" and isinstance(images, torch.Tensor)
+            and images.numel() <= torch.cuda.mem_get_info(device)[0] / 2)
+    return images.to(device) if fits else images
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -285,10 +315,6 @@ class BirdClassifier(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.about = {"classes": [str(index) for index in range(10)], "counts": [1] * 10,
-                      "image_size": Recipe.image_size}
-        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
-        self.register_buffer("std", torch.full((3, 1, 1), 0.25))
         self.stem = nn.Sequential(_convolution(3, STEM[0], 3, 2), nn.ReLU(inplace=True),
                                   _convolution(STEM[0], STEM[1], 3, 2), nn.ReLU(inplace=True))
         blocks, width = [], STEM[1]
@@ -298,52 +324,47 @@ class BirdClassifier(nn.Module):
                 width = channels
         self.stages, self.dropout = nn.Sequential(*blocks), nn.Dropout(0.0)
         self.head = nn.Linear(len(POOLING) * width, 10)
+        self.describe([str(index) for index in range(10)], [1] * 10, Recipe.image_size)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
         """Photos (B, 3, H, W) in [0, 1], of 32 px or more -> logits (B, classes)."""
-        x = self.stages(self.stem((x - self.mean) / self.std))  # (B, 512, H / 32, W / 32)
+        x = self.stages(self.stem(4 * x - 2))  # (B, 512, H / 32, W / 32)
         x = torch.cat([getattr(x, pooling)((2, 3)) for pooling in POOLING], dim=1)  # (B, 1024)
         return self.head(self.dropout(x)).float()
 
     def describe(self, classes, counts, image_size):
-        """Sets what travels with the weights, and a fresh head for as many classes."""
-        self.set_extra_state(self._encode({"classes": list(classes), "counts": list(counts),
-                                           "image_size": int(image_size)}))
-
-    @staticmethod
-    def _encode(about):
-        return torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
+        """Sets what travels with the weights, and a fresh head where the number of classes is another."""
+        self.about = {"classes": list(classes), "counts": list(counts), "image_size": image_size}
+        if self.head.out_features != len(classes):
+            self.head = nn.Linear(self.head.in_features, len(classes)).to(self.head.weight.device)
 
     def get_extra_state(self):
         """What travels with the weights, as a tensor of JSON's bytes, so that every value of the state_dict is one."""
-        return self._encode(self.about)
+        return torch.tensor(list(json.dumps(self.about).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state):
+        """Called by load_state_dict before it comes to the head. Raises ValueError, KeyError or TypeError."""
         about = json.loads(bytes(state.tolist()).decode())
         classes, counts, size = (about[key] for key in ("classes", "counts", "image_size"))
         if not (isinstance(size, int) and 32 <= size <= 4096 and len(classes) == len(counts) > 0
                 and all(isinstance(name, str) for name in classes) and all(isinstance(n, int) for n in counts)):
             raise ValueError("class names, counts and size that do not fit")
-        self.about = {"classes": classes, "counts": counts, "image_size": size}
-        if self.head.out_features != len(classes):  # before load_state_dict comes to the head
-            self.head = nn.Linear(self.head.in_features, len(classes)).to(self.head.weight.device)
+        self.describe(classes, counts, size)
+
+
+def new_classifier(classes, counts, recipe):
+    """BirdClassifier for these class names, freshly initialised from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    model = BirdClassifier()
+    model.describe(classes, counts, recipe.image_size)
+    model.dropout.p = recipe.dropout
+    return model
 
 
 # ---------------------------------------------------------------------------------------------------------------- loss
-
-def soft_targets(labels, n_classes, smoothing):
-    """One-hot rows (B, K), of which `smoothing` is shared among all classes [4]."""
-    return F.one_hot(labels, n_classes).float() * (1 - smoothing) + smoothing / n_classes
-
-
-def weighted_cross_entropy(logits, targets, weights):
-    """Mean cross-entropy in nats between targets and logits, both (B, K), where class k counts weights[k]-fold."""
-    weighted = targets * weights
-    return -(weighted * F.log_softmax(logits, dim=1)).sum() / weighted.sum()
-
 
 def balanced_weights(counts):
     """Weights (K,) in inverse proportion to the number of photos (K,); mean 1 over the photos, 0 without photos."""
@@ -413,71 +434,52 @@ def mix(photos, targets, recipe, generator):
     return photos, targets.lerp(targets[order], share)
 
 
-# ------------------------------------------------------------------------------------------------------------ training
-
-def to_device(model, device):
-    """The model on this device, its weights in the order that is fastest there. In channels_last MPS is not to be
-    trusted: wrong gradients of batch norms (pytorch/pytorch#175189)."""
-    order = torch.contiguous_format if device.type == "mps" else torch.channels_last
-    return model.to(device, memory_format=order)
-
-
-def augmentation_device(device):
-    """Where photos are cropped and resized: MPS lacks some of the sampling."""
-    return device if device.type == "cuda" else torch.device("cpu")
-
-
-def pick_precision(device):
-    """dtype of the network's arithmetic: half precision where the device has it in hardware, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu":
-        with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-            if re.search(r"\b(avx512_bf16|amx_bf16)\b", file.read()):
-                return torch.bfloat16
-    return torch.float32
-
-
-def autocast(device):
-    dtype = pick_precision(device)
-    return torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
-
+# ------------------------------------------------------------------------------------------------------------ schedule
 
 class Schedule:
     """Shares out the steps of training over the time that it may take.
 
-    Each step moves `progress` from 0 towards 1 by an equal share of what is left; the learning rate follows it. While
-    all steps of the recipe fit into the time, the shares depend on nothing else and the run is reproducible. When they
-    do not, fewer and larger ones follow: the learning rate comes down in time all the same.
+    Each step moves `progress` from 0 towards 1 by an equal share of what is left; the learning rate and the size of the
+    crops follow it. While all steps of the recipe fit into the time, the shares depend on nothing else and the run is
+    reproducible. When they do not, fewer and larger ones follow: the learning rate comes down in time all the same.
 
     steps     of the recipe that are left.
     seconds   that may be spent from now on, finishing included.
-    finish    steps that would take as long as what follows the last of them.
+    finish    steps of cost 1 that would take as long as what follows the last of them.
+    cost      of a step at a progress, relative to the last one.
     """
     WARM, MEASURED = 5, 15  # steps that are slower than the others, and how many then tell the pace
 
-    def __init__(self, steps, seconds, progress=0.0, finish=0, clock=time.monotonic):
-        self.steps, self.progress, self.finish, self.clock = steps, progress, finish, clock
-        self.deadline, self.taken, self.since = clock() + seconds, 0, None
+    def __init__(self, steps, seconds, progress=0.0, finish=0, clock=time.monotonic, cost=lambda progress: 1.0):
+        self.steps, self.progress, self.finish, self.clock, self.cost = steps, progress, finish, clock, cost
+        self.deadline, self.taken, self.since, self.spent = clock() + seconds, 0, None, 0.0
 
     @property
     def pace(self):
-        """Seconds a step, validations between them included; None before it is known."""
-        measured = self.taken - self.WARM
-        return (self.clock() - self.since) / measured if measured >= self.MEASURED else None
+        """Seconds a step of cost 1, validations between them included; None before it is known."""
+        return (self.clock() - self.since) / self.spent if self.taken >= self.WARM + self.MEASURED else None
+
+    @property
+    def mean_cost(self):
+        """Of the steps that are left."""
+        return np.mean([self.cost(self.progress + (1 - self.progress) * share) for share in np.linspace(0, 1, 50)])
 
     @property
     def planned(self):
         """Steps still to take: those of the recipe or, if fewer, those that there is time for."""
         if self.pace is None:
             return self.steps if self.clock() < self.deadline else 0
-        return min(self.steps, max(0, int((self.deadline - self.clock()) / self.pace - self.finish)))
+        return min(self.steps, max(0, int(((self.deadline - self.clock()) / self.pace - self.finish) / self.mean_cost)))
+
+    def seconds_for(self, steps):
+        """How long as many steps would take from here on."""
+        return steps * self.mean_cost * self.pace
 
     def advance(self):
         """To be called after each step."""
-        self.steps, self.taken = self.steps - 1, self.taken + 1
+        self.steps, self.taken, self.spent = self.steps - 1, self.taken + 1, self.spent + self.cost(self.progress)
         if self.taken == self.WARM:
-            self.since = self.clock()
+            self.since, self.spent = self.clock(), 0.0
         self.progress += (1 - self.progress) / (self.planned + 1)
 
 
@@ -487,6 +489,21 @@ def learning_rate(progress, recipe):
         return recipe.learning_rate * progress / recipe.warmup
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
 
+
+def crop_side(progress, recipe):
+    """Pixels of the crops' side at this progress: progressive resizing."""
+    for until, share in recipe.progressive:
+        if progress < until:
+            return min(view_side(share, recipe.image_size), recipe.image_size)
+    return recipe.image_size
+
+
+def step_cost(progress, recipe):
+    """Time of a step over that of one with crops of full size: about a quarter does not depend on their size."""
+    return 0.23 + 0.77 * (crop_side(progress, recipe) / recipe.image_size) ** 2
+
+
+# ------------------------------------------------------------------------------------------------------------ training
 
 def make_optimizer(model, recipe):
     """AdamW that decays neither norms nor biases."""
@@ -505,12 +522,6 @@ def in_one_pass(make, parameters, **options):
         return make(parameters, **options)
 
 
-def _grad_scaler(enabled):
-    """For float16 alone: bfloat16 has the range of float32."""
-    scaler = getattr(torch.amp, "GradScaler", None)  # torch 2.3; before, it lay with CUDA
-    return scaler("cuda", enabled=enabled) if scaler else torch.cuda.amp.GradScaler(enabled=enabled)
-
-
 @torch.no_grad()
 def update_average(average, model, decay):
     """average <- decay average + (1 - decay) model, running statistics of the norms included [9]."""
@@ -521,42 +532,24 @@ def update_average(average, model, decay):
             kept.lerp_(new, 1 - decay)
 
 
-def _copied(state, device="cpu"):
-    if isinstance(state, dict):
-        return {key: _copied(value, device) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_copied(value, device) for value in state]
-    return state.detach().to(device, copy=True) if isinstance(state, torch.Tensor) else state
-
-
-def new_classifier(classes, counts, recipe):
-    """BirdClassifier for these class names, freshly initialised from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    model = BirdClassifier()
-    model.describe(classes, counts, recipe.image_size)
-    model.dropout.p = recipe.dropout
-    return model
-
-
-def train_step(model, optimizer, scaler, photos, targets, weights, lr):
-    """One step of the optimizer at this learning rate; returns the loss and the logits (B, K)."""
+def train_step(model, optimizer, photos, targets, weights, smoothing, lr):
+    """One step down the cross-entropy with targets (B, K), weighted by class and smoothed [4], at this learning rate.
+    Returns the loss and the logits (B, K)."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     with autocast(photos.device):
         logits = model(photos)
-    loss = weighted_cross_entropy(logits, targets, weights)
+    loss = F.cross_entropy(logits, targets, weights, label_smoothing=smoothing)
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
+    loss.backward()
+    optimizer.step()
     return loss.detach(), logits.detach()
 
 
-def train_one_epoch(model, average, optimizer, scaler, images, labels, train, weights, recipe, schedule, epoch,
-                    report_pace):
+def train_one_epoch(model, average, optimizer, images, labels, train, weights, recipe, schedule, epoch, report_pace):
     """Steps over images[train] in an order drawn from the seed and the number of the epoch, while there is time.
     Returns mean loss and accuracy of the batches, the last learning rate and photos a second, by name."""
-    device, began, batches = model.mean.device, time.monotonic(), 0
+    device, began, batches = model.head.weight.device, time.monotonic(), 0
     batch, steps = min(recipe.batch, len(train)), max(1, len(train) // recipe.batch)
     torch.manual_seed(recipe.seed + 7919 * epoch)  # dropout's
     generator = torch.Generator().manual_seed(recipe.seed + 7919 * epoch)
@@ -564,12 +557,13 @@ def train_one_epoch(model, average, optimizer, scaler, images, labels, train, we
     model.train()
     for index in order.split(batch)[:steps]:
         photos = images[index.to(images.device)].to(augmentation_device(device))
-        photos = augment(photos, recipe.image_size, recipe, generator).to(device)
+        photos = augment(photos, crop_side(schedule.progress, recipe), recipe, generator).to(device)
         truth = labels[index].to(device)
-        targets = soft_targets(truth, len(weights), recipe.label_smoothing)
-        photos, targets = mix(photos, targets, recipe, generator)
+        targets = F.one_hot(truth, len(weights)).float()
+        if schedule.progress < recipe.mix_until:
+            photos, targets = mix(photos, targets, recipe, generator)
         lr = learning_rate(schedule.progress, recipe)
-        loss, logits = train_step(model, optimizer, scaler, photos, targets, weights, lr)
+        loss, logits = train_step(model, optimizer, photos, targets, weights, recipe.label_smoothing, lr)
         taken = recipe.epochs * steps - schedule.steps
         update_average(average, model, min(recipe.average, (1 + taken) / (10 + taken)))
         totals += torch.stack([loss, (logits.argmax(1) == truth).float().mean()])
@@ -598,11 +592,10 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
     state         of an earlier call: goes on from there, to the same weights.
     Returns the best averaged weights and the history, a dict of numbers an epoch. The randomness of an epoch depends on
     the seed and on its number alone."""
-    torch.backends.cudnn.benchmark = True  # all batches are of one shape
+    torch.backends.cudnn.benchmark = True  # batches have few shapes
     steps = max(1, len(train) // recipe.batch)
     model = to_device(model, device)
-    average = copy.deepcopy(model)
-    optimizer, scaler = make_optimizer(model, recipe), _grad_scaler(pick_precision(device) == torch.float16)
+    average, optimizer = copy.deepcopy(model), make_optimizer(model, recipe)
     counts = model.about["counts"]
     weights = (balanced_weights(counts) if recipe.class_weights else torch.ones(len(counts))).to(device)
     if state is None:
@@ -612,19 +605,16 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
         average.load_state_dict(state["average"])
         of_each = _copied(state["optimizer"]["state"], device)  # torch 2.0 would leave the step counts on the CPU
         optimizer.load_state_dict({**optimizer.state_dict(), "state": of_each})
-        if state["scaler"]:  # empty after a training that needed none, on another device
-            scaler.load_state_dict(state["scaler"])
-    history, best = list(state["history"]), state["best"]
+    epoch, history, best = state["epoch"], list(state["history"]), state["best"]
     best_epoch = max(history, key=validation_score)["epoch"] if history else 0
-    schedule = Schedule(state["steps"], seconds, state["progress"],
-                        finish=math.ceil(4 * len(val) / min(recipe.batch, len(train))))
-    epoch = state["epoch"]
+    finish = math.ceil(4 * len(val) / min(recipe.batch, len(train)))
+    schedule = Schedule(state["steps"], seconds, state["progress"], finish, cost=lambda at: step_cost(at, recipe))
 
     while best is None or (schedule.planned > 0 and epoch - best_epoch <= recipe.patience * recipe.epochs):
         epoch, began = epoch + 1, time.monotonic()
-        trained = train_one_epoch(model, average, optimizer, scaler, images, labels, train, weights, recipe, schedule,
-                                  epoch, report_pace)
-        val_loss, matrix = evaluate(average, images, labels, val)
+        trained = train_one_epoch(model, average, optimizer, images, labels, train, weights, recipe, schedule, epoch,
+                                  report_pace)
+        val_loss, matrix = evaluate(average, images, labels, val, crop_side(schedule.progress, recipe))
         history.append({
             "epoch": epoch, **trained, "val_loss": val_loss, "val_f1": average_f1(matrix),
             "val_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(), "seconds": time.monotonic() - began})
@@ -632,9 +622,15 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
             best, best_epoch = _copied(average.state_dict()), epoch
         state = {"epoch": epoch, "steps": schedule.steps, "progress": schedule.progress, "history": history,
                  "best": best, "model": model.state_dict(), "average": average.state_dict(),
-                 "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+                 "optimizer": optimizer.state_dict()}
         on_epoch_end(state, schedule)
     return best, history
+
+
+def _copied(state, device="cpu"):
+    if isinstance(state, dict):
+        return {key: _copied(value, device) for key, value in state.items()}
+    return state.detach().to(device, copy=True) if isinstance(state, torch.Tensor) else state
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction
@@ -645,67 +641,59 @@ def view_side(scale, image_size):
     return 32 * max(1, round(scale * image_size / 32))
 
 
+def _resized(photos, side, device):
+    """Photos uint8 (B, 3, S, S) -> float32 (B, 3, side, side) in [0, 1] on the device."""
+    photos = photos.to(augmentation_device(device)).float().div_(255)
+    return F.interpolate(photos, (side, side), mode="bilinear", align_corners=False, antialias=True).to(device)
+
+
 @torch.no_grad()
 def predict_probabilities(model, photos, views=TEST_VIEWS):
     """Photos uint8 (B, 3, S, S) -> class probabilities (B, K), means over `views`. The model is in evaluation mode."""
-    device, total = model.mean.device, 0.0
-    photos = photos.to(augmentation_device(device)).float().div_(255)
+    device, total = model.head.weight.device, 0.0
     for scale, mirrored in views:
-        side = view_side(scale, model.about["image_size"])
-        x = F.interpolate(photos, (side, side), mode="bilinear", align_corners=False, antialias=True).to(device)
+        x = _resized(photos, view_side(scale, model.about["image_size"]), device)
         with autocast(device):
             total = total + model(x.flip(3) if mirrored else x).softmax(1)
     return (total / len(views)).cpu()
 
 
 @torch.no_grad()
-def evaluate(model, images, labels, index, batch=128):
-    """Weighted cross-entropy in nats and confusion matrix (K, K) on the photos images[index], seen as in training, once
-    and whole."""
+def evaluate(model, images, labels, index, size, batch=128):
+    """Weighted cross-entropy in nats and confusion matrix (K, K) on the photos images[index], seen once, whole, as
+    squares of `size` px."""
+    device, n_classes, logits = model.head.weight.device, model.head.out_features, []
     model.eval()
-    device, size, n_classes = model.mean.device, model.about["image_size"], model.head.out_features
-    logits = []
     for part in index.split(batch):
-        photos = images[part.to(images.device)].to(augmentation_device(device)).float().div_(255)
-        photos = F.interpolate(photos, (size, size), mode="bilinear", align_corners=False, antialias=True).to(device)
         with autocast(device):
-            logits.append(model(photos).cpu())
+            logits.append(model(_resized(images[part.to(images.device)], size, device)).cpu())
     logits, truth = torch.cat(logits), labels[index]
-    loss = weighted_cross_entropy(logits, soft_targets(truth, n_classes, 0.0), balanced_weights(model.about["counts"]))
+    loss = F.cross_entropy(logits, truth, balanced_weights(model.about["counts"]))
     return loss.item(), confusion(truth, logits.argmax(1), n_classes)
 
 
 def classify(model, paths, workers, views=TEST_VIEWS, batch=128):
     """Labels (N,) of photo files, and the indices of those that cannot be read: they get the class that was most
-    frequent in training. Photos are decoded while the network is at work on those before."""
+    frequent in training."""
     model.eval()
-    side = round(MARGIN * model.about["image_size"])
-    labels = np.full(len(paths), int(np.argmax(model.about["counts"])), np.int64)
-    unreadable, starts = [], range(0, len(paths), batch)
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = [pool.submit(_try_photo, path, side) for path in paths[:batch]]
-        try:
-            for start in starts:
-                photos = [job.result() for job in ahead]
-                ahead = [pool.submit(_try_photo, path, side) for path in paths[start + batch:start + 2 * batch]]
-                there = [row for row, photo in enumerate(photos) if photo is not None]
-                unreadable += [start + row for row, photo in enumerate(photos) if photo is None]
-                if there:
-                    stack = torch.from_numpy(np.stack([photos[row] for row in there]))
-                    labels[start + np.array(there)] = predict_probabilities(model, stack, views).argmax(1).numpy()
-        finally:
-            for job in ahead:  # one who interrupts should not wait for them
-                job.cancel()
+    labels, unreadable = np.empty(len(paths), np.int64), []
+    for start in range(0, len(paths), batch):
+        photos, black = decode_photos(paths[start:start + batch], round(MARGIN * model.about["image_size"]), workers)
+        labels[start:start + batch] = predict_probabilities(model, photos, views).argmax(1).numpy()
+        unreadable += [start + row for row in black]
+    labels[unreadable] = np.argmax(model.about["counts"])
     return labels, unreadable
 
 
-# -------------------------------------------------------------------------------------------------- saving and loading
+# --------------------------------------------------------------------------------------------------------------- files
 
 def check_output(path, *others):
     """Raises InputError unless a file can be written at `path` without loss of `others`: better before the training
     than after."""
     if os.path.realpath(path) in map(os.path.realpath, (*others, __file__)):
         raise InputError(f"{path}: expected a file of its own to write, found one that is read or written besides")
+    if path.lower().endswith(PHOTO_ENDINGS):  # a slip of the shell's completion must not cost a photo
+        raise InputError(f"{path}: expected the name of a file to write, found that of a photo")
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.basename(path):
         raise InputError(f"'{path}': expected the name of a file to write, found none")
@@ -732,11 +720,6 @@ def remove_leftovers(path):
                     os.remove(os.path.join(folder, name))
             except OSError:  # it runs, and is somebody else's
                 pass
-
-
-def _standing_in(output, photos):
-    """Paths of the photos that an output could replace: none where nothing stands yet."""
-    return [path for path, _ in photos] if os.path.exists(output) else []
 
 
 def write_files(payloads):
@@ -773,10 +756,6 @@ def sibling(model_path, ending):
     return os.path.splitext(model_path)[0] + "_" + ending
 
 
-def _one_line(error):
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _load(path, expected):
     if not os.path.isfile(path):
         raise InputError(f"{path}: {expected}, found {'a folder' if os.path.isdir(path) else 'nothing there'}")
@@ -800,38 +779,48 @@ def load_model(path):
     except Exception:  # torch's text lists every tensor
         raise InputError(f"{path}: {expected}, found that of another network") from None
     for key, value in model.state_dict().items():
-        if value.is_floating_point() and (not value.isfinite().all() or ("running_var" in key and (value < 0).any())
-                                          or (key == "std" and (value <= 0).any())):
+        if value.is_floating_point() and (not value.isfinite().all() or "running_var" in key and (value < 0).any()):
             raise InputError(f"{path}: {expected}, found values of {key} that no training gives")
     return model.to(memory_format=torch.channels_last).eval()
 
 
 # -------------------------------------------------------------------------------------------------------- command line
 
-USAGE = "\n".join(__doc__.splitlines()[2:4])
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"bird.py: expected one of the two commands of --help, found: {message}")
 
 
+def _number(kind, least, most):
+    def convert(text):
+        value = kind(text)
+        if not least <= value <= most:
+            raise ValueError
+        return value
+    convert.__name__ = f"number from {least} to {most}"  # argparse says "invalid number from ..."
+    return convert
+
+
 def parse_arguments(argv):
     """Arguments of the command line, with `mode`, `dataset` and `model` apart. Raises InputError."""
-    parser = _Parser(prog="bird.py", usage="\n" + USAGE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _Parser(prog="bird.py", usage="\n" + "\n".join(__doc__.splitlines()[2:4]),
                      description="DATASET: a folder of class folders of photos; at test also a flat folder or a photo.")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--epochs", type=int, metavar="N",
+    parser.add_argument("--epochs", type=_number(int, 1, 10 ** 6), metavar="N", default=Recipe.epochs,
                         help=f"passes over the training photos (default {Recipe.epochs}, fewer where time is short)")
-    parser.add_argument("--minutes", type=float, default=110.0, help="most that training may take (default 110)")
+    parser.add_argument("--minutes", type=_number(float, 0.01, 10 ** 6), metavar="M", default=110.0,
+                        help="most that training may take (default 110)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best there)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random in training (default 0)")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode photos (default: one a core)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch (default: torch's own choice)")
-    parser.add_argument("--image-size", type=int, metavar="PX",
-                        help=f"side of the crops in training (default {Recipe.image_size})")
+    parser.add_argument("--seed", type=_number(int, 0, 2 ** 31 - 1), metavar="N", default=0,
+                        help="of all that is random in training (default 0)")
+    parser.add_argument("--workers", type=_number(int, 1, 1024), metavar="N", default=min(16, os.cpu_count() or 1),
+                        help="threads that decode photos (default: one a core)")
+    parser.add_argument("--threads", type=_number(int, 1, 1024), metavar="N",
+                        help="CPU threads of torch (default: torch's own choice)")
+    parser.add_argument("--image-size", type=_number(int, 32, 1024), metavar="PX", default=Recipe.image_size,
+                        help=f"side of the largest crops in training (default {Recipe.image_size})")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
-    parser.add_argument("--output", metavar="FILE", help="in place of bird.csv")
+    parser.add_argument("--output", metavar="FILE", default="bird.csv", help="in place of bird.csv")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors and warnings")
     args = parser.parse_intermixed_args(argv)
     words = args.words
@@ -844,30 +833,7 @@ def parse_arguments(argv):
         args.mode, args.dataset, args.model = words
     else:
         raise InputError(f"bird.py: expected 'train' or 'test' after DATASET, found '{words[1]}'; see --help")
-    for name, least, most in (("epochs", 1, 10 ** 6), ("minutes", 0.01, 10 ** 6), ("threads", 1, 1024),
-                              ("workers", 1, 1024), ("image-size", 32, 1024), ("seed", 0, 2 ** 31 - 1)):
-        value = getattr(args, name.replace("-", "_"))
-        if value is not None and not least <= value <= most:
-            raise InputError(f"bird.py: expected --{name} from {least} to {most}, found {value}")
-    args.workers = args.workers or min(16, os.cpu_count() or 1)
     return args
-
-
-def pick_device(name):
-    """torch.device of a --device word; `auto` is the best that works: a driver that is too old, or a GPU
-    that this torch has no kernels for, shows in the first product alone. Raises InputError."""
-    kinds = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    for word in kinds if name == "auto" else [name]:
-        try:
-            if kinds.get(word.split(":")[0], lambda: False)():
-                x = torch.ones(8, 8, device=word)
-                if F.conv2d((x @ x)[None, None], x[None, None, :3, :3]).sum().item() == 36 * 9 * 8:
-                    return x.device
-                raise RuntimeError("wrong sums")
-        except (RuntimeError, AssertionError) as error:
-            if name == "auto":
-                _warn(f"{word} is there and does not work: {_one_line(error)}")
-    raise InputError(f"bird.py: expected a --device that is here, found '{name}'")
 
 
 def _listed(things, most=5):
@@ -884,6 +850,7 @@ def _duration(seconds):
 
 
 def train_command(args, say):
+    """Decides what is trained and validated on, trains, writes bird.pth and bird_history.json. Raises InputError."""
     began = time.monotonic()
     history_path, state_path = sibling(args.model, "history.json"), sibling(args.model, "resume.pth")
     for path, others in ((args.model, ()), (history_path, (args.model,)), (state_path, (args.model,))):
@@ -892,51 +859,51 @@ def train_command(args, say):
     device = pick_device(args.device)
     classes, photos = _training_photos(args)
     names = [os.path.relpath(path, args.dataset).replace(os.sep, "/") for path, _ in photos]
-    changed = {"epochs": args.epochs, "image_size": args.image_size}
-    recipe = dataclasses.replace(Recipe(), seed=args.seed, **{k: v for k, v in changed.items() if v is not None})
+    recipe = dataclasses.replace(Recipe(), seed=args.seed, epochs=args.epochs, image_size=args.image_size)
     settings = {**dataclasses.asdict(recipe), "margin": MARGIN, "stem": STEM, "widths": WIDTHS, "depths": DEPTHS,
                 "pooling": POOLING, "batch_norm": BATCH_NORM}
     sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path, _ in photos]
     key = hashlib.sha256(json.dumps([settings, classes, names, sizes]).encode()).hexdigest()
     state = _resumed(state_path, key, args.resume, say)
-    before, budget = state["spent"] if state else 0.0, args.minutes * 60
-
-    def spent():
-        return before + time.monotonic() - began
+    began -= state["spent"] if state else 0.0
 
     images, unreadable = decode_photos([path for path, _ in photos], round(MARGIN * recipe.image_size), args.workers)
     labels = torch.tensor([label for _, label in photos])
     train, val = _split(args, photos, labels, unreadable, recipe)
     counts = torch.bincount(labels[train], minlength=len(classes)).tolist()
     model = new_classifier(classes, counts, recipe)
-    model.mean[:, 0, 0], model.std[:, 0, 0] = channel_statistics(images, train)
     images = images_to_device(images, device)
     parameters = sum(p.numel() for p in model.parameters())
-    say(f"{len(train)} photos to train on, {len(val)} to validate, {len(classes)} classes, decoded in "
-        f"{time.monotonic() - began:.0f} s; {parameters:,} parameters on {device}, {pick_precision(device)}")
+    say(f"{len(train)} photos to train on, {len(val)} to validate, {len(classes)} classes; {parameters:,} parameters "
+        f"on {device}, {pick_precision(device)}")
+
+    def spent():
+        return time.monotonic() - began
 
     def report_pace(schedule):
-        whole = spent() + (schedule.steps + schedule.finish) * schedule.pace
-        left_out = (schedule.steps - schedule.planned) / max(1, len(train) // recipe.batch)
-        say(f"the whole recipe, {recipe.epochs} epochs, would take about {_duration(whole)} of the "
-            f"{args.minutes:g} min allowed: "
-            + (f"shortened to about {recipe.epochs - left_out:.1f} epochs" if left_out else "it fits"))
+        whole = spent() + schedule.seconds_for(schedule.steps) + schedule.finish * schedule.pace
+        fits = schedule.planned == schedule.steps
+        say(f"the whole recipe, {recipe.epochs} epochs, takes about {_duration(whole)} here: it "
+            + ("fits into" if fits else "is shortened to") + f" the {args.minutes:g} min allowed")
 
     def on_epoch_end(state, schedule):
         row = state["history"][-1]
-        left = f"  {_duration(schedule.planned * schedule.pace)} left" if schedule.pace else ""
+        left = f"  {_duration(schedule.seconds_for(schedule.planned))} left" if schedule.pace else ""
         best = "*" if row is max(state["history"], key=validation_score) else " "
         say(f"epoch {row['epoch']:3}/{recipe.epochs}  train loss {row['train_loss']:.3f} "
             f"acc {row['train_accuracy']:.3f}  val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f} "
             f"F1 {row['val_f1']:.4f}{best}  {row['photos_per_second']:.0f} photos/s{left}")
         write_files({state_path: saved_bytes({**state, "key": key, "spent": spent()})})
 
-    best, history = train_classifier(model, images, labels, train, val, recipe, device, budget - spent(), report_pace,
-                                     on_epoch_end, state)
+    best, history = train_classifier(model, images, labels, train, val, recipe, device, 60 * args.minutes - spent(),
+                                     report_pace, on_epoch_end, state)
     model.load_state_dict(best)
-    matrix = _validate_as_at_test(model.eval(), images, labels, val, recipe.seed, time.monotonic() + budget - spent())
+    model.eval()
+    predicted = [predict_probabilities(model, images[part.to(images.device)]).argmax(1) for part in val.split(128)]
+    matrix = confusion(labels[val], torch.cat(predicted), len(classes))
     chosen = max(history, key=validation_score)["epoch"]
-    say(f"epoch {chosen} is kept: validation F1 {average_f1(matrix):.4f} on {matrix.sum()} photos, seen as at test")
+    say(f"epoch {chosen} is kept: validation F1 {average_f1(matrix):.4f} on {len(val)} photos, seen as at test")
+
     record = {
         "settings": settings, "classes": classes, "counts": counts, "parameters": parameters, "device": str(device),
         "precision": str(pick_precision(device)), "torch": torch.__version__, "threads": torch.get_num_threads(),
@@ -947,7 +914,7 @@ def train_command(args, say):
     write_files({args.model: saved_bytes(best), history_path: (json.dumps(record, indent=1) + "\n").encode()})
     with contextlib.suppress(OSError):
         os.remove(state_path)
-    if spent() > budget:
+    if spent() > 60 * args.minutes:
         _warn(f"training took {_duration(spent())}, more than --minutes {args.minutes:g} allows: photos are read, and "
               "a step and a validation made, in any case")
     say(f"wrote {args.model} and {history_path} after {_duration(spent())}")
@@ -956,7 +923,6 @@ def train_command(args, say):
 def _training_photos(args):
     """Class names and photos, as list_photos gives them. Raises InputError unless two classes have photos."""
     classes, photos = list_photos(args.dataset)
-    check_output(args.model, *_standing_in(args.model, photos))
     counts = np.bincount([label for _, label in photos], minlength=len(classes))
     if (counts > 0).sum() < 2:
         raise InputError(f"{args.dataset}: expected photos in at least two class folders, found them in "
@@ -964,40 +930,6 @@ def _training_photos(args):
     if (counts == 0).any():
         _warn(f"{args.dataset}: no photos of {_listed(np.array(classes)[counts == 0])}; the class keeps its index")
     return classes, photos
-
-
-def _split(args, photos, labels, unreadable, recipe):
-    """Indices of the readable photos to train on and to validate on."""
-    if unreadable:
-        _warn(f"{len(unreadable)} of {len(photos)} photos cannot be read and are left out: "
-              f"{_listed(photos[i][0] for i in unreadable)}")
-    readable = torch.ones(len(photos), dtype=torch.bool)
-    readable[unreadable] = False
-    readable = readable.nonzero()[:, 0]
-    if len(labels[readable].unique()) < 2:
-        raise InputError(f"{args.dataset}: expected readable photos of at least two classes, found "
-                         f"{len(readable)} readable photos")
-    train, val = (readable[part] for part in stratified_split(labels[readable], recipe.held_out,
-                                                              torch.Generator().manual_seed(recipe.seed)))
-    if len(val) == 0:
-        _warn("too few photos to set some aside: validated on the training photos")
-        val = train
-    return train, val
-
-
-def _validate_as_at_test(model, images, labels, val, seed, deadline):
-    """Confusion matrix (K, K) of the validation photos in random order, seen in the views of the test: of all, or of
-    those that there is time for until `deadline`, 128 at least."""
-    n_classes, took = len(model.about["classes"]), 0.0
-    matrix = torch.zeros(n_classes, n_classes, dtype=torch.long)
-    for part in val[torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))].split(128):
-        began = time.monotonic()
-        if matrix.any() and began + 2 * took > deadline:  # twice: the files are to be written as well
-            break
-        predicted = predict_probabilities(model, images[part.to(images.device)]).argmax(1)
-        matrix += confusion(labels[part], predicted, n_classes)
-        took = time.monotonic() - began
-    return matrix
 
 
 def _resumed(path, key, wanted, say):
@@ -1017,29 +949,28 @@ def _resumed(path, key, wanted, say):
     return state
 
 
-def channel_statistics(images, index):
-    """Mean and standard deviation, each (3,), of the channels of images[index] in [0, 1]."""
-    sums = torch.zeros(2, 3, dtype=torch.float64)
-    for part in index.split(256):
-        x = images[part].float().div_(255)
-        sums += torch.stack([x.mean((2, 3)).sum(0), (x * x).mean((2, 3)).sum(0)]).double()
-    mean, square = sums / len(index)
-    return mean.float(), (square - mean ** 2).clamp(min=1e-4).sqrt().float()
-
-
-def images_to_device(images, device):
-    """The images, on the GPU where they take less than half of the free memory."""
-    fits = (device.type == "cuda" and isinstance(images, torch.Tensor)
-            and images.numel() <= torch.cuda.mem_get_info(device)[0] / 2)
-    return images.to(device) if fits else images
+def _split(args, photos, labels, unreadable, recipe):
+    """Indices of the readable photos to train on and to validate on. Raises InputError."""
+    if unreadable:
+        _warn(f"{len(unreadable)} of {len(photos)} photos cannot be read and are left out: "
+              f"{_listed(photos[i][0] for i in unreadable)}")
+    readable = torch.tensor(sorted(set(range(len(photos))) - set(unreadable)), dtype=torch.long)
+    if len(labels[readable].unique()) < 2:
+        raise InputError(f"{args.dataset}: expected readable photos of at least two classes, found "
+                         f"{len(readable)} readable photos")
+    generator = torch.Generator().manual_seed(recipe.seed)
+    train, val = (readable[part] for part in stratified_split(labels[readable], recipe.held_out, generator))
+    if len(val) == 0:
+        _warn("too few photos to set some aside: validated on the training photos")
+        val = train
+    return train, val
 
 
 def test_command(args, say):
-    output = args.output or "bird.csv"
-    check_output(output, args.model)
-    remove_leftovers(output)
+    """Writes the label of each photo to bird.csv, one row each. Raises InputError."""
+    check_output(args.output, args.model)
+    remove_leftovers(args.output)
     model, (classes, photos) = load_model(args.model), list_test_photos(args.dataset)
-    check_output(output, *_standing_in(output, photos))
     device, known = pick_device(args.device), model.about["classes"]
     strange, missing = sorted(set(classes) - set(known)), sorted(set(known) - set(classes))
     if strange:
@@ -1052,8 +983,8 @@ def test_command(args, say):
         _warn(f"{photos[index][0]}: cannot be read; its row says {labels[index]}, the most frequent class")
     if len(unreadable) > 20:
         _warn(f"{len(unreadable) - 20} more photos cannot be read")
-    write_files({output: ("Predicted_Label\n" + "".join(f"{label}\n" for label in labels)).encode()})
-    say(f"wrote {output}: {len(labels)} labels")
+    write_files({args.output: ("Predicted_Label\n" + "".join(f"{label}\n" for label in labels)).encode()})
+    say(f"wrote {args.output}: {len(labels)} labels")
     if classes and not strange:
         truth = torch.tensor([known.index(classes[index]) for _, index in photos])
         matrix = confusion(truth, torch.from_numpy(labels), len(known))

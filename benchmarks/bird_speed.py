@@ -8,6 +8,7 @@ the size of the course's, are used. The loops alternate; a ratio is of the media
 first epoch: that is given apart.
 """
 import argparse
+import dataclasses
 import itertools
 import os
 import statistics
@@ -131,7 +132,8 @@ def main():
 
 def compare(dataset, rounds, seconds):
     """Prints the tables."""
-    recipe, workers, device = bird.Recipe(), os.cpu_count() or 1, torch.device("cpu")
+    recipe = dataclasses.replace(bird.Recipe(), progressive=())  # the usual loop has one size
+    workers, device = os.cpu_count() or 1, torch.device("cpu")
     classes, photos = bird.list_photos(dataset)
     paths, labels = [path for path, _ in photos], torch.tensor([label for _, label in photos])
     with Image.open(paths[0]) as image:

@@ -105,7 +105,6 @@ def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lam
         train, val = (photos.learn[part] for part in parts)
         counts = torch.bincount(photos.labels[train], minlength=len(photos.classes)).tolist()
         model = bird.new_classifier(photos.classes, counts, recipe)
-        model.mean[:, 0, 0], model.std[:, 0, 0] = bird.channel_statistics(photos.images, train)
         best, _ = bird.train_classifier(model, photos.images, photos.labels, train, val if len(val) else train, recipe,
                                         device, 1e9, lambda schedule: None, after_epoch)
         model.load_state_dict(last if "last" in VARIANTS[name] else best)

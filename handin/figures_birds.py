@@ -172,7 +172,7 @@ def grad_cam(model, photos, targets, batch=8):
     cam, heat = GradCAM(model=model, target_layers=[model.stages[-1]]), []
     try:
         for part, classes in zip(photos.split(batch), torch.as_tensor(targets).split(batch)):
-            heat.append(cam(input_tensor=part.float().div(255).to(model.mean.device),
+            heat.append(cam(input_tensor=part.float().div(255).to(model.head.weight.device),
                             targets=[ClassifierOutputTarget(int(k)) for k in classes]))
     finally:
         cam.activations_and_grads.release()

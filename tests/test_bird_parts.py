@@ -72,34 +72,6 @@ def test_confusion_matrix_is_that_of_scikit_learn(bird, seed, n, n_classes):
 
 # ---------------------------------------------------------------------------------------------------------------- loss
 
-@given(seed=seeds, n=st.integers(1, 20), n_classes=st.integers(2, 8))
-def test_cross_entropy_with_weights_is_that_of_torch(bird, seed, n, n_classes):
-    generator = _generator(seed)
-    logits = torch.randn(n, n_classes, generator=generator) * 4
-    weights = torch.rand(n_classes, generator=generator) + 0.1
-    labels = torch.randint(0, n_classes, (n,), generator=generator)
-    found = bird.weighted_cross_entropy(logits, bird.soft_targets(labels, n_classes, 0.0), weights)
-    assert float(found) == pytest.approx(float(F.cross_entropy(logits, labels, weight=weights)), rel=1e-4, abs=1e-5)
-
-
-@given(seed=seeds, smoothing=st.floats(0, 0.9), n_classes=st.integers(2, 8))
-def test_cross_entropy_with_label_smoothing_is_that_of_torch(bird, seed, smoothing, n_classes):
-    """Under equal weights; under others torch divides by the weights of the labels alone."""
-    generator = _generator(seed)
-    logits = torch.randn(9, n_classes, generator=generator)
-    labels = torch.randint(0, n_classes, (9,), generator=generator)
-    found = bird.weighted_cross_entropy(logits, bird.soft_targets(labels, n_classes, smoothing), torch.ones(n_classes))
-    assert float(found) == pytest.approx(float(F.cross_entropy(logits, labels, label_smoothing=smoothing)), rel=1e-4)
-
-
-@given(smoothing=st.floats(0, 1), n_classes=st.integers(1, 8))
-def test_soft_targets_are_distributions_with_the_label_on_top(bird, smoothing, n_classes):
-    labels = torch.arange(n_classes)
-    targets = bird.soft_targets(labels, n_classes, smoothing)
-    assert targets.sum(1).numpy() == pytest.approx(1) and (targets >= 0).all()
-    assert smoothing > 0.999 or (targets.argmax(1) == labels).all()
-
-
 @given(counts=st.lists(st.integers(1, 2000), min_size=1, max_size=12))
 def test_balanced_weights_are_those_of_scikit_learn(bird, counts):
     utils = pytest.importorskip("sklearn.utils.class_weight")
@@ -279,6 +251,32 @@ def test_rate_is_never_negative_nor_above_its_peak(bird, progress, warmup):
     assert 0 <= bird.learning_rate(progress, _recipe(bird, learning_rate=0.5, warmup=warmup)) <= 0.5
 
 
+def test_crops_grow_to_their_full_size(bird):
+    """As the recipe's shares of the schedule say, in sizes that the network can halve five times."""
+    recipe = _recipe(bird, image_size=192, progressive=((0.3, 1 / 2), (0.6, 2 / 3)))
+    sides = [bird.crop_side(progress, recipe) for progress in (0, 0.29, 0.3, 0.59, 0.6, 1)]
+    assert sides == [96, 96, 128, 128, 192, 192]
+    assert [bird.crop_side(progress, _recipe(bird, image_size=48)) for progress in (0, 1)] == [32, 48]
+    assert bird.crop_side(0, _recipe(bird, image_size=100, progressive=())) == 100
+    costs = [bird.step_cost(progress, recipe) for progress in (0, 0.4, 1)]
+    assert costs == sorted(costs) and costs[0] > 0 and costs[-1] == pytest.approx(1)
+
+
+def test_training_sees_the_sizes_of_the_recipe(bird, monkeypatch):
+    seen, augment, evaluate = [], bird.augment, bird.evaluate
+    monkeypatch.setattr(bird, "augment", lambda photos, size, *rest: seen.append(size) or augment(photos, size, *rest))
+    monkeypatch.setattr(bird, "evaluate", lambda *args: seen.append(-args[4]) or evaluate(*args))
+    _train(bird, n_epochs=4, image_size=96, progressive=((0.5, 1 / 3), (0.75, 2 / 3)))
+    assert seen == [32, 32, -32, 32, 32, -64, 64, 64, -96, 96, 96, -96]
+
+
+def test_the_last_batches_are_not_mixed(bird, monkeypatch):
+    mixed, mix = [], bird.mix
+    monkeypatch.setattr(bird, "mix", lambda *args: mixed.append(1) or mix(*args))
+    _train(bird, n_epochs=5, mix_until=0.6)
+    assert len(mixed) == 6  # of 10
+
+
 def test_running_average_follows_weights_and_statistics(bird, model):
     average, target = copy.deepcopy(model), copy.deepcopy(model)
     with torch.no_grad():
@@ -427,27 +425,12 @@ def test_the_plain_view_is_the_network_alone(bird, model, exact):
 def test_evaluation_is_that_of_the_plain_definition(bird, model, exact, batch):
     photos, labels = _photos(20, 32), torch.arange(20) % 5
     index = torch.tensor([0, 3, 4, 5, 11, 12, 19])
-    loss, matrix = bird.evaluate(model, photos, labels, index, batch=batch)
+    loss, matrix = bird.evaluate(model, photos, labels, index, 32, batch=batch)
     with torch.no_grad():
         logits = model(photos[index] / 255)
     expected = F.cross_entropy(logits, labels[index], weight=bird.balanced_weights(model.about["counts"]))
     assert loss == pytest.approx(float(expected), rel=1e-3)
     assert torch.equal(matrix, bird.confusion(labels[index], logits.argmax(1), 5))
-
-
-@given(seed=seeds, n=st.integers(1, 12))
-def test_channel_statistics_are_those_of_numpy(bird, seed, n):
-    photos = torch.randint(0, 256, (n + 2, 3, 8, 8), generator=_generator(seed)).to(torch.uint8)
-    index = torch.randperm(n + 2, generator=_generator(seed))[:n]
-    mean, std = bird.channel_statistics(photos, index)
-    expected = photos[index].numpy() / 255
-    assert mean.numpy() == pytest.approx(expected.mean((0, 2, 3)), abs=1e-5)
-    assert std.numpy() == pytest.approx(expected.std((0, 2, 3)), abs=1e-4)
-
-
-def test_photos_of_one_colour_have_a_deviation_to_divide_by(bird):
-    std = bird.channel_statistics(torch.full((4, 3, 8, 8), 77, dtype=torch.uint8), torch.arange(4))[1]
-    assert (std > 0).all()
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -466,7 +449,7 @@ INGREDIENTS = [
     {"warmup": 0.0}, {"patience": 0.0}, {"weight_decay": 0.0}, {"dropout": 0.0}, {"label_smoothing": 0.0},
     {"mixup": 0.0}, {"cutmix": 0.0}, {"mixup": 0.0, "cutmix": 0.0}, {"mixup": 1.0, "cutmix": 0.0},
     {"mixup": 0.0, "cutmix": 1.0}, {"average": 0.0}, {"class_weights": False}, {"area": 1.0}, {"aspect": 1.0},
-    {"rotate": 0.0}, {"mirror": False}, {"colour": 0.0}, {"tint": 0.0}, PLAIN]
+    {"rotate": 0.0}, {"mirror": False}, {"colour": 0.0}, {"tint": 0.0}, {"progressive": ()}, {"mix_until": 0.0}, PLAIN]
 
 
 @pytest.mark.parametrize("changes", INGREDIENTS, ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()))
