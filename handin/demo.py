@@ -1,30 +1,56 @@
-"""The main job on data that needs no download: the graders' five commands, their scores and the figures.
+"""The main job on data that needs no download: the graders' five commands, their scores, the figures and one page.
 
 Digits: those of scikit-learn, real, 8 x 8, brought to MNIST's form: scaled to 20 x 20 and set into 28 x 28.
 Birds: drawn (handin/drawn_birds.py), so that their score tells nothing about photos.
 """
 import argparse
+import base64
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from common.files import write_files
 from handin import figures
 from handin.drawn_birds import KINDS, write_photos
 from handin.scores import average_f1, mean_ssim, one_minus_mse, read_labels
 
 EXAMPLE = "python -m handin demo"
 ROOT = Path(__file__).resolve().parent.parent
+DATA = ("Real: the digits, 8 x 8 scans of handwriting that come with scikit-learn, enlarged to 28 x 28. "
+        "Generated: the birds, drawn by a program; their score says nothing about photos.")
 CLASSES = (1, 4, 8)
 VAL_PER_CLASS = 5
 BIRDS_PER_CLASS = {"train": 100, "test": 40}
-DIGIT_FLAGS = ()
-BIRD_EPOCHS, BIRD_SIZE, BIRD_MINUTES = 40, 96, 3  # a slow machine gets a shorter schedule
+BIRD_FLAGS = ("--epochs", "40", "--image-size", "96", "--minutes", "3")  # a slow machine gets a shorter schedule
+QUICK_BIRD_FLAGS = ("--epochs", "18", "--image-size", "48")
+QUICK_DIGIT_FLAGS = ("--epochs", "20")
+CAPTIONS = {
+    "Birds": {
+        "birds_learning_curves": "Loss and accuracy against epochs, and the epoch whose weights were kept",
+        "birds_confusion": "Confusion matrix of the test birds",
+        "birds_gradcam": "Grad-CAM: where the network looks, for a right and a wrong answer of each class"},
+    "Digits": {
+        "digits_reconstructions": "Originals above what model(x) returns, and above the refined reconstructions",
+        "digits_manifold": "What the decoder makes of the assignment's grid of latents",
+        "digits_latents": "Latent means of the training images",
+        "digits_mixture": "The mixture's ellipses over the latents, and the 15 labelled images",
+        "digits_ssim": "SSIM of each test image"}}
 
 
-def write_files(folder):
+class Row(NamedTuple):
+    """One command of the summary."""
+    what: str
+    seconds: float
+    files: str
+    score: str = ""
+
+
+def write_digits(folder):
     """Writes train.npz (images alone), val.npz (5 a class) and test.npz of digits 1, 4, 8 into `folder`."""
     from skimage.transform import resize
     from sklearn.datasets import load_digits
@@ -44,62 +70,105 @@ def write_files(folder):
         np.savez(folder / f"{name}.npz", data=images[index], labels=labels[index])
 
 
-def command(folder, script, *words):
-    """Runs a script in `folder` as a grader would."""
-    print(f"\n$ python {script} {' '.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=str(folder), check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def digits(folder):
-    """Trains and tests vae.py in `folder`; prints the scores."""
-    write_files(folder)
-    print(f"digits {CLASSES} of sklearn.datasets.load_digits, 28 x 28, in {folder}")
-    command(folder, "vae.py", "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl", *DIGIT_FLAGS)
-    command(folder, "vae.py", "test.npz", "test_reconstruction", "vae.pth")
-    command(folder, "vae.py", "test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")
-    with np.load(folder / "test.npz") as test, np.load(folder / "vae_reconstructed.npz") as made:
-        truth, labels, drawn = test["data"] / 255.0, test["labels"], made["data"].astype(np.float64)
-    print(f"\nscores on {len(labels)} digits that were not trained on")
-    print(f"  average F1  {average_f1(labels, read_labels(folder / 'vae.csv')):.4f}")
-    print(f"  SSIM        {mean_ssim(truth, drawn):.4f}")
-    print(f"  1 - MSE     {one_minus_mse(truth, drawn):.4f}")
-
-
-def birds(folder):
-    """Trains and tests bird.py in `folder` on drawn birds; prints the score."""
+def write_birds(folder):
+    """Draws birds_train and birds_test, folders of class folders of photos, into `folder`."""
     for seed, (part, per_class) in enumerate(BIRDS_PER_CLASS.items()):
         shutil.rmtree(str(folder / f"birds_{part}"), ignore_errors=True)
         write_photos(folder / f"birds_{part}", per_class, seed)
-    print(f"\nbirds of {len(KINDS)} kinds, DRAWN by a program, in {folder}")
-    command(folder, "bird.py", "birds_train", "train", "bird.pth", "--epochs", str(BIRD_EPOCHS),
-            "--image-size", str(BIRD_SIZE), "--minutes", str(BIRD_MINUTES))
-    command(folder, "bird.py", "birds_test", "test", "bird.pth")
+
+
+def command(folder, script, *words):
+    """Runs a script in `folder` as a grader would; returns the seconds that it took."""
+    print(f"\n$ python {script} {' '.join(words)}", flush=True)
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=str(folder), check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return time.monotonic() - began
+
+
+def digits(folder, flags):
+    """Trains and tests vae.py in `folder`; returns the Rows of its three commands."""
+    train = command(folder, "vae.py", "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl", *flags)
+    reconstruct = command(folder, "vae.py", "test.npz", "test_reconstruction", "vae.pth")
+    classify = command(folder, "vae.py", "test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")
+    with np.load(folder / "test.npz") as test, np.load(folder / "vae_reconstructed.npz") as made:
+        truth, labels, drawn = test["data"] / 255.0, test["labels"], made["data"].astype(np.float64)
+    f1 = average_f1(labels, read_labels(folder / "vae.csv"))
+    return [Row("vae.py train", train, "vae.pth, gmm_params.pkl"),
+            Row("vae.py test_reconstruction", reconstruct, "vae_reconstructed.npz",
+                f"SSIM {mean_ssim(truth, drawn):.4f}, 1 - MSE {one_minus_mse(truth, drawn):.4f}"),
+            Row("vae.py test_classifier", classify, "vae.csv", f"average F1 {f1:.4f}")]
+
+
+def birds(folder, flags):
+    """Trains and tests bird.py in `folder` on drawn birds; returns the Rows of its two commands."""
+    train = command(folder, "bird.py", "birds_train", "train", "bird.pth", *flags)
+    test = command(folder, "bird.py", "birds_test", "test", "bird.pth")
     truth = np.repeat(np.arange(len(KINDS)), BIRDS_PER_CLASS["test"])
-    print(f"\nscore on {len(truth)} drawn birds that were not trained on (a sign of life, not of skill with photos)")
-    print(f"  average F1  {average_f1(truth, read_labels(folder / 'bird.csv')):.4f}")
+    f1 = average_f1(truth, read_labels(folder / "bird.csv"))
+    return [Row("bird.py train", train, "bird.pth, bird_history.json"),
+            Row("bird.py test", test, "bird.csv", f"average F1 {f1:.4f} (drawn birds)")]
 
 
 def draw_figures(folder):
-    """Draws the figures of both parts into folder/figures."""
-    for words in (("birds", "birds_test", "--model", "bird.pth"),
-                  ("digits", "val.npz", "test.npz", "--train", "train.npz", "--model", "vae.pth", "--mixture",
-                   "gmm_params.pkl")):
+    """Draws the figures of both parts into folder/figures; returns a Row for each part."""
+    rows = []
+    for words, others in (
+            (("birds", "birds_test", "--model", "bird.pth"), ""),
+            (("digits", "val.npz", "test.npz", "--train", "train.npz", "--model", "vae.pth", "--mixture",
+              "gmm_params.pkl"), ", latent.html")):
         print(f"\n$ python -m handin figures {' '.join(words)}", flush=True)
-        parser = argparse.ArgumentParser()
+        parser, began = argparse.ArgumentParser(), time.monotonic()
         figures.add_arguments(parser)
         here = [str(folder / word) if (folder / word).exists() else word for word in words]
         figures.run(parser.parse_args([*here, "--out", str(folder / "figures")]))
+        rows.append(Row(f"handin figures {words[0]}", time.monotonic() - began, f"figures/{words[0]}_*.png{others}"))
+    return rows
+
+
+def picture(path):
+    """(Base64 text of a PNG, its width in px on the page): the figures have twice the pixels of a plain screen."""
+    from PIL import Image
+    with Image.open(path) as image:
+        return base64.b64encode(path.read_bytes()).decode(), image.width // 2
+
+
+def page_bytes(folder, rows):
+    """The page index.html: the summary, the figures and the latent page, all embedded."""
+    import jinja2
+    template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
+        (ROOT / "handin" / "demo.html").read_text(encoding="utf-8"))
+    sections = {title: [(picture(folder / "figures" / f"{name}.png"), caption) for name, caption in captions.items()]
+                for title, captions in CAPTIONS.items()}
+    latent = (folder / "figures" / "latent.html").read_text(encoding="utf-8")
+    return template.render(data=DATA, rows=rows, sections=sections, latent=latent).encode()
+
+
+def print_summary(rows):
+    """The Rows as a table."""
+    table = [("what ran", "score", "seconds", "files"),
+             *((row.what, row.score or "–", f"{row.seconds:.0f}", row.files) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print()
+    for cells in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
 
 
 def add_arguments(parser):
     parser.add_argument("--out", type=Path, default=ROOT / "demo", metavar="FOLDER", help="where to work")
+    parser.add_argument("--quick", action="store_true", help="short trainings: a minute, and lower scores")
 
 
 def run(args):
     """Runs the demo; returns the exit code."""
-    digits(args.out)
-    birds(args.out)
-    draw_figures(args.out)
+    print(DATA, flush=True)
+    write_digits(args.out)
+    write_birds(args.out)
+    rows = [*birds(args.out, QUICK_BIRD_FLAGS if args.quick else BIRD_FLAGS),
+            *digits(args.out, QUICK_DIGIT_FLAGS if args.quick else ()), *draw_figures(args.out)]
+    page = args.out / "index.html"
+    write_files({str(page): page_bytes(args.out, rows)})
+    print_summary(rows)
+    print(f"\nopen {page}")
     return 0

@@ -10,7 +10,7 @@ KINDS = {
     "3": ((200, 140, 90), (215, 165, 120), (35, 35, 35), True, False, True),     # fawn with a crest
     "4": ((200, 140, 90), (240, 240, 235), (35, 35, 35), False, True, False),    # white breast, long tail
 }
-SCALE = 4  # drawn larger and scaled down: smooth edges
+SCALE = 2  # drawn larger and scaled down: smooth edges
 
 
 def draw_bird(kind, rng, width=240, height=160):
@@ -23,7 +23,7 @@ def draw_bird(kind, rng, width=240, height=160):
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(2, 6)):  # twigs
         ends = rng.uniform(0, 1, 4) * [width, height, width, height] * SCALE
-        draw.line(ends.tolist(), fill=tuple(rng.integers(20, 120, 3).tolist()), width=int(rng.integers(4, 14)))
+        draw.line(ends.tolist(), fill=tuple(rng.integers(20, 120, 3).tolist()), width=int(rng.integers(2, 7)))
     size = rng.uniform(0.16, 0.34) * height * SCALE                 # half the length of the body
     x, y = rng.uniform(0.3, 0.7) * width * SCALE, rng.uniform(0.35, 0.65) * height * SCALE
     bird = Image.new("RGBA", image.size)

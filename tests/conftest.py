@@ -1,7 +1,9 @@
-"""Shared fixtures: the scripts as modules and as commands, small drawn images, and one model trained on them."""
+"""Shared fixtures: the scripts as modules and as commands, small drawn images, and models trained on them once for all
+processes of the suite."""
 import dataclasses
 import importlib.util
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image, ImageDraw
 
 SCRIPT = Path(__file__).resolve().parent.parent / "vae.py"
@@ -83,6 +86,24 @@ def _run(script, *words, cwd, **options):
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name, make): what make(folder) returns, called by the first process of the suite that asks; the others get a
+    copy. What `make` writes into the folder stays there."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def get(name, make):
+        kept = root / f"{name}.pickle"
+        with FileLock(str(root / f"{name}.lock")):
+            if not kept.exists():
+                (root / name).mkdir()
+                kept.write_bytes(pickle.dumps(make(root / name)))
+        return pickle.loads(kept.read_bytes())
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def vae():
     """The script as a module."""
     return _load_script(SCRIPT)
@@ -122,9 +143,13 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
+def data(once):
     """train, val and test files of three shapes labelled 3, 7 and 30, with the kinds of the test images."""
-    folder, names = tmp_path_factory.mktemp("data"), np.array([3, 7, 30])
+    return once("data", _write_digits)
+
+
+def _write_digits(folder):
+    names = np.array([3, 7, 30])
     train, val, test = np.arange(120) % 3, np.repeat([0, 1, 2], [20, 9, 16]), np.arange(50) % 3
     found = types.SimpleNamespace(train=folder / "train.npz", val=folder / "val.npz", test=folder / "test.npz",
                                   test_labels=names[test], classes={3, 7, 30}, folder=folder)
@@ -135,15 +160,17 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(alone, data, tmp_path_factory):
+def trained(once, alone, data):
     """The three commands, run once with absolute paths from another folder: that folder, its files, the processes."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    model, mixture = folder / "vae.pth", folder / "gmm_params.pkl"
-    processes = [_run(alone, data.train, data.val, "train", model, mixture, *FAST, cwd=folder)]
-    processes.append(_run(alone, data.test, "test_reconstruction", model, cwd=folder))
-    processes.append(_run(alone, data.test, "test_classifier", model, mixture, cwd=folder))
-    return types.SimpleNamespace(folder=folder, model=model, mixture=mixture, processes=processes,
-                                 csv=folder / "vae.csv", npz=folder / "vae_reconstructed.npz")
+    def train(folder):
+        model, mixture = folder / "vae.pth", folder / "gmm_params.pkl"
+        processes = [_run(alone, data.train, data.val, "train", model, mixture, *FAST, cwd=folder),
+                     _run(alone, data.test, "test_reconstruction", model, cwd=folder),
+                     _run(alone, data.test, "test_classifier", model, mixture, cwd=folder)]
+        return types.SimpleNamespace(folder=folder, model=model, mixture=mixture, processes=processes,
+                                     csv=folder / "vae.csv", npz=folder / "vae_reconstructed.npz")
+
+    return once("trained", train)
 
 
 @pytest.fixture(scope="session")
@@ -244,32 +271,51 @@ def bird_alone(tmp_path_factory):
     return Path(shutil.copy(str(BIRD), str(tmp_path_factory.mktemp("bird_alone"))))
 
 
+BIRD_CLASSES = ["1", "10", "2", "9"]  # their order as strings is not that as numbers
+
+
 @pytest.fixture(scope="session")
-def bird_data(tmp_path_factory):
-    """Photos of four kinds in class folders whose order as strings is not that as numbers, the third the most
-    frequent; at test some lie in sub-folders and end in upper case."""
-    folder, classes = tmp_path_factory.mktemp("bird_data"), ["1", "10", "2", "9"]
+def bird_data(once):
+    """Photos of four kinds in class folders, the third the most frequent; at test some lie in sub-folders and end in
+    upper case."""
+    return once("bird_data", _write_birds)
+
+
+def _write_birds(folder):
     counts = [30, 34, 48, 30]
-    _draw_photos(folder / "photos", {f"{name}/{i}.jpg": kind for kind, name in enumerate(classes)
+    _draw_photos(folder / "photos", {f"{name}/{i}.jpg": kind for kind, name in enumerate(BIRD_CLASSES)
                                      for i in range(counts[kind])}, seed=1)
     forms = ("{}.jpg", "{}.JPG", "a/{}.jpeg", "a/b/{}.Jpg", "B/{}.jpg", "{}.jpg")
-    _draw_photos(folder / "unseen", {f"{name}/{form.format(i)}": kind for kind, name in enumerate(classes)
+    _draw_photos(folder / "unseen", {f"{name}/{form.format(i)}": kind for kind, name in enumerate(BIRD_CLASSES)
                                      for i, form in enumerate(forms)}, seed=2)
-    return types.SimpleNamespace(folder=folder, train=folder / "photos", test=folder / "unseen", classes=classes,
+    return types.SimpleNamespace(folder=folder, train=folder / "photos", test=folder / "unseen", classes=BIRD_CLASSES,
                                  counts=counts, frequent=2)
 
 
 @pytest.fixture(scope="session")
-def bird_trained(bird_alone, bird_data, tmp_path_factory):
+def bird_few(once):
+    """A dozen photos of each of the same kinds: for trainings that need not learn."""
+    def draw(folder):
+        _draw_photos(folder, {f"{name}/{i}.jpg": kind for kind, name in enumerate(BIRD_CLASSES) for i in range(12)}, 3)
+        return folder
+
+    return once("bird_few", draw)
+
+
+@pytest.fixture(scope="session")
+def bird_trained(once, bird_alone, bird_data):
     """Both commands, run once with absolute paths from another folder: the folder of the model, that of the command,
     the processes."""
-    models, folder = tmp_path_factory.mktemp("bird_models"), tmp_path_factory.mktemp("bird_elsewhere")
-    model = models / "bird.pth"
-    processes = [_run(bird_alone, bird_data.train, "train", model, *BIRD_FAST, cwd=folder),
-                 _run(bird_alone, bird_data.test, "test", model, cwd=folder)]
-    yield types.SimpleNamespace(models=models, folder=folder, model=model, history=models / "bird_history.json",
-                                csv=folder / "bird.csv", processes=processes)
-    shutil.rmtree(str(models))  # pytest keeps the folders of three runs
+    def train(place):
+        models, folder = place / "models", place / "elsewhere"
+        models.mkdir()
+        folder.mkdir()
+        processes = [_run(bird_alone, bird_data.train, "train", models / "bird.pth", *BIRD_FAST, cwd=folder),
+                     _run(bird_alone, bird_data.test, "test", models / "bird.pth", cwd=folder)]
+        return types.SimpleNamespace(models=models, folder=folder, model=models / "bird.pth",
+                                     history=models / "bird_history.json", csv=folder / "bird.csv", processes=processes)
+
+    return once("bird_trained", train)
 
 
 @pytest.fixture(scope="session")
@@ -279,15 +325,11 @@ def bird_untrained(bird, tmp_path_factory):
     recipe = dataclasses.replace(bird.Recipe(), image_size=32)
     model = bird.new_classifier(["a", "b", "c"], [2, 5, 3], recipe)
     (folder / "bird.pth").write_bytes(bird.saved_bytes(model.state_dict()))
-    yield folder / "bird.pth"
-    shutil.rmtree(str(folder))
+    return folder / "bird.pth"
 
 
 @pytest.fixture
 def bird_call(bird, capsys, monkeypatch, tmp_path):
     """As `call`, for bird.py."""
     monkeypatch.chdir(tmp_path)
-    yield _caller(bird, capsys)
-    for path in tmp_path.rglob("*.pth"):
-        if path.is_file():
-            path.unlink()
+    return _caller(bird, capsys)

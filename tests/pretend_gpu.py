@@ -1,7 +1,8 @@
-"""A GPU for machines without one: runs a script or a module as if it had found CUDA or MPS.
+"""A GPU for machines without one: runs scripts or modules as if they had found CUDA or MPS.
 
     python tests/pretend_gpu.py cuda:7.5 SCRIPT WORD...    a CUDA device of compute capability 7.5
     python tests/pretend_gpu.py mps -m MODULE WORD...
+    python tests/pretend_gpu.py mps SCRIPT WORD... + SCRIPT WORD...    one after the other
 
 Tensors of that device lie in the CPU's memory and compute there, in float32, but refuse what those of a GPU refuse:
 company of tensors on the CPU, NumPy, the CPU's generators; on MPS float64 as well, and batch norms in channels_last,
@@ -135,14 +136,26 @@ def _answer(answer, *_, **__):
 
 def main():
     (kind, _, capability), words = sys.argv[1].partition(":"), sys.argv[2:]
-    module = words[0] == "-m"
-    sys.argv = words[module:]
     with pretend(kind, tuple(map(int, capability.split("."))) if capability else (8, 0)):
-        if module:
-            sys.path[0] = os.getcwd()
-            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+        while words:
+            end = words.index("+") if "+" in words else len(words)
+            command, words = words[:end], words[end + 1:]
+            try:
+                run(command)
+            except SystemExit as ended:
+                if ended.code:
+                    raise
+
+
+def run(command):
+    """Runs SCRIPT WORD... or -m MODULE WORD... in this process."""
+    module = command[0] == "-m"
+    sys.argv = command[module:]
+    if module:
+        sys.path[0] = os.getcwd()
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

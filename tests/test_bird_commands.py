@@ -336,16 +336,22 @@ def test_help_lists_both_commands(bird_call, capsys):
 
 # ------------------------------------------------------------------------------------------------------- repeatability
 
-@pytest.fixture(scope="module")
-def words(bird_data, bird_fast):
-    """The command of `bird_trained`, its model going to the working folder."""
-    return (bird_data.train, "train", "bird.pth", *bird_fast)
+SHORT = ("--epochs", "6", "--image-size", "32", "--threads", "1", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(bird_trained):
-    """The bytes of the model of that command."""
-    return bird_trained.model.read_bytes()
+def words(bird_few):
+    """The command of a training that takes seconds."""
+    return (bird_few, "train", "bird.pth", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(bird_alone, words, run, tmp_path_factory):
+    """The bytes of the model of that command, run in a process of its own."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = run(bird_alone, *words, cwd=folder)
+    assert (process.returncode, process.stderr) == (0, "")
+    return (folder / "bird.pth").read_bytes()
 
 
 def test_training_repeats_itself_to_the_bit(bird_call, words, uninterrupted, tmp_path):
@@ -394,9 +400,7 @@ def stopped(bird_alone, words, environment, tmp_path_factory):
             known[number] = stop(number)
         return known[number]
 
-    yield get
-    for found in known.values():
-        shutil.rmtree(str(found.folder))
+    return get
 
 
 @pytest.fixture
@@ -541,14 +545,14 @@ def _refused_to_resume(found, folder):
     assert _files(folder) == ["bird_resume.pth"]
 
 
-@pytest.mark.parametrize("flags", [("--epochs", "7"), ("--image-size", "32"), ("--seed", "5")], ids=" ".join)
+@pytest.mark.parametrize("flags", [("--epochs", "7"), ("--image-size", "48"), ("--seed", "5")], ids=" ".join)
 def test_another_setting_is_not_resumed(half_way, bird_call, words, flags):
     _refused_to_resume(bird_call(*words, *flags, "--resume"), half_way)
 
 
-def test_warnings_that_python_makes_errors_stop_nothing(bird_alone, bird_data, words, environment, tmp_path):
-    shutil.copytree(str(bird_data.train), str(tmp_path / "photos"))
-    (tmp_path / "photos" / bird_data.classes[0] / "broken.jpg").write_bytes(b"no photo")
+def test_warnings_that_python_makes_errors_stop_nothing(bird_alone, words, environment, tmp_path):
+    shutil.copytree(str(words[0]), str(tmp_path / "photos"))
+    (tmp_path / "photos" / "1" / "broken.jpg").write_bytes(b"no photo")
     command = [sys.executable, "-W", "error", str(bird_alone), "photos", *map(str, words[1:]), "--epochs", "1"]
     done = subprocess.run(command, cwd=str(tmp_path), env=environment, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr and "cannot be read" in done.stderr
@@ -746,28 +750,27 @@ sys.exit(bird.main(sys.argv[2:]))
 """
 
 
-def test_a_slow_machine_says_its_plan_and_ends_in_time_with_the_rate_come_down(bird_alone, words, run, tmp_path):
+def test_a_slow_machine_says_its_plan_and_ends_in_time_with_the_rate_come_down(bird_alone, bird_data, run, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
-    process = run(tmp_path / "slow.py", bird_alone.parent, *words, "--epochs", "30", "--minutes", "1.5",
-                  cwd=tmp_path)
-    (tmp_path / "bird.pth").unlink()
+    process = run(tmp_path / "slow.py", bird_alone.parent, bird_data.train, "train", "bird.pth", *SHORT, "--epochs",
+                  "15", "--minutes", "0.75", cwd=tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
     history = json.loads((tmp_path / "bird_history.json").read_text())
-    # Of 90 seconds, where the whole recipe would take about four minutes.
-    assert 1.2 < history["minutes"] <= 1.5
+    # Of 45 seconds, where the whole recipe would take about two minutes.
+    assert 0.6 < history["minutes"] <= 0.75
     (plan,) = [line for line in process.stdout.splitlines() if "whole recipe" in line]
-    assert "30 epochs" in plan and "shortened" in plan
+    assert "15 epochs" in plan and "shortened" in plan
     rates = [row["learning_rate"] for row in history["epochs"]]
-    assert 2 < len(rates) < 30 and rates[-1] < 0.1 * max(rates)
+    assert 2 < len(rates) < 15 and rates[-1] < 0.1 * max(rates)
 
 
-def test_a_fast_machine_says_that_all_fits(bird, bird_call, words, monkeypatch, tmp_path):
+def test_a_fast_machine_says_that_all_fits(bird, bird_call, bird_data, monkeypatch, tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Recipe(bird.Recipe):
         batch: int = 16
 
     monkeypatch.setattr(bird, "Recipe", Recipe)
-    found = bird_call(*words, "--epochs", "5")
+    found = bird_call(bird_data.train, "train", "bird.pth", *SHORT, "--epochs", "5")
     (plan,) = [line for line in found.out.splitlines() if "whole recipe" in line]
     assert "fits" in plan and "shortened" not in plan
     assert len(json.loads((tmp_path / "bird_history.json").read_text())["epochs"]) == 5

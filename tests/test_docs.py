@@ -1,4 +1,4 @@
-"""README and docs/: links lead to files, commands are understood, the README is a page."""
+"""README and docs/: links lead to files, commands are understood, figures stand in one place, the README is a page."""
 import importlib
 import re
 import shlex
@@ -41,6 +41,16 @@ def test_every_command_is_understood(words):
         parser, module = Parser(), importlib.import_module(f"handin.{COMMANDS[name][0]}")
         module.add_arguments(parser)
     parser.parse_args(rest)
+
+
+def test_no_figure_stands_on_two_pages():
+    """A measured figure has three decimals or more, or three digits and two decimals; spreads may agree by chance."""
+    figure, places = r"(?<![\d.,])(?:\d+\.\d{3,}|\d{3}\.\d\d)(?![\d.])", {}
+    for page in PAGES:
+        for found in set(re.findall(figure, re.sub(r"± [\d.]+", "", page.read_text(encoding="utf-8")))):
+            places.setdefault(found, []).append(page.name)
+    assert len(places) > 50
+    assert {found: pages for found, pages in places.items() if len(pages) > 1} == {}
 
 
 def test_the_readme_is_one_page_and_begins_with_the_two_commands():

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import bird
 import vae
-from handin import forms, pack, report, results
+from handin import forms, grading, pack, report, results
 from handin.__main__ import main
 
 SIZES = {  # px of each figure at 200 dpi
@@ -238,9 +238,24 @@ def reports():
             "digits": pdf_bytes(AUTHORS + "\nDigits, autoencoder, mixture of digits")}
 
 
+@pytest.fixture(scope="module")
+def quick_check():
+    """The quick check, made once for each script: it starts a process that imports torch."""
+    check, known = grading.quick_check, {}
+
+    def checked(script, part):
+        key = part, script.read_bytes() if script.exists() else b""
+        if key not in known:
+            known[key] = check(script, part)
+        return known[key]
+
+    return checked
+
+
 @pytest.fixture
-def submission(place, reports):
+def submission(place, reports, quick_check, monkeypatch):
     """All that the zips of both parts need."""
+    monkeypatch.setattr(grading, "quick_check", quick_check)
     for part, content in reports.items():
         place.pdf[part].parent.mkdir(parents=True)
         place.pdf[part].write_bytes(content)
