@@ -10,26 +10,14 @@ import argparse
 import dataclasses
 import json
 import shlex
-import shutil
-import signal
 import sys
 from pathlib import Path
 
 from common.errors import InputError
 from common.files import read_bytes, write_files
 from handin import contract, sandbox, submissions
-from handin.grading import (
-    SCRIPTS,
-    Progress,
-    Result,
-    Settings,
-    grade_script,
-    load_birds,
-    load_digits,
-    quick_check,
-    summary,
-    table,
-)
+from handin.contract import SCRIPTS
+from handin.grading import Settings, grade_script, load_birds, load_digits, summary, table
 
 EXAMPLE = ("python -m handin grade --birds birds/train birds/test --digits mnist_1_4_8_train.npz mnist_1_4_8_val.npz "
            "mnist_1_4_8_test.npz")
@@ -43,21 +31,16 @@ def _positive(text):
     return value
 
 
-def default_memory():
-    """Bytes of memory for a command: 16 GB, or four fifths of this machine's where it has less."""
-    import psutil
-    return min(16e9, 0.8 * psutil.virtual_memory().total)
-
-
 def add_arguments(parser):
     parser.add_argument("--birds", nargs=2, metavar=("TRAIN", "TEST"), help="folders of class folders of photos")
     parser.add_argument("--digits", nargs=3, metavar=("TRAIN", "VAL", "TEST"), help=".npz files; labels of TEST are "
                         "kept from the script")
     parser.add_argument("--bird", metavar="PATH", help="a script for part I (default: this project's)")
     parser.add_argument("--vae", metavar="PATH", help="a script for part II (default: this project's)")
-    parser.add_argument("--bird-model", metavar="PTH", help="submitted model: tested first, then compared with a "
-                        "retrained one")
-    parser.add_argument("--digit-models", nargs=2, metavar=("PTH", "PKL"), help="submitted models of part II")
+    parser.add_argument("--bird-model", nargs=1, default=[], metavar="PTH", help="submitted model: tested first, then "
+                        "compared with a retrained one")
+    parser.add_argument("--digit-models", nargs=2, default=[], metavar=("PTH", "PKL"), help="submitted models of part "
+                        "II")
     parser.add_argument("--submissions", type=Path, metavar="FOLDER", help="grade a class instead: each zip and each "
                         "folder with a script below FOLDER, such as an export of Gradescope")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="with --submissions: one row a submission; logs and "
@@ -83,23 +66,20 @@ def add_arguments(parser):
 
 def settings_of(args):
     """Settings of the command line's arguments. Raises InputError."""
+    import psutil
     try:
         flags = tuple(shlex.split(args.train_flags))
     except ValueError as error:
         raise InputError(f"--train-flags: expected words as for a shell, found: {error}") from None
-    return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test,
-                    args.memory * 1e9 if args.memory else default_memory(), flags, args.container)
+    memory = 1e9 * args.memory if args.memory else min(16e9, 0.8 * psutil.virtual_memory().total)
+    return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test, memory, flags,
+                    args.container)
 
 
-def _terminated(number, frame):
-    raise SystemExit(128 + number)  # so that what the sandbox runs is ended, too
-
-
-def run(args):
-    """Grades; returns 0, or 1 when a check fails. Raises InputError."""
-    for flag, needed in ((args.csv, args.submissions), (args.submissions, args.csv)):
-        if flag and not needed:
-            raise InputError("--submissions: expected together with --csv, found one alone")
+def check_arguments(args):
+    """Raises InputError for arguments that do not go together."""
+    if bool(args.csv) != bool(args.submissions):
+        raise InputError("--submissions: expected together with --csv, found one alone")
     if not (args.birds or args.digits or args.quick):
         raise InputError("grade: expected --birds TRAIN TEST, --digits TRAIN VAL TEST or --quick, found none of them")
     for given, option, data in ((args.bird_model, "--bird-model", args.birds),
@@ -116,28 +96,29 @@ def run(args):
         raise InputError(f"--jobs: expected 1 or more, found {args.jobs}")
     if args.container:
         sandbox.container_engine()  # raises where there is none
-    settings, say = settings_of(args), Progress(sys.stderr)
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        data = {} if args.quick else {part: load(*paths) for part, load, paths in (
-            ("birds", load_birds, args.birds), ("digits", load_digits, args.digits)) if paths}
-        if args.submissions:
-            return submissions.grade_class(args, data, settings, say)
-        results = {}
-        given = {"birds": args.bird, "digits": args.vae}
-        models = {"birds": [args.bird_model] * bool(args.bird_model), "digits": args.digit_models or []}
-        for part, path in given.items():
-            script = path or ROOT / SCRIPTS[part]
-            if args.quick and (path or not any(given.values())):
-                results[part] = Result(quick_check(script, part, settings.memory))
-            elif part in data:
-                results[part] = grade_script(part, script, data[part], settings, models[part], say)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    say("")
+
+
+def run(args):
+    """Grades; returns 0, or 1 when a check fails. Raises InputError."""
+    check_arguments(args)
+    settings, data, results = settings_of(args), {}, {}
+    if args.birds and not args.quick:
+        data["birds"] = load_birds(*args.birds)
+    if args.digits and not args.quick:
+        data["digits"] = load_digits(*args.digits)
+
+    def say(line):
+        print(line, file=sys.stderr, flush=True)
+
+    if args.submissions:
+        return submissions.grade_class(args, data, settings, say)
+    given = {"birds": args.bird, "digits": args.vae}
+    for part, models in (("birds", args.bird_model), ("digits", args.digit_models)):
+        if part in data or args.quick and (given[part] or not any(given.values())):
+            results[part] = grade_script(part, given[part] or ROOT / SCRIPTS[part], data.get(part), settings, models,
+                                         say)
     rows = [row for result in results.values() for row in result.rows]
-    print(table(rows, shutil.get_terminal_size((120, 40)).columns))
-    print(f"\n{summary(rows)}")
+    print(f"{table(rows)}\n\n{summary(rows)}")
     failed = any(row.status == "fail" for row in rows)
     if args.json:
         content = {"passed": not failed, "rows": [dataclasses.asdict(row) for row in rows],

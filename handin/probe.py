@@ -8,9 +8,8 @@ import ast
 import importlib.util
 import json
 import os
-import pickletools
+import re
 import sys
-import zipfile
 
 
 def words(error):
@@ -35,29 +34,14 @@ def run_definitions(script, module):
     return failed
 
 
-def foreign(path):
-    """Names of what a file of torch.save pickles besides tensors, read without unpickling."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            pickled = archive.read(name)
-    except Exception:
-        return []
-    named = [argument.replace(" ", ".") for opcode, argument, _ in pickletools.genops(pickled)
-             if opcode.name == "GLOBAL"]
-    named = [name for name in named if not name.startswith(("torch._utils.", "torch.storage", "collections."))
-             and not (name.startswith("torch.") and name.count(".") == 1)]
-    return sorted(named, key=lambda name: name.startswith("torch."))
-
-
 def read_state(model):
     """(content of a model file or None, what is wrong with it as a state_dict or "")."""
     import torch
     try:
         state = torch.load(model, map_location="cpu", weights_only=True)
     except Exception as error:
-        names = foreign(model)
-        return None, (f"found {names[0]}, pickled whole: torch.save(model.state_dict(), path)" if names
+        whole = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))  # what torch's guard refuses to unpickle
+        return None, (f"found {whole[1]}, pickled whole: torch.save(model.state_dict(), path)" if whole
                       else "found: " + words(error)[:200])
     if not isinstance(state, dict):
         return state, f"found a {type(state).__name__}"
@@ -84,33 +68,32 @@ def probe(script, model):
         found["import"] = words(error)
         found["import"] = run_definitions(script, module) or found["import"]
     import torch
-    made = {}
+    state, networks = {}, {}
     for label, thing in list(vars(module).items()):
         if isinstance(thing, type) and issubclass(thing, torch.nn.Module) and thing.__module__ == name:
             try:
-                made[label] = thing()
+                networks[label] = thing()
                 found["classes"][label] = ""
             except Exception as error:
                 found["classes"][label] = words(error)
     if model:
         state, found["file"] = read_state(model)
-        if isinstance(state, dict):
-            found["parameters"] = sum(value.numel() for value in state.values() if isinstance(value, torch.Tensor))
-        for label, network in made.items():
-            if not found["file"] and not found["loads"]:
-                try:
-                    network.load_state_dict(state)
-                    found["loads"] = label
-                except Exception as error:
-                    found["classes"][label] = words(error)
-    counted = {label: sum(p.numel() for p in network.parameters()) for label, network in made.items()}
-    if found["loads"]:
-        found["parameters"] = counted[found["loads"]]
-    return {**found, "parameters": found["parameters"] or max(counted.values(), default=0)}
+    for label, network in networks.items():
+        if model and not found["file"] and not found["loads"]:
+            try:
+                network.load_state_dict(state)
+                found["loads"] = label
+            except Exception as error:
+                found["classes"][label] = words(error)
+    sizes = {label: sum(p.numel() for p in network.parameters()) for label, network in networks.items()}
+    stored = sum(value.numel() for value in state.values() if isinstance(value, torch.Tensor)
+                 ) if isinstance(state, dict) else 0
+    found["parameters"] = sizes.get(found["loads"]) or stored or max(sizes.values(), default=0)
+    return found
 
 
 if __name__ == "__main__":
-    script, model, result = sys.argv[1:]
-    answer = probe(script, model)
-    with open(result, "w") as file:
+    target = sys.argv[3]  # the script gets an argv of its own
+    answer = probe(*sys.argv[1:3])
+    with open(target, "w") as file:
         json.dump(answer, file)

@@ -116,7 +116,7 @@ def run(args):
     read_bytes(args.template, "a Typst template")
     authors = forms.authors(entries, args.names, args.group)
     parts = tuple(FIGURES) if args.part == "both" else (args.part,)
-    reports = {str(args.out / part / f"{forms.file_name(entries)}.pdf"):
+    reports = {str(args.out / part / f"{'_'.join(entries)}.pdf"):
                build_report(part, args.figures, authors, args.template) for part in parts}
     for problem in forms.sample_problems(entries, args.group):
         print(f"note: {problem}; `zip` will refuse it")

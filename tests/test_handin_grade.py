@@ -176,7 +176,7 @@ def test_a_model_too_large_or_not_made_without_arguments_is_named_by_the_quick_c
     script.write_text(peers.changed(peers.VAE, ("Linear(4, 3)", "Linear(4, 5_000_000, device='meta')"),
                                     ("def train(", "class Other(torch.nn.Module):\n    def __init__(self, width):\n"
                                                    "        pass\n\ndef train(")))
-    rows = {row.check: row for row in grading.quick_check(script, "digits")}
+    rows = {row.check: row for row in grading.grade_script("digits", script, None, SHORT).rows}
     assert rows["parameters"].status == "fail" and "25,000,000" in rows["parameters"].detail
     assert rows["model class"].value == "VAE()"
     made = {"import": "", "classes": {"VAE": "TypeError: missing 'width'"}, "file": "", "loads": "", "parameters": 0}
@@ -188,7 +188,7 @@ def test_a_model_too_large_or_not_made_without_arguments_is_named_by_the_quick_c
 def test_a_retrained_model_that_scores_otherwise_is_named():
     bench = types.SimpleNamespace(result=grading.Result(), part="digits")
     bench.row = lambda *words: bench.result.rows.append(contract.Row("digits", *words))
-    grading._compare(bench, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.95, "ssim": 0.79})
+    grading.Grading.compare(bench, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.95, "ssim": 0.79})
     (f1, ssim) = bench.result.rows
     assert (f1.status, ssim.status) == ("fail", "pass") and "submitted 0.9900, retrained 0.9500" in f1.detail
 
@@ -287,7 +287,30 @@ def test_nothing_outlives_the_sandbox_and_no_secret_enters_it(tmp_path, monkeypa
                                   sandbox.clean_environment(tmp_path, tmp_path), sandbox.Limits(30))
     secret, home, pid = outcome.tail.split()
     assert (outcome.code, outcome.stopped, secret, home) == (0, "", "None", str(tmp_path))
-    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    assert not _running(int(pid))
+
+
+def _running(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_what_a_killed_grader_has_started_ends_with_it(tmp_path):
+    """A worker of Dask that kill -9 ends: the script that it was running must not go on."""
+    script = "import os, time; open('new', 'w').write(str(os.getpid())); os.rename('new', 'pid'); time.sleep(300)"
+    worker = ("import os, sys\nfrom handin import sandbox\n"
+              "sandbox.run_bounded([sys.executable, '-c', sys.argv[1]], sys.argv[2], dict(os.environ), "
+              "sandbox.Limits(300))")
+    process = subprocess.Popen([sys.executable, "-c", worker, script, str(tmp_path)], cwd=str(ROOT))
+    began = time.monotonic()
+    while not (tmp_path / "pid").exists() and time.monotonic() - began < 60:
+        time.sleep(0.1)
+    time.sleep(1)  # the guard is started after the script
+    process.kill()
+    process.wait()
+    pid = int((tmp_path / "pid").read_text())
+    while _running(pid) and time.monotonic() - began < 90:
+        time.sleep(0.1)
+    assert not _running(pid)
 
 
 def test_an_error_is_quoted_in_one_clean_line():
