@@ -32,36 +32,30 @@ def _positive(text):
 
 
 def add_arguments(parser):
-    parser.add_argument("--birds", nargs=2, metavar=("TRAIN", "TEST"), help="folders of class folders of photos")
-    parser.add_argument("--digits", nargs=3, metavar=("TRAIN", "VAL", "TEST"), help=".npz files; labels of TEST are "
-                        "kept from the script")
-    parser.add_argument("--bird", metavar="PATH", help="a script for part I (default: this project's)")
-    parser.add_argument("--vae", metavar="PATH", help="a script for part II (default: this project's)")
-    parser.add_argument("--bird-model", nargs=1, default=[], metavar="PTH", help="submitted model: tested first, then "
-                        "compared with a retrained one")
-    parser.add_argument("--digit-models", nargs=2, default=[], metavar=("PTH", "PKL"), help="submitted models of part "
-                        "II")
-    parser.add_argument("--submissions", type=Path, metavar="FOLDER", help="grade a class instead: each zip and each "
-                        "folder with a script below FOLDER, such as an export of Gradescope")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="with --submissions: one row a submission; logs and "
-                        "report.html go beside it")
-    parser.add_argument("--models", type=Path, metavar="FOLDER", help="with --submissions: submitted models, as "
-                        "FOLDER/ENTRY/bird.pth (default: those beside a zip or in its folder)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="submissions at a time on this machine "
-                        "(default 1)")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a running Dask scheduler, whose workers see the "
-                        "same files, in place of this machine")
-    parser.add_argument("--container", default="", metavar="IMAGE", help="run each command in a container of Docker or "
-                        "Podman, without network, the data read-only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="rows, scores and commands, for machines")
-    parser.add_argument("--minutes-birds", type=_positive, default=120, metavar="N", help="of training (default 120)")
-    parser.add_argument("--minutes-digits", type=_positive, default=60, metavar="N", help="of training (default 60)")
-    parser.add_argument("--minutes-test", type=_positive, default=20, metavar="N", help="of each test (default 20)")
-    parser.add_argument("--memory", type=_positive, metavar="GB", help="of a command with all that it starts (default "
-                        "16, or four fifths of this machine's)")
-    parser.add_argument("--train-flags", default="", metavar="WORDS", help="added to the training command, as in "
-                        "--train-flags='--epochs 2'; the graders add none")
-    parser.add_argument("--quick", action="store_true", help="only the rules, and whether the script imports; no data")
+    add = parser.add_argument
+    add("--birds", nargs=2, metavar=("TRAIN", "TEST"), help="folders of class folders of photos")
+    add("--digits", nargs=3, metavar=("TRAIN", "VAL", "TEST"), help=".npz files; the script sees no labels of TEST")
+    add("--bird", metavar="PATH", help="a script for part I (default: this project's)")
+    add("--vae", metavar="PATH", help="a script for part II (default: this project's)")
+    add("--bird-model", nargs=1, default=[], metavar="PTH", help="submitted model: tested first, then compared with a "
+        "retrained one")
+    add("--digit-models", nargs=2, default=[], metavar=("PTH", "PKL"), help="submitted models of part II")
+    add("--submissions", type=Path, metavar="FOLDER", help="grade a class instead: each zip and each folder with a "
+        "script below FOLDER, such as an export of Gradescope")
+    add("--csv", type=Path, metavar="FILE", help="of a class: one row a submission, logs and report.html beside it")
+    add("--models", type=Path, metavar="FOLDER", help="of a class: submitted models, as FOLDER/ENTRY/bird.pth "
+        "(default: those beside a zip or in its folder)")
+    add("--jobs", type=int, default=1, metavar="N", help="submissions at a time on this machine (default 1)")
+    add("--scheduler", metavar="ADDRESS", help="of a running Dask scheduler, whose workers see the same files")
+    add("--container", default="", metavar="IMAGE", help="run each command in a container of Docker or Podman, without "
+        "network, the data read-only")
+    add("--json", type=Path, metavar="FILE", help="rows, scores and commands, for machines")
+    add("--minutes-birds", type=_positive, default=120, metavar="N", help="of training (default 120)")
+    add("--minutes-digits", type=_positive, default=60, metavar="N", help="of training (default 60)")
+    add("--minutes-test", type=_positive, default=20, metavar="N", help="of each test (default 20)")
+    add("--memory", type=_positive, metavar="GB", help="of a command (default 16, or four fifths of this machine's)")
+    add("--train-flags", default="", metavar="WORDS", help="added to the training command; the graders add none")
+    add("--quick", action="store_true", help="only the rules, and whether the script imports; no data")
 
 
 def settings_of(args):

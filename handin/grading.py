@@ -1,9 +1,8 @@
 """Grades one script: runs the graders' commands on it, alone in a fresh folder, bounded by time, memory and output;
 checks and scores what they write, and the rules."""
 import collections
-import contextlib
 import dataclasses
-import os
+import json
 import shutil
 import sys
 import tempfile
@@ -14,9 +13,9 @@ import numpy as np
 from common.errors import InputError, bad_input_of
 from common.files import read_bytes
 from handin import contract, sandbox
-from handin.contract import SCRIPTS, Row
+from handin.contract import SCRIPTS, Rows
 from handin.rules import check_rules
-from handin.scores import f1_scores, mean_ssim, one_minus_mse, order_mistake, read_digits, weakness
+from handin.scores import f1_scores, mean_ssim, one_minus_mse, read_birds, read_digits, why_low
 
 MODELS = {"birds": ("bird.pth",), "digits": ("vae.pth", "gmm_params.pkl")}
 TESTS = {  # of each part: mode, what it writes, how many of the model files it takes
@@ -44,7 +43,7 @@ class Settings:
 @dataclasses.dataclass
 class Result:
     """What grading one script gave: rows, scores, and the commands as they ran."""
-    rows: list = dataclasses.field(default_factory=list)
+    rows: Rows
     scores: dict = dataclasses.field(default_factory=dict)
     runs: list = dataclasses.field(default_factory=list)
 
@@ -66,14 +65,7 @@ def load_birds(train, test):
     train, test = Path(train).resolve(), Path(test).resolve()
     with bad_input_of(bird):
         classes, _ = bird.list_photos(str(train))
-        test_classes, photos = bird.list_photos(str(test))
-    if not photos:
-        raise InputError(f"{test}: expected photos in class folders, found none")
-    strange = sorted(set(test_classes) - set(classes))
-    if strange or len(classes) < 2:
-        raise InputError(f"{test}: expected the class folders of {train} ({', '.join(classes[:10])}), found "
-                         f"{', '.join(strange[:5]) or 'too few'}")
-    truth = np.array([classes.index(test_classes[label]) for _, label in photos])
+        _, truth = read_birds(str(test), classes)
     return Data({"train": train, "test": test}, list(range(len(classes))), len(truth), truth)
 
 
@@ -94,44 +86,34 @@ def load_digits(train, val, test):
 
 class Grading:
     """One script alone in its folders, below one that is removed at the end: script/, data/, home/, temporary/, and a
-    current folder and a folder of models for each round of commands. `prefix` stands before the checks of a round."""
+    current folder and a folder of models for each round of commands."""
 
     def __init__(self, part, script, settings, say, place):
         self.part, self.settings, self.say, self.place = part, settings, say, place
-        self.result, self.watched, self.elsewhere, self.prefix = Result(), [], [], ""
+        self.result, self.watched, self.elsewhere = Result(Rows(part)), [], []
+        self.rows = self.result.rows
         for name in ("script", "data", "home", "temporary"):
             (place / name).mkdir()
         self.script = Path(shutil.copy(str(script), str(place / "script" / SCRIPTS[part])))
         self.environment = sandbox.clean_environment(place / "home", place / "temporary")
 
-    def row(self, check, status, value="", detail=""):
-        self.result.rows.append(Row(self.part, self.prefix + check, status, value, detail))
-
-    def rows(self, rows):
-        for row in rows:
-            self.row(row.check, row.status, row.value, row.detail)
-
     def folders(self, name):
-        """A fresh current folder and a fresh folder for models."""
-        found = self.place / f"current_{name}", self.place / f"models_{name}"
-        for folder in found:
-            folder.mkdir()
-        return found
+        """A fresh current folder, and the paths of the models in a fresh folder."""
+        cwd, folder = self.place / f"current_{name}", self.place / f"models_{name}"
+        cwd.mkdir()
+        folder.mkdir()
+        return cwd, [folder / file for file in MODELS[self.part]]
 
     def run(self, label, command, cwd, minutes, expected=()):
         """Outcome of a Python command in the sandbox, and paths of what it wrote into a current folder or beside the
         models besides the `expected` paths. What it did elsewhere is noted."""
-        label = self.prefix + label
+        label = self.rows.prefix + label
         self.say(f"{self.part}: {label}, at most {minutes:g} min ...")
         limits, folders = sandbox.Limits(minutes * 60, self.settings.memory), [self.place, *self.watched]
-        command, before, besides = [sys.executable, *command], sandbox.listing(folders), []
-        inside = contextlib.nullcontext(command)
-        if self.settings.container:
-            inside = sandbox.contained(self.settings.container, command, cwd, self.environment, limits, self.place,
-                                       [*self.watched, Path(__file__).parent])
-        with inside as command:
-            outcome = sandbox.run_bounded(command, cwd, dict(os.environ) if self.settings.container
-                                          else self.environment, limits)
+        before, besides = sandbox.listing(folders), []
+        with sandbox.contained(self.settings.container, [sys.executable, *command], cwd, self.environment, limits,
+                               self.place, [*self.watched, Path(__file__).parent]) as (command, environment):
+            outcome = sandbox.run_bounded(command, cwd, environment, limits)
         for what, path in sandbox.changes(before, sandbox.listing(folders)):
             ours = path.relative_to(self.place).as_posix() if self.place in path.parents else ""
             if ours.startswith(("current_", "models_")) and what == "wrote" and path not in expected:
@@ -152,24 +134,22 @@ class Grading:
                  "current": "in the current folder", "models": "in the folder of the model"}
         return f"{'/'.join(rest)} {named.get(top.split('_')[0], f'in {top}')}"
 
+    def has_written(self, path, label, outcome, besides):
+        """Whether a command wrote `path`; a row if it ended well and did not, which names what it wrote instead."""
+        if path.is_file() and path.stat().st_size:
+            return True
+        if not outcome.failure:
+            instead = sandbox.printable(", ".join(map(self.where, besides[:3])))
+            self.rows.add(path.name, "fail", f"{label}: expected {self.where(path)}, found "
+                          + ("an empty file" if path.exists() else "nothing there")
+                          + (f", but {instead}: is the name fixed in the script?" if instead else ""))
+        return False
+
     def ran(self, label, outcome):
         """The row of a command that ended."""
         failure = outcome.failure.replace(f"{self.place}/", "")
-        self.row(label, "fail" if failure else "pass",
-                 f"{sandbox.duration(outcome.seconds)}, {outcome.peak / 1e9:.1f} GB", failure)
-
-    def has_written(self, path, label, outcome, besides):
-        """Whether a command wrote `path`; a row if it did not, which names what it wrote instead."""
-        if path.is_file() and path.stat().st_size:
-            return True
-        if outcome.failure and not path.is_file():
-            self.row(path.name, "skip", "", f"{label} did not end well")
-        else:
-            instead = sandbox.printable(", ".join(map(self.where, besides[:3])))
-            self.row(path.name, "fail", "", f"{label}: expected {self.where(path)}, found "
-                     + ("an empty file" if path.exists() else "nothing there")
-                     + (f", but {instead}: is the name fixed in the script?" if instead else ""))
-        return False
+        self.rows.check(label, not failure, failure,
+                        f"{sandbox.duration(outcome.seconds)}, {outcome.peak / 1e9:.1f} GB")
 
     def lay_out(self, data):
         """Paths of the data for the commands. Digits are copied, TEST without its labels; photos stay where they are,
@@ -193,126 +173,120 @@ class Grading:
         self.ran("train", outcome)
         late = outcome.stopped == "time" or outcome.seconds > 60 * minutes
         if late or not outcome.failure:
-            self.row("training time", "fail" if late else "pass", f"{sandbox.duration(outcome.seconds)} of {minutes:g} "
-                     "min", "longer than allowed" if late else "")
+            self.rows.check("training time", not late, "longer than allowed",
+                            f"{sandbox.duration(outcome.seconds)} of {minutes:g} min")
         for path in models:
             if self.has_written(path, "train", outcome, besides):
-                self.row(path.name, "pass", f"{path.stat().st_size / 1e6:.2f} MB")
+                self.rows.add(path.name, "pass", "", f"{path.stat().st_size / 1e6:.2f} MB")
         self.result.scores["train_minutes"] = round(outcome.seconds / 60, 3)
 
     def probe(self, model=None):
         """Rows on the script and a model file; returns {"parameters": their number}."""
-        if model:
-            with open(model, "rb") as file:
-                if file.read(2) not in (b"PK", b"\x80\x02"):  # a zip, or a pickle as before torch 1.6
-                    self.row(f"{model.name} state_dict", "fail", "", "expected a file of torch.save, found something "
-                             "else")
-                    self.row("fresh model loads", "skip", "", f"no state_dict in {model.name}")
-                    return {}
+        if model and model.read_bytes()[:2] not in (b"PK", b"\x80\x02"):  # a zip, or a pickle as before torch 1.6
+            self.rows.add(f"{model.name} state_dict", "fail", "expected a file of torch.save, found something else")
+            return {}
         target = self.place / "temporary" / f"probe_{len(self.result.runs)}.json"
-        outcome, _ = self.run("a fresh model", contract.probe_command(self.script, model or "", target),
-                              self.place / "temporary", PROBE_MINUTES)
-        rows, parameters = contract.check_probe(self.part, model and model.name, outcome, target)
-        self.rows(rows)
-        return {"parameters": parameters} if parameters else {}
+        outcome, _ = self.run("a fresh model", [Path(__file__).with_name("probe.py"), self.script, model or "", target],
+                              target.parent, PROBE_MINUTES)
+        try:
+            found = json.loads(target.read_text())
+        except (OSError, ValueError):
+            self.rows.add("import", "fail", outcome.failure or "ended while it was imported")
+            return {}
+        contract.check_probe(self.rows, model and model.name, found)
+        return {"parameters": found["parameters"]} if found["parameters"] else {}
 
-    def test(self, data, paths, cwd, models, prefix=""):
+    def test(self, data, test, cwd, models, prefix=""):
         """Runs the test commands with one set of models; their scores, and {file name: what was read of it}."""
-        self.prefix, outputs = prefix, {}
+        self.rows.prefix, outputs = prefix, {}
         scores = self.probe(models[0]) if models[0].is_file() else {}
         for mode, name, taken in TESTS[self.part]:
             missing = [path.name for path in models[:taken] if not path.is_file()]
             if missing:
-                self.row(mode, "skip", "", f"no {' and no '.join(missing)}")
+                self.rows.add(mode, "skip", f"no {' and no '.join(missing)}")
                 continue
-            outcome, besides = self.run(mode, [self.script, paths["test"], mode, *models[:taken]], cwd,
+            outcome, besides = self.run(mode, [self.script, test, mode, *models[:taken]], cwd,
                                         self.settings.minutes_test, [cwd / name])
             self.ran(mode, outcome)
             if self.has_written(cwd / name, mode, outcome, besides):
-                rows, outputs[name] = self.read(cwd / name, data)
-                self.rows(rows)
+                outputs[name] = self.read(self.rows, cwd / name, data)
                 scores.update(self.score(name, outputs[name], data))
-        self.prefix = ""
+        self.rows.prefix = ""
         return scores, outputs
 
-    def read(self, path, data):
-        """Rows on an output file, and its labels (N,) or images (N, 28, 28), None where they cannot be scored."""
+    @staticmethod
+    def read(rows, path, data):
+        """Labels (N,) or images (N, 28, 28) of an output, None where they cannot be scored, with Rows."""
         if path.suffix == ".csv":
-            return contract.check_labels(self.part, path, data.number, data.labels)
-        return contract.check_reconstruction(self.part, path, data.number)
+            return contract.check_labels(rows, path, data.number, data.labels)
+        return contract.check_reconstruction(rows, path, data.number)
 
     def score(self, name, found, data):
         """The scores of an output, each with a row, and a row on a CSV's labels that score low."""
-        keys = ("average_f1", "macro_f1", "micro_f1") if name.endswith(".csv") else ("ssim", "one_minus_mse")
-        scores, why = {}, f"{name} cannot be scored"
-        if name.endswith(".csv") and data.truth is None:
-            why = "TEST has no labels"
-        elif found is not None and name.endswith(".csv"):
-            scores, mistake = f1_scores(data.truth, found), order_mistake(data.truth, found)
-            weak = weakness(data.truth, found)  # a low score, and no failed check
-            self.row("row order", "fail" if mistake else "warn" if weak else "pass", "", mistake or weak)
-        elif found is not None:
+        if found is None or data.truth is None and name.endswith(".csv"):
+            self.rows.add(f"{name} scores", "skip", f"{name} cannot be scored" if found is None else
+                          "TEST has no labels")
+            return {}
+        if name.endswith(".csv"):
+            scores = f1_scores(data.truth, found)
+            self.rows.add("row order", *why_low(data.truth, found))
+        else:
             scores = {"ssim": mean_ssim(data.images, found), "one_minus_mse": one_minus_mse(data.images, found)}
-        for key in keys:
-            self.row(SHOWN[key], *(("pass", f"{scores[key]:.4f}") if scores else ("skip", "", why)))
+        for key, value in scores.items():
+            self.rows.add(SHOWN[key], "pass", "", f"{value:.4f}")
         return scores
 
     def compare(self, first, again):
         """Rows on whether the retrained model scores as the submitted one does."""
         for key in ("average_f1", "ssim", "one_minus_mse"):
             if key in first and key in again:
-                same = abs(first[key] - again[key]) <= SAME_SCORE
-                self.row(f"same {SHOWN[key]} retrained", "pass" if same else "fail", f"{again[key] - first[key]:+.4f}",
-                         "" if same else f"submitted {first[key]:.4f}, retrained {again[key]:.4f}: more than "
-                         f"{SAME_SCORE} apart")
+                self.rows.check(f"same {SHOWN[key]} retrained", abs(first[key] - again[key]) <= SAME_SCORE,
+                                f"submitted {first[key]:.4f}, retrained {again[key]:.4f}: more than {SAME_SCORE} apart",
+                                f"{again[key] - first[key]:+.4f}")
 
-    def check_order(self, data, paths, models, outputs):
+    def check_order(self, data, test, models, outputs):
         """A row on whether digits in reverse order give the same rows in reverse order: they do not where an image is
-        decoded from a sampled latent, or normalised by its neighbours. Photos cannot change their order."""
-        if self.part == "birds" or len(outputs) < 2 or any(found is None for found in outputs.values()):
-            return
+        decoded from a sampled latent, or normalised by its neighbours."""
         (cwd, _), differing = self.folders("reversed"), []
         backwards = self.place / "data" / "reversed.npz"
-        with np.load(str(paths["test"]), allow_pickle=False) as content:
+        with np.load(str(test), allow_pickle=False) as content:
             np.savez(str(backwards), **{key: np.atleast_1d(content[key])[::-1] for key in content.files})
         for mode, name, taken in TESTS[self.part]:
             self.run(f"{mode}, images in reverse order", [self.script, backwards, mode, *models[:taken]], cwd,
                      self.settings.minutes_test, [cwd / name])
-            again = self.read(cwd / name, data)[1] if (cwd / name).is_file() else None
+            again = self.read(Rows(self.part), cwd / name, data) if (cwd / name).is_file() else None
             if again is not None:
                 difference = np.abs(outputs[name] - again[::-1]).reshape(data.number, -1).mean(1)
                 differing += [name] if (difference > SAME_PIXEL).any() else []
-        self.row("order of images", "warn" if differing else "pass", "", f"in {' and '.join(differing)} an image's row "
-                 "depends on the images around it: from a sampled latent in place of the mean, or batch normalisation "
-                 "in training mode?" if differing else "")
+        why = (f"in {' and '.join(differing)} an image's row depends on the images around it: from a sampled latent in "
+               "place of the mean, or batch normalisation in training mode?")
+        self.rows.add("order of images", "warn" if differing else "pass", why if differing else "")
 
     def grade(self, data, submitted):
         """Runs all commands."""
         paths = self.lay_out(data)
-        first = None
+        first = {}
         if submitted:
-            cwd, folder = self.folders("submitted")
-            files = [Path(shutil.copy(str(path), str(folder / name))) for path, name
-                     in zip(submitted, MODELS[self.part])]
-            first, _ = self.test(data, paths, cwd, files)
-        cwd, folder = self.folders("trained")
-        files = [folder / name for name in MODELS[self.part]]
-        self.train(paths, cwd, files)
-        again, outputs = self.test(data, paths, cwd, files, "retrained: " if submitted else "")
-        self.result.scores.update(again)
-        if submitted:
-            self.result.scores.update({**first, "retrained": again})
-            self.compare(first, again)
-        self.check_order(data, paths, files, outputs)
-        self.row("writes elsewhere", "fail" if self.elsewhere else "pass", "", sandbox.printable(
+            cwd, models = self.folders("submitted")
+            for path, model in zip(submitted, models):
+                shutil.copy(str(path), str(model))
+            first, _ = self.test(data, paths["test"], cwd, models)
+        cwd, models = self.folders("trained")
+        self.train(paths, cwd, models)
+        again, outputs = self.test(data, paths["test"], cwd, models, "retrained: " if submitted else "")
+        self.result.scores.update({**again, **first, **({"retrained": again} if submitted else {})})
+        self.compare(first, again)
+        if self.part == "digits" and len(outputs) == 2 and all(found is not None for found in outputs.values()):
+            self.check_order(data, paths["test"], models, outputs)
+        self.rows.check("writes elsewhere", not self.elsewhere, sandbox.printable(
             "; ".join(list(dict.fromkeys(self.elsewhere))[:4]), 300))
 
 
 def grade_script(part, script, data, settings, submitted=(), say=lambda line: None):
-    """Result of all checks and scores of one script; without `data` of the rules, and of whether it imports and makes
-    its model class without arguments, which takes seconds. `submitted` are the paths of trained models, which are then
-    tested first and compared with retrained ones. `say` takes progress lines. Raises InputError for a script or model
-    that is not there."""
+    """Result of all checks and scores of one script; where `data` is None of the rules, and of whether it imports and
+    makes its model class without arguments, which takes seconds. `submitted` are the paths of trained models, which are
+    then tested first and compared with retrained ones. `say` takes progress lines. Raises InputError for a script or
+    model that is not there."""
     rules = check_rules(part, read_bytes(script, "a script"))
     for path in submitted:
         if not Path(path).is_file():
@@ -320,9 +294,9 @@ def grade_script(part, script, data, settings, submitted=(), say=lambda line: No
     place = Path(tempfile.mkdtemp(prefix="grade_")).resolve()
     try:
         grading = Grading(part, script, settings, say, place)
-        grading.rows(rules)
+        grading.rows += rules
         if rules[0].status == "fail":
-            grading.row("commands", "skip", "", "the script cannot be run")
+            grading.rows.add("commands", "skip", "the script cannot be run")
         elif data is None:
             grading.probe()
         else:
@@ -331,8 +305,6 @@ def grade_script(part, script, data, settings, submitted=(), say=lambda line: No
     finally:
         shutil.rmtree(str(place), ignore_errors=True)  # whatever a script has left there
 
-
-# ------------------------------------------------------------------------------------------------------------- the text
 
 def table(rows):
     """The rows as aligned text."""

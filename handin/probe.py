@@ -1,15 +1,17 @@
 """python probe.py SCRIPT MODEL RESULT
 
-Imports a script, makes each of its model classes without arguments, and loads MODEL ("" for none) into them strictly;
-writes to RESULT, as JSON, what it found. It runs in a process of its own, in the student's place: a stranger's script
-is not imported into the grader's.
+Runs the imports and definitions of a script, makes each of its model classes without arguments, and loads MODEL ("" for
+none) into them strictly; writes to RESULT, as JSON, what it found. It runs in a process of its own, in the student's
+place: a stranger's script is not imported into the grader's.
 """
 import ast
-import importlib.util
 import json
 import os
 import re
 import sys
+import types
+
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Try, ast.If)
 
 
 def words(error):
@@ -19,18 +21,17 @@ def words(error):
 
 
 def run_definitions(script, module):
-    """Runs the imports, definitions and assignments alone, of a script that works when imported; returns the last
-    failed import in words, or ""."""
-    kinds, failed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Try), ""
+    """Runs the definitions of a script in a module, and nothing that would begin its work; returns the last failed
+    import in words, or ""."""
+    failed = ""
     with open(script, "rb") as file:
         body = ast.parse(file.read()).body
     for node in body:
-        if isinstance(node, kinds):
+        if isinstance(node, DEFINITIONS):
             try:
                 exec(compile(ast.Module([node], []), script, "exec"), module.__dict__)
             except (Exception, SystemExit) as error:
-                if isinstance(node, (ast.Import, ast.ImportFrom)):
-                    failed = words(error)
+                failed = words(error) if isinstance(error, ImportError) else failed
     return failed
 
 
@@ -53,20 +54,14 @@ def read_state(model):
 
 
 def probe(script, model):
-    """{"import", "classes", "file", "loads", "parameters"}: what is wrong with the import, with each class and with
+    """{"import", "classes", "file", "loads", "parameters"}: what is wrong with the imports, with each class and with
     the model file, the class that loads it, and the number of parameters."""
     found = {"import": "", "classes": {}, "file": "", "loads": "", "parameters": 0}
-    sys.argv = [script]
-    sys.path.insert(0, os.path.dirname(script))
     name = os.path.splitext(os.path.basename(script))[0]
-    spec = importlib.util.spec_from_file_location(name, script)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        found["import"] = words(error)
-        found["import"] = run_definitions(script, module) or found["import"]
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__, sys.argv = script, [script]
+    sys.path.insert(0, os.path.dirname(script))
+    found["import"] = run_definitions(script, module)
     import torch
     state, networks = {}, {}
     for label, thing in list(vars(module).items()):

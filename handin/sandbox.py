@@ -102,18 +102,21 @@ def container_engine():
 
 @contextlib.contextmanager
 def contained(image, command, cwd, environment, limits, place, shown):
-    """The command, a Python one, that runs `command` in a container of `image`: no network, the folder `place` at its
-    own path, the paths `shown` read-only, the limits' memory, the environment's HOME and TMPDIR. The container is
-    removed at the end, also where the command was killed."""
+    """A Python command and its environment that run `command` in a container of `image`: no network, the folder `place`
+    at its own path, the paths `shown` read-only, the limits' memory, HOME and TMPDIR. The container is removed at the
+    end, also where the command was killed. Without an image, the command and the environment themselves."""
+    if not image:
+        yield command, environment
+        return
     engine, name = container_engine(), f"handin_{uuid.uuid4().hex[:12]}"
-    user = ["--user", f"{os.getuid()}:{os.getgid()}"] if hasattr(os, "getuid") else []
-    volumes = [f"{place}:{place}", *(f"{path}:{path}:ro" for path in shown)]
-    variables = [f"{key}={environment[key]}" for key in ("HOME", "TMPDIR", "MPLBACKEND", "PYTHONDONTWRITEBYTECODE")]
-    run = [engine, "run", "--rm", "--name", name, "--network", "none", "--memory", f"{limits.memory:.0f}b", *user,
-           *(word for volume in volumes for word in ("--volume", volume)), "--workdir", cwd,
-           *(word for variable in variables for word in ("--env", variable)), image, "python", *command[1:]]
+    options = ["--rm", "--name", name, "--network", "none", "--memory", f"{limits.memory:.0f}b", "--workdir", cwd]
+    options += ["--user", f"{os.getuid()}:{os.getgid()}"] if hasattr(os, "getuid") else []
+    for volume in (f"{place}:{place}", *(f"{path}:{path}:ro" for path in shown)):
+        options += ["--volume", volume]
+    for key in ("HOME", "TMPDIR", "MPLBACKEND", "PYTHONDONTWRITEBYTECODE"):
+        options += ["--env", f"{key}={environment[key]}"]
     try:
-        yield run
+        yield [engine, "run", *options, image, "python", *command[1:]], dict(os.environ)
     finally:
         subprocess.run([engine, "rm", "--force", name], capture_output=True, check=False)
 
@@ -121,20 +124,17 @@ def contained(image, command, cwd, environment, limits, place, shown):
 def _memory(pid, limit):
     """Resident bytes of a process and all below it. Pages that forked workers share count once each in RSS: above the
     limit the slower proportional measure decides, where the system has it."""
-    def total(measure):
-        found = 0
-        for process in processes:
-            with contextlib.suppress(psutil.Error, OSError):
-                found += measure(process)
-        return found
-
-    processes = []
+    resident = proportional = 0
     with contextlib.suppress(psutil.Error):
-        processes += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    resident = total(lambda process: process.memory_info().rss)
-    if resident > limit and hasattr(psutil.Process, "memory_maps"):
-        return total(lambda process: getattr(process.memory_full_info(), "pss", 0)) or resident
-    return resident
+        process = psutil.Process(pid)
+        processes = [process, *process.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                resident += process.memory_info().rss
+        for process in processes if resident > limit else ():
+            with contextlib.suppress(psutil.Error):
+                proportional += getattr(process.memory_full_info(), "pss", 0)
+    return proportional or resident
 
 
 def _end(process, token):

@@ -23,17 +23,12 @@ from handin import forms, grading
 from handin.contract import SCRIPTS
 from handin.sandbox import printable
 
-SCORES = ("average_f1", "macro_f1", "micro_f1", "ssim", "one_minus_mse")
-COLUMNS = ("submission", "part", "entries", "names", "result", *SCORES, "parameters", "train_minutes", "failed",
+COLUMNS = ("submission", "part", "entries", "names", "result", *grading.SHOWN, "parameters", "train_minutes", "failed",
            "warnings", "graded_by", "log")
-MOST_MEMBERS, MOST_BYTES = 200, 200 * 10 ** 6  # of a zip, unpacked
-MOST_SCRIPT = 2 * 10 ** 6  # bytes
 PARTS = {name: part for part, name in SCRIPTS.items()}
+MOST_MEMBERS, MOST_BYTES, MOST_SCRIPT = 200, 200 * 10 ** 6, 2 * 10 ** 6  # of a zip, unpacked; of a script
+MODEL_ENDINGS = (".pth", ".pkl")  # of files that are graded where they lie and count for nothing else
 METADATA = "submission_metadata.yml"  # of an export of Gradescope
-
-
-class BadSubmission(Exception):
-    """One line that says why a submission cannot be graded."""
 
 
 # ------------------------------------------------------------------------------------------------------ what there is
@@ -67,36 +62,33 @@ def read_names(folder):
 
 
 def unpack(path, target):
-    """Unpacks a zip into a folder, but for model files, which are graded where they lie. Raises BadSubmission for what
-    no honest one holds."""
+    """Unpacks a zip into a folder. Raises InputError for what no honest one holds."""
     try:
         with zipfile.ZipFile(str(path)) as archive:
             members = [member for member in archive.infolist() if not member.filename.startswith("__MACOSX/")
-                       and not member.filename.endswith((".pth", ".pkl", ".DS_Store"))]
-            for member in members:
-                if ".." in re.split(r"[/\\]", member.filename) or member.filename.startswith("/"):
-                    raise BadSubmission("expected plain files in one folder, found a path that leads out of it: "
-                                        + printable(member.filename))
+                       and not member.filename.endswith((*MODEL_ENDINGS, ".DS_Store"))]
+            leaving = [member.filename for member in members if member.filename.startswith("/")
+                       or ".." in re.split(r"[/\\]", member.filename)]
             total = sum(member.file_size for member in members)
+            if leaving:
+                raise ValueError(f"a path that leads out of its folder: {printable(leaving[0])}")
             if len(members) > MOST_MEMBERS or total > MOST_BYTES:
-                raise BadSubmission(f"expected at most {MOST_MEMBERS} files of {MOST_BYTES / 1e6:g} MB in all, found "
-                                    f"{len(members)} of {total / 1e6:.0f} MB")
+                raise ValueError(f"{len(members)} files of {total / 1e6:.0f} MB, more than {MOST_MEMBERS} or "
+                                 f"{MOST_BYTES / 1e6:g} MB")
             archive.extractall(str(target), members)
-    except BadSubmission:
-        raise
     except Exception as error:  # broken bytes trip zipfile in a dozen ways
-        raise BadSubmission(f"expected a zip, found: {one_line(error)}") from None
+        raise InputError(f"zip: expected a zip of plain files in one folder, found: {one_line(error)}") from None
 
 
 def look(folder, depth):
     """(part, path of the script, entry numbers, what is wrong with the layout and the forms) of a submission that lies
-    in `folder`, its script so many folders deeper. Raises BadSubmission."""
+    in `folder`, its script so many folders deeper. Raises InputError."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()
-             and path.suffix not in (".pth", ".pkl")]
+             and path.suffix not in MODEL_ENDINGS]
     scripts = [path for path in files if path.name in PARTS and path.stat().st_size < MOST_SCRIPT]
     if len(scripts) != 1:
         found = ", ".join(path.relative_to(folder).as_posix() for path in (scripts or files)[:5])
-        raise BadSubmission(f"expected one script, bird.py or vae.py, found {printable(found) or 'an empty zip'}")
+        raise InputError(f"zip: expected one script, bird.py or vae.py, found {printable(found) or 'an empty zip'}")
     script, place, entries, problems = scripts[0], scripts[0].parent, [], []
     if len(script.relative_to(folder).parts) != depth + 1:
         problems.append(f"expected one folder, found the script {'deeper' if place != folder else 'at the top'}")
@@ -111,7 +103,8 @@ def look(folder, depth):
     wanted = {script.name, "model_path.txt", "group.txt", f"{'_'.join(entries) or 'ENTRY1_ENTRY2'}.pdf"}
     missing = sorted(wanted - {path.name for path in place.iterdir()})
     more = [path.relative_to(folder).as_posix() for path in files if path.parent != place or path.name not in wanted]
-    problems += [f"missing: {', '.join(missing)}"] * bool(missing) + [f"besides: {', '.join(more[:5])}"] * bool(more)
+    problems += [f"{what}: {', '.join(names[:5])}" for what, names in (("missing", missing), ("besides", more))
+                 if names]
     return PARTS[script.name], script, entries, printable("; ".join(problems), 300)
 
 
@@ -122,11 +115,8 @@ def find_models(path, part, entries, folder):
     places += [path, *path.rglob("*")] if path.is_dir() else [path.with_suffix("")]
     if path.is_file() and len(list(path.parent.glob("*.zip"))) == 1:
         places.append(path.parent)
-    for place in places:
-        found = [place / name for name in grading.MODELS[part]]
-        if all(file.is_file() for file in found):
-            return found
-    return []
+    found = ([place / name for name in grading.MODELS[part]] for place in places)
+    return next((files for files in found if all(file.is_file() for file in files)), [])
 
 
 # ------------------------------------------------------------------------------------------------------------- grading
@@ -139,29 +129,27 @@ def _load(part, paths):
 def grade_one(path, paths, settings, quick, models):
     """(dict of some COLUMNS, text of the log) of one submission; `paths` are those of each part's data. Nothing that
     the submission holds raises. This is what a worker of Dask does."""
-    line = {"result": "fail", "failed": ""}
+    line, zipped = {"result": "fail", "failed": ""}, path.is_file()
     with tempfile.TemporaryDirectory(prefix="submission_") as folder:
         try:
-            zipped = path.is_file()
             if zipped:
                 unpack(path, folder)
             part, script, entries, problems = look(Path(folder).resolve() if zipped else path, int(zipped))
             line.update(part=part, entries=" ".join(map(printable, entries[:2])))
             if not quick and part not in paths:
                 return {**line, "result": "skip", "failed": f"no data of the {part} was given"}, ""
-            data = None if quick else _load(part, paths[part])
-            result = grading.grade_script(part, script, data, settings,
-                                          [] if quick else find_models(path, part, entries, models))
-        except BadSubmission as error:
-            return {**line, "failed": f"zip: {error}"}, ""
+            data, found = (None, []) if quick else (_load(part, paths[part]), find_models(path, part, entries, models))
+            result = grading.grade_script(part, script, data, settings, found)
+        except InputError as error:
+            return {**line, "failed": str(error)}, ""
         except Exception as error:  # of hundreds of strangers' files one must not cost the others their grade
             return {**line, "failed": f"not graded: {type(error).__name__}: {one_line(error)}"}, ""
+    if problems:
+        result.rows.add("submission", "warn", problems)
     line.update({key: f"{value:.4f}" if isinstance(value, float) else value
                  for key, value in result.scores.items() if key in COLUMNS})
     for column, status in (("failed", "fail"), ("warnings", "warn")):
         line[column] = "; ".join(f"{row.check}: {row.detail}" for row in result.rows if row.status == status)
-    if problems:
-        line["warnings"] = f"submission: {problems}" + (f"; {line['warnings']}" if line["warnings"] else "")
     log = [grading.table(result.rows), *(f"\n$ {run['command']}  (exit code {run['code']}, {run['seconds']} s)\n"
                                          f"{run['output_tail']}" for run in result.runs)]
     return {**line, "result": "fail" if line["failed"] else "pass"}, "\n".join(log) + "\n"
@@ -213,14 +201,11 @@ def read_rows(path):
     """{submission: row} of an earlier call's CSV. Raises InputError."""
     if not path.exists():
         return {}
-    try:
-        reader = csv.DictReader(io.StringIO(read_bytes(path, "a CSV").decode("utf-8"), newline=""))
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(f"{path}: expected the columns of an earlier call ({', '.join(COLUMNS[:4])}, ...), found "
-                             "others; name another file")
-        return {row["submission"]: row for row in reader}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: expected a CSV of an earlier call, found: {one_line(error)}") from None
+    reader = csv.DictReader(io.StringIO(read_bytes(path, "a CSV").decode("utf-8", "replace"), newline=""))
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise InputError(f"{path}: expected the columns of an earlier call ({', '.join(COLUMNS[:4])}, ...), found "
+                         "others; name another file")
+    return {row["submission"]: row for row in reader}
 
 
 def page(rows):
