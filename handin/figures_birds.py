@@ -27,8 +27,6 @@ class Example(NamedTuple):
     probability: float  # of the predicted class
 
 
-# ------------------------------------------------------------------------------------------------------------ data in
-
 def read_history(path, model):
     """The record that bird.py's training leaves beside its model. Raises InputError when it is none, or that of another
     model than this BirdClassifier."""
@@ -46,8 +44,6 @@ def read_history(path, model):
                          f"{parameters:,} parameters, found that of another")
     return record
 
-
-# -------------------------------------------------------------------------------------------------------------- figures
 
 def layer_table(model):
     """[{"name", "shape", "parameters"}] from photo to logits, for one photo of the size that the model was trained at,

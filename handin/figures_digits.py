@@ -26,8 +26,6 @@ def spread(labels, total, n):
     return order[np.linspace(0, total - 1, min(n, total)).round().astype(int)]
 
 
-# ---------------------------------------------------------------------------------------------------- reconstructions
-
 def reconstructions(model, images, device="cpu"):
     """Of images float32 (N, 784), from the encoder's means and then from the refined latents: a pair of latents
     (N, 2), a pair of reconstructions (N, 28, 28) in [0, 1], and a pair of their SSIM (N,)."""
@@ -54,8 +52,6 @@ def reconstructions_figure(originals, made):
     return figure
 
 
-# ----------------------------------------------------------------------------------------------------------- manifold
-
 def grid_values():
     """The assignment's latents along an axis (20,): norm.ppf(linspace(0.05, 0.95, 20))."""
     from scipy.stats import norm
@@ -80,8 +76,6 @@ def manifold_figure(images):
     axes.axis("off")
     return figure
 
-
-# ------------------------------------------------------------------------------------------------- latents and mixture
 
 def _scatter(means, classes, labels, predicted):
     """A figure and axes with latent means (N, 2) in the colours of their classes (N,), which are true or `predicted`
@@ -153,8 +147,6 @@ def mixture_figure(means, classes, mixture, labels, val_means, predicted=False):
     return _frame(figure, axes, np.vstack(corners), 0.14, 3)  # room for what is written beside the ellipses
 
 
-# --------------------------------------------------------------------------------------------------------------- SSIM
-
 def ssim_figure(similarities, classes, labels):
     """Histogram of the SSIM (N,) of each image and its refined reconstruction, by class (N,) unless that is None, in
     the colours that the latents have beside the mixture's labels (K,); and the mean."""
@@ -165,11 +157,11 @@ def ssim_figure(similarities, classes, labels):
     if classes is None:
         axes.hist(similarities, bins, color="0.7")
     else:
-        styles, names = class_styles(np.union1d(labels, classes)), np.unique(classes)
-        parts = [similarities[classes == name] for name in names]
-        axes.hist(parts, bins, histtype="step", color=[styles[name][0] for name in names], linewidth=1.2,
-                  linestyle=[("-", "--", "-.", ":")[i % 4] for i in range(len(names))],
-                  label=[f"digit {name}, mean {part.mean():.3f}" for name, part in zip(names, parts)])
+        styles = class_styles(np.union1d(labels, classes))
+        for name, line in zip(np.unique(classes), itertools.cycle(("-", "--", "-.", ":"))):
+            part = similarities[classes == name]
+            axes.hist(part, bins, histtype="step", color=styles[name][0], linestyle=line, linewidth=1.2,
+                      label=f"digit {name}, mean {part.mean():.3f}")
     axes.axvline(similarities.mean(), color="black", linewidth=1, label=f"all, mean {similarities.mean():.3f}")
     axes.legend(loc="upper left")
     axes.set(xlim=(low, 1), ylim=(0, 1.1 * axes.get_ylim()[1]))

@@ -104,26 +104,36 @@ class Grading:
         folder.mkdir()
         return cwd, [folder / file for file in MODELS[self.part]]
 
-    def run(self, label, command, cwd, minutes, expected=()):
-        """Outcome of a Python command in the sandbox, and paths of what it wrote into a current folder or beside the
-        models besides the `expected` paths. What it did elsewhere is noted."""
-        label = self.rows.prefix + label
-        self.say(f"{self.part}: {label}, at most {minutes:g} min ...")
+    def run(self, label, command, cwd, minutes, expected=None):
+        """Outcome of a Python command in the sandbox; what it did outside of its current folder and that of the models
+        is noted. Where paths are `expected`, rows say how it ended and whether it has written them."""
+        self.say(f"{self.part}: {self.rows.prefix}{label}, at most {minutes:g} min ...")
         limits, folders = sandbox.Limits(minutes * 60, self.settings.memory), [self.place, *self.watched]
-        before, besides = sandbox.listing(folders), []
+        before, instead = sandbox.listing(folders), []
         with sandbox.contained(self.settings.container, [sys.executable, *command], cwd, self.environment, limits,
                                self.place, [*self.watched, Path(__file__).parent]) as (command, environment):
             outcome = sandbox.run_bounded(command, cwd, environment, limits)
         for what, path in sandbox.changes(before, sandbox.listing(folders)):
             ours = path.relative_to(self.place).as_posix() if self.place in path.parents else ""
-            if ours.startswith(("current_", "models_")) and what == "wrote" and path not in expected:
-                besides.append(path)
-            elif path not in expected and not ours.startswith(CACHES):
-                self.elsewhere.append(f"{label} {what} {self.where(path)}")
-        self.result.runs.append({"part": self.part, "command": label, "code": outcome.code, "stopped": outcome.stopped,
-                                 "seconds": round(outcome.seconds, 2), "peak_memory": outcome.peak,
-                                 "output_tail": outcome.tail})
-        return outcome, besides
+            if ours.startswith(("current_", "models_")) and what == "wrote":
+                instead.append(self.where(path))
+            elif path not in (expected or ()) and not ours.startswith(CACHES):
+                self.elsewhere.append(f"{self.rows.prefix}{label} {what} {self.where(path)}")
+        self.result.runs.append({"part": self.part, "command": self.rows.prefix + label, "code": outcome.code,
+                                 "stopped": outcome.stopped, "seconds": round(outcome.seconds, 2),
+                                 "peak_memory": outcome.peak, "output_tail": outcome.tail})
+        if expected is not None:
+            failure = outcome.failure.replace(f"{self.place}/", "")
+            self.rows.check(label, not failure, failure,
+                            f"{sandbox.duration(outcome.seconds)}, {outcome.peak / 1e9:.1f} GB")
+        for path in expected or ():
+            size = path.stat().st_size if path.is_file() else 0
+            if size or not failure:
+                found = "an empty file" if path.is_file() else "nothing there"
+                found += f", but {', '.join(instead[:3])}: is the name fixed in the script?" if instead else ""
+                self.rows.check(path.name, size > 0, f"{label}: expected {self.where(path)}, found "
+                                + sandbox.printable(found), f"{size / 1e6:.2f} MB")
+        return outcome
 
     def where(self, path):
         """In words, where a file lies."""
@@ -133,23 +143,6 @@ class Grading:
         named = {"script": "beside the script", "home": "in the home folder", "data": "in the data folder",
                  "current": "in the current folder", "models": "in the folder of the model"}
         return f"{'/'.join(rest)} {named.get(top.split('_')[0], f'in {top}')}"
-
-    def has_written(self, path, label, outcome, besides):
-        """Whether a command wrote `path`; a row if it ended well and did not, which names what it wrote instead."""
-        if path.is_file() and path.stat().st_size:
-            return True
-        if not outcome.failure:
-            instead = sandbox.printable(", ".join(map(self.where, besides[:3])))
-            self.rows.add(path.name, "fail", f"{label}: expected {self.where(path)}, found "
-                          + ("an empty file" if path.exists() else "nothing there")
-                          + (f", but {instead}: is the name fixed in the script?" if instead else ""))
-        return False
-
-    def ran(self, label, outcome):
-        """The row of a command that ended."""
-        failure = outcome.failure.replace(f"{self.place}/", "")
-        self.rows.check(label, not failure, failure,
-                        f"{sandbox.duration(outcome.seconds)}, {outcome.peak / 1e9:.1f} GB")
 
     def lay_out(self, data):
         """Paths of the data for the commands. Digits are copied, TEST without its labels; photos stay where they are,
@@ -168,16 +161,12 @@ class Grading:
         """Runs the training command, which writes the models."""
         minutes = self.settings.minutes[self.part]
         data = [path for name, path in paths.items() if name != "test"]
-        outcome, besides = self.run("train", [self.script, *data, "train", *models, *self.settings.train_flags], cwd,
-                                    minutes, models)
-        self.ran("train", outcome)
+        outcome = self.run("train", [self.script, *data, "train", *models, *self.settings.train_flags], cwd, minutes,
+                           models)
         late = outcome.stopped == "time" or outcome.seconds > 60 * minutes
         if late or not outcome.failure:
             self.rows.check("training time", not late, "longer than allowed",
                             f"{sandbox.duration(outcome.seconds)} of {minutes:g} min")
-        for path in models:
-            if self.has_written(path, "train", outcome, besides):
-                self.rows.add(path.name, "pass", "", f"{path.stat().st_size / 1e6:.2f} MB")
         self.result.scores["train_minutes"] = round(outcome.seconds / 60, 3)
 
     def probe(self, model=None):
@@ -186,8 +175,8 @@ class Grading:
             self.rows.add(f"{model.name} state_dict", "fail", "expected a file of torch.save, found something else")
             return {}
         target = self.place / "temporary" / f"probe_{len(self.result.runs)}.json"
-        outcome, _ = self.run("a fresh model", [Path(__file__).with_name("probe.py"), self.script, model or "", target],
-                              target.parent, PROBE_MINUTES)
+        outcome = self.run("a fresh model", [Path(__file__).with_name("probe.py"), self.script, model or "", target],
+                           target.parent, PROBE_MINUTES)
         try:
             found = json.loads(target.read_text())
         except (OSError, ValueError):
@@ -205,10 +194,8 @@ class Grading:
             if missing:
                 self.rows.add(mode, "skip", f"no {' and no '.join(missing)}")
                 continue
-            outcome, besides = self.run(mode, [self.script, test, mode, *models[:taken]], cwd,
-                                        self.settings.minutes_test, [cwd / name])
-            self.ran(mode, outcome)
-            if self.has_written(cwd / name, mode, outcome, besides):
+            self.run(mode, [self.script, test, mode, *models[:taken]], cwd, self.settings.minutes_test, [cwd / name])
+            if (cwd / name).is_file() and (cwd / name).stat().st_size:
                 outputs[name] = self.read(self.rows, cwd / name, data)
                 scores.update(self.score(name, outputs[name], data))
         self.rows.prefix = ""
@@ -253,7 +240,7 @@ class Grading:
             np.savez(str(backwards), **{key: np.atleast_1d(content[key])[::-1] for key in content.files})
         for mode, name, taken in TESTS[self.part]:
             self.run(f"{mode}, images in reverse order", [self.script, backwards, mode, *models[:taken]], cwd,
-                     self.settings.minutes_test, [cwd / name])
+                     self.settings.minutes_test)
             again = self.read(Rows(self.part), cwd / name, data) if (cwd / name).is_file() else None
             if again is not None:
                 difference = np.abs(outputs[name] - again[::-1]).reshape(data.number, -1).mean(1)

@@ -26,8 +26,7 @@ DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: the same files gi
 
 
 def zip_bytes(folder, files):
-    """Bytes of a zip with `files`, {name: bytes}, in one folder; they depend on nothing else. It is opened again and
-    compared. Raises InputError."""
+    """Bytes of a zip with `files`, {name: bytes}, in one folder, opened again and compared. Raises InputError."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(files):
