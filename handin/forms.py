@@ -7,7 +7,6 @@ from common.errors import InputError, one_line
 from common.files import read_bytes
 
 ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or digit, number
-EXAMPLE_ENTRY = "2021CS10001"
 SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own group.txt holds
 SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
 MOST_PAGES = 3                                   # of a report
@@ -33,7 +32,7 @@ def read_link(path):
 
 def entry_problems(entries, path):
     """One line for each thing wrong with the entry numbers of `path`, and how to mend it."""
-    problems = [f"{path}: expected an entry number like {EXAMPLE_ENTRY} on each line, found '{one_line(entry)}'"
+    problems = [f"{path}: expected an entry number like {SAMPLE_ENTRIES[0]} on each line, found '{one_line(entry)}'"
                 + ("; write it in upper case" if re.fullmatch(ENTRY, entry.upper()) else "")
                 for entry in entries if not re.fullmatch(ENTRY, entry)]
     if not 1 <= len(entries) <= 2:

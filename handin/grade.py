@@ -13,6 +13,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import psutil
+
 from common.errors import InputError
 from common.files import read_bytes, write_files
 from handin import contract, sandbox, submissions
@@ -59,19 +61,7 @@ def add_arguments(parser):
 
 
 def settings_of(args):
-    """Settings of the command line's arguments. Raises InputError."""
-    import psutil
-    try:
-        flags = tuple(shlex.split(args.train_flags))
-    except ValueError as error:
-        raise InputError(f"--train-flags: expected words as for a shell, found: {error}") from None
-    memory = 1e9 * args.memory if args.memory else min(16e9, 0.8 * psutil.virtual_memory().total)
-    return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test, memory, flags,
-                    args.container)
-
-
-def check_arguments(args):
-    """Raises InputError for arguments that do not go together."""
+    """Settings of the arguments. Raises InputError for those that do not go together."""
     if bool(args.csv) != bool(args.submissions):
         raise InputError("--submissions: expected together with --csv, found one alone")
     if not (args.birds or args.digits or args.quick):
@@ -90,11 +80,17 @@ def check_arguments(args):
         raise InputError(f"--jobs: expected 1 or more, found {args.jobs}")
     if args.container:
         sandbox.container_engine()  # raises where there is none
+    try:
+        flags = tuple(shlex.split(args.train_flags))
+    except ValueError as error:
+        raise InputError(f"--train-flags: expected words as for a shell, found: {error}") from None
+    memory = 1e9 * args.memory if args.memory else min(16e9, 0.8 * psutil.virtual_memory().total)
+    return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test, memory, flags,
+                    args.container)
 
 
 def run(args):
     """Grades; returns 0, or 1 when a check fails. Raises InputError."""
-    check_arguments(args)
     settings, data, results = settings_of(args), {}, {}
     if args.birds and not args.quick:
         data["birds"] = load_birds(*args.birds)
