@@ -6,7 +6,6 @@ TRAIN set aside before anything else. FIGURES/ablation.json is rewritten after e
 same data and settings goes on where the first one stopped.
 """
 import dataclasses
-import hashlib
 import json
 import statistics
 import sys
@@ -19,8 +18,8 @@ from tqdm import tqdm
 
 import bird
 from common.errors import InputError, bad_input_of
-from common.files import write_files
-from handin.scores import all_scores
+from common.files import read_json, write_files
+from handin.scores import all_scores, read_birds
 
 EXAMPLE = "python -m handin ablate birds/train --minutes 60 --seeds 2 --out figures"
 
@@ -48,45 +47,35 @@ VARIANTS = {
     "twice as deep": {"DEPTHS": (2, 2, 2, 2)},
     "one view at test": {"TEST_VIEWS": ((1.0, False),)},
 }
-USUAL = ("the recipe", "no augmentation", "no batch normalisation", "no weight decay", "no dropout",
-         "no label smoothing", "no mixup, no CutMix", "no running average", "no early stopping", "no class weights")
+USUAL = list(VARIANTS)[:10]
 
 
 @dataclasses.dataclass
 class Photos:
-    """Decoded photos, their labels and which of them are scored. `names` tells them from those of another folder."""
+    """Decoded photos, their labels, and the indices of those to train on and of those to score."""
     images: object
     labels: torch.Tensor
     classes: list
     learn: torch.Tensor
     score: torch.Tensor
-    names: list
 
 
 def read_photos(train, test, image_size, workers=4):
     """Photos of TRAIN, and of TEST or a fifth of TRAIN to be scored. Raises InputError."""
     classes, photos = bird.list_photos(train)
-    extra = []
-    if test is not None:
-        test_classes, extra = bird.list_photos(test)
-        if test_classes != classes:
-            raise InputError(f"{test}: expected the class folders of {train}, found others")
-    paths = [path for path, _ in photos + extra]
-    labels = torch.tensor([label for _, label in photos + extra], dtype=torch.long)
+    extra = [] if test is None else zip(*read_birds(test, classes))
+    paths, labels = zip(*photos, *extra) if photos else ((), ())
     images, unreadable = bird.decode_photos(paths, round(bird.MARGIN * image_size), workers)
-    readable = torch.ones(len(paths), dtype=torch.bool)
-    readable[unreadable] = False
-    learn, score = torch.arange(len(photos)), torch.arange(len(photos), len(paths))
-    learn, score = learn[readable[learn]], score[readable[score]]
+    labels, index = torch.tensor(labels, dtype=torch.long), torch.arange(len(paths))
+    readable = ~torch.isin(index, torch.tensor(unreadable, dtype=torch.long))
+    learn, score = index[readable & (index < len(photos))], index[readable & (index >= len(photos))]
     if test is None:
         rest, apart = bird.stratified_split(labels[learn], 0.2, torch.Generator().manual_seed(20))
         learn, score = learn[rest], learn[apart]
     if len(score) == 0 or len(labels[learn].unique()) < 2:
         raise InputError(f"{test or train}: expected readable photos of at least two classes to learn and some to "
                          f"score, found {len(learn)} and {len(score)}")
-    roots = [Path(train)] * len(photos) + [Path(test or train)] * len(extra)
-    names = [str(Path(path).relative_to(root)) for path, root in zip(paths, roots)]
-    return Photos(images, labels, classes, learn, score, names)
+    return Photos(images, labels, classes, learn, score)
 
 
 def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lambda: None):
@@ -117,26 +106,22 @@ def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lam
 
 def affordable_epochs(photos, trainings, seconds, image_size, device):
     """Epochs that each of so many trainings may have: 1 to those of the recipe. Trains one to learn its time."""
-    began = time.monotonic()
-    train_variant(photos, "the recipe", 0, 1, image_size, device)
-    epoch = time.monotonic() - began
-    left = seconds - epoch
-    return max(1, min(bird.Recipe.epochs, int(0.95 * left / (epoch * trainings))))
+    epoch = 60 * train_variant(photos, "the recipe", 0, 1, image_size, device)["minutes"]
+    return max(1, min(bird.Recipe.epochs, int(0.95 * (seconds - epoch) / (epoch * trainings))))
 
 
-def table(results):
+def table(runs):
     """Rows of the table from the runs: a dict a variant, in the order of VARIANTS, those not yet trained left out:
     "accuracy", "f1" and "minutes" are means, "accuracy_sd" and "f1_sd" None for one seed."""
     rows = []
-    for name in VARIANTS:
-        runs = sorted((run for run in results["runs"] if run["variant"] == name), key=lambda run: run["seed"])
-        if runs:
-            row = {"variant": name, "seeds": [run["seed"] for run in runs]}
-            for key in ("accuracy", "f1", "minutes"):
-                values = [run[key] for run in runs]
-                row.update({key: statistics.fmean(values),
-                            f"{key}_sd": statistics.stdev(values) if len(values) > 1 else None})
-            rows.append(row)
+    for name in sorted({run["variant"] for run in runs}, key=list(VARIANTS).index):
+        found = sorted((run for run in runs if run["variant"] == name), key=lambda run: run["seed"])
+        row = {"variant": name, "seeds": [run["seed"] for run in found]}
+        for key in ("accuracy", "f1", "minutes"):
+            values = [run[key] for run in found]
+            row[key] = statistics.fmean(values)
+            row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        rows.append(row)
     return rows
 
 
@@ -145,32 +130,12 @@ def markdown(results):
     def both(row, key):
         return f"{row[key]:.4f}" + ("" if row[f"{key}_sd"] is None else f" ± {row[f'{key}_sd']:.4f}")
 
-    lines = ["| training | accuracy | average F1 | minutes | seeds |", "|---|---|---|---|---|"]
-    lines += [f"| {row['variant']} | {both(row, 'accuracy')} | {both(row, 'f1')} | {row['minutes']:.1f} | "
-              f"{len(row['seeds'])} |" for row in results["rows"]]
-    lines.append(f"\nOn {results['photos']} photos that took no part in training; F1 = (macro + micro) / 2; "
-                 f"{results['epochs']} epochs at {results['image_size']} px; mean ± standard deviation over seeds; "
-                 f"{results['device']}.")
-    return "\n".join(lines)
-
-
-def _begin(path, settings, epochs):
-    """What an earlier call left at `path`, or a fresh start. Raises InputError for an ablation of something else."""
-    if not path.exists():
-        return {**settings, "epochs": epochs, "runs": [], "rows": []}
-    try:
-        results = json.loads(path.read_text())
-        same = all(results[key] == value for key, value in settings.items()) and epochs in (None, results["epochs"])
-    except (ValueError, KeyError, TypeError, OSError):
-        raise InputError(f"{path}: expected an earlier ablation, found something else; move it away") from None
-    if not same:
-        raise InputError(f"{path}: expected an ablation of the same photos, size and epochs to go on with, found "
-                         "another; move it away or name another --out")
-    return results
-
-
-def _fingerprint(photos):
-    return hashlib.sha256("\n".join(photos.names).encode()).hexdigest()[:16]
+    return "\n".join([
+        "| training | accuracy | average F1 | minutes | seeds |", "|---|---|---|---|---|",
+        *(f"| {row['variant']} | {both(row, 'accuracy')} | {both(row, 'f1')} | {row['minutes']:.1f} | "
+          f"{len(row['seeds'])} |" for row in results["rows"]),
+        f"\nOn {results['photos']} photos that took no part in training; F1 = (macro + micro) / 2; {results['epochs']} "
+        f"epochs at {results['image_size']} px; mean ± standard deviation over seeds; {results['device']}."])
 
 
 def add_arguments(parser):
@@ -178,7 +143,7 @@ def add_arguments(parser):
     parser.add_argument("test", metavar="TEST", nargs="?", help="class folders to score (default: a fifth of TRAIN)")
     parser.add_argument("--minutes", type=float, default=60.0, help="for all trainings together (default 60)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings a variant (default 1)")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", default=list(USUAL),
+    parser.add_argument("--variants", nargs="+", metavar="NAME", default=USUAL,
                         help=f"'all' or some of: {', '.join(VARIANTS)}")
     parser.add_argument("--epochs", type=int, metavar="N", help="of every training (default: what the time allows)")
     parser.add_argument("--image-size", type=int, metavar="PX", default=96, help="side of the crops (default 96)")
@@ -186,48 +151,43 @@ def add_arguments(parser):
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="default: figures")
 
 
+@bad_input_of(bird)
 def run(args):
     """Trains what is missing; returns 0, or 1 when the time was not enough for all."""
-    began = time.monotonic()
-    names = list(VARIANTS) if args.variants == ["all"] else ["the recipe", *args.variants]
+    end = time.monotonic() + 60 * args.minutes
+    names = list(VARIANTS) if args.variants == ["all"] else list(dict.fromkeys(["the recipe", *args.variants]))
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise InputError(f"ablate: expected variants of --help, found '{unknown[0]}'")
-    for flag, value in (("--minutes", args.minutes), ("--seeds", args.seeds), ("--epochs", args.epochs or 1)):
-        if value <= 0:
-            raise InputError(f"ablate: expected {flag} above 0, found {value}")
-    if not 32 <= args.image_size <= 1024:
-        raise InputError(f"ablate: expected --image-size from 32 to 1024, found {args.image_size}")
-    path = args.out / "ablation.json"
-    with bad_input_of(bird):
-        args.out.mkdir(parents=True, exist_ok=True)
-        device = bird.pick_device(args.device)
-        photos = read_photos(args.train, args.test, args.image_size)
-        settings = {"image_size": args.image_size, "photos": len(photos.score), "data": _fingerprint(photos),
-                    "device": str(device), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        results = _begin(path, settings, args.epochs)
-        wanted = [(name, seed) for seed in range(args.seeds) for name in dict.fromkeys(names)]
-        done = {(row["variant"], row["seed"]) for row in results["runs"]}
-        missing = [key for key in wanted if key not in done]
-
-        def left():
-            return 60 * args.minutes - (time.monotonic() - began)
-
-        if missing and results["epochs"] is None:
-            results["epochs"] = affordable_epochs(photos, len(missing), left(), args.image_size, device)
-        longest = 60 * max((row["minutes"] for row in results["runs"]), default=0)
-        bar = tqdm(total=len(missing) * (results["epochs"] or 0), unit="epoch", file=sys.stderr,
-                   disable=None if missing else True)
-        with bar:
-            for number, (name, seed) in enumerate(missing):
-                if left() < longest:  # the next one might not end in time
-                    bar.write(f"ablate: {len(missing) - number} trainings are left for another call", file=sys.stderr)
-                    break
-                bar.set_description(f"{name}, seed {seed}")
-                found = train_variant(photos, name, seed, results["epochs"], args.image_size, device, bar.update)
-                longest = max(longest, 60 * found["minutes"])
-                results["runs"].append({"variant": name, "seed": seed, **found})
-                results["rows"] = table(results)
-                write_files({str(path): (json.dumps(results, indent=1) + "\n").encode()})
+    if min(args.minutes, args.seeds, args.epochs or 1) <= 0 or not 32 <= args.image_size <= 1024:
+        raise InputError("ablate: expected --minutes, --seeds and --epochs above 0 and --image-size from 32 to 1024, "
+                         f"found {args.minutes}, {args.seeds}, {args.epochs} and {args.image_size}")
+    device = bird.pick_device(args.device)
+    photos = read_photos(args.train, args.test, args.image_size)
+    settings = {"data": [str(Path(path).resolve()) for path in (args.train, args.test) if path],
+                "photos": len(photos.score), "image_size": args.image_size, "device": str(device),
+                "torch": torch.__version__, "threads": torch.get_num_threads()}
+    path, results = args.out / "ablation.json", {**settings, "epochs": args.epochs, "runs": [], "rows": []}
+    if path.exists():
+        results = read_json(path, "an earlier ablation")
+        if {**results, **settings, "epochs": args.epochs or results.get("epochs")} != results:
+            raise InputError(f"{path}: expected an ablation of the same photos, size and epochs to go on with, found "
+                             "another; move it away or name another --out")
+    wanted = [(name, seed) for seed in range(args.seeds) for name in names]
+    done = {(run["variant"], run["seed"]): run["minutes"] for run in results["runs"]}
+    missing = [key for key in wanted if key not in done]
+    if missing and results["epochs"] is None:
+        results["epochs"] = affordable_epochs(photos, len(missing), end - time.monotonic(), args.image_size, device)
+    with tqdm(total=len(missing) * (results["epochs"] or 0), unit="epoch", file=sys.stderr, disable=None) as bar:
+        for number, (name, seed) in enumerate(missing):
+            if end - time.monotonic() < 60 * max(done.values(), default=0):  # this one might not end in time
+                print(f"ablate: {len(missing) - number} trainings are left for another call", file=sys.stderr)
+                break
+            bar.set_description(f"{name}, seed {seed}")
+            found = train_variant(photos, name, seed, results["epochs"], args.image_size, device, bar.update)
+            done[name, seed] = found["minutes"]
+            results["runs"].append({"variant": name, "seed": seed, **found})
+            results["rows"] = table(results["runs"])
+            write_files({str(path): (json.dumps(results, indent=1) + "\n").encode()})
     print(markdown(results))
-    return 0 if {(row["variant"], row["seed"]) for row in results["runs"]} >= set(wanted) else 1
+    return int(not done.keys() >= set(wanted))

@@ -3,16 +3,14 @@ import ast
 import csv
 import dataclasses
 import io
-import json
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
 from handin.sandbox import printable
 
 HEADER = "Predicted_Label"
+SCRIPTS = {"birds": "bird.py", "digits": "vae.py"}
 # Words that the scripts of one part have and those of the other have not
 WORDS = {"birds": ("bird.csv",), "digits": ("vae.csv", "test_reconstruction", "test_classifier")}
 MOST_PARAMETERS = {"birds": 80_000_000, "digits": 20_000_000}
@@ -30,6 +28,21 @@ class Row:
     detail: str = ""
 
 
+class Rows(list):
+    """The Rows of one part; `prefix` stands before the names of the checks."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.prefix = part, ""
+
+    def add(self, check, status, detail="", value=""):
+        self.append(Row(self.part, self.prefix + check, status, str(value), detail))
+
+    def check(self, name, fine, detail, value=""):
+        """A row that passes or fails; the detail is that of a failure."""
+        self.add(name, "pass" if fine else "fail", "" if fine else detail, value)
+
+
 def part_of_script(source):
     """The part whose outputs a script's source names: "birds", "digits", or None where it names none or both."""
     try:
@@ -41,46 +54,9 @@ def part_of_script(source):
     return parts[0] if len(parts) == 1 else None
 
 
-def _some(values, most=5):
+def _listed(values):
     values = [printable(str(value), 40) for value in values]
-    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
-
-
-# ------------------------------------------------------------------------------------------------------------- labels
-
-def check_labels(part, path, number, allowed):
-    """Rows for a CSV of labels, and the labels int64 (number,), or None where they cannot be scored. What can be read
-    in spite of a fault is scored all the same. `allowed` are the labels that may occur."""
-    name = path.name
-    if path.stat().st_size > 1000 + BYTES_A_ROW * number:
-        return [Row(part, f"{name} rows", "fail", "", f"expected {number} rows, found "
-                    f"{path.stat().st_size / 1e6:.1f} MB")], None
-    try:
-        table = [line for line in csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")) if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        return [Row(part, f"{name} header", "fail", "", f"expected text, found: {printable(str(error))}")], None
-    header = table[0] if table else []
-    headless = bool(header) and all(_whole(cell) is not None for cell in header)
-    body = table if headless else table[1:]
-    width = max(map(len, table), default=0)
-    column = header.index(HEADER) if HEADER in header else width - 1
-    found = "no header" if headless else f"'{printable(','.join(header), 60)}'" if table else "an empty file"
-    if "\ufeff" in "".join(header):
-        found += " after a byte order mark"
-    rows = [_row(part, f"{name} header", HEADER in header, f"expected {HEADER}, found {found}"),
-            _row(part, f"{name} columns", width == 1, f"expected one column, found {width}"
-                 + ("; an index column? pandas writes none with index=False" if width == 2 else "")),
-            _row(part, f"{name} rows", len(body) == number, f"expected {number} rows, one an image, found {len(body)}"
-                 + (": is the number of images hard-coded?" if len(body) in (15, 16, 1) else ""), len(body))]
-    cells = [line[column] if column < len(line) else "" for line in body]
-    labels = [_whole(cell) for cell in cells]
-    broken = sorted({cell for cell, label in zip(cells, labels) if label is None})
-    strange = sorted({label for label in labels if label is not None} - set(allowed))
-    rows.append(_row(part, f"{name} labels", not broken and not strange,
-                     f"expected {_some(sorted(allowed), 12)}, found {_some(broken or strange)}"))
-    if broken or len(labels) != number:
-        return rows, None
-    return rows, np.array(labels, dtype=np.int64)
+    return ", ".join(values[:12]) + (" and more" if len(values) > 12 else "")
 
 
 def _whole(cell):
@@ -91,93 +67,79 @@ def _whole(cell):
         return None
 
 
-def _row(part, check, fine, detail, value=""):
-    return Row(part, check, "pass" if fine else "fail", str(value), "" if fine else detail)
+def check_labels(rows, path, number, allowed):
+    """Labels int64 (number,) of a CSV, or None where they cannot be scored, with Rows; what can be read in spite of a
+    fault is scored all the same. `allowed` are the labels that may occur."""
+    name, size = path.name, path.stat().st_size
+    if size > 1000 + BYTES_A_ROW * number:
+        return rows.add(f"{name} rows", "fail", f"expected {number} rows, found {size / 1e6:.1f} MB")
+    try:
+        table = [line for line in csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")) if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        return rows.add(f"{name} header", "fail", f"expected text, found: {printable(str(error))}")
+    header = table[0] if table else []
+    headless = bool(header) and all(_whole(cell) is not None for cell in header)
+    body, width = table if headless else table[1:], max(map(len, table), default=0)
+    column = header.index(HEADER) if HEADER in header else width - 1
+    cells = [line[column] if column < len(line) else "" for line in body]
+    labels = [_whole(cell) for cell in cells]
+    broken = sorted({cell for cell, label in zip(cells, labels) if label is None})
+    strange = sorted({label for label in labels if label is not None} - set(allowed))
+    found = "no header" if headless else f"'{printable(','.join(header), 60)}'" if table else "an empty file"
+    rows.check(f"{name} header", HEADER in header, f"expected {HEADER}, found {found}"
+               + (" after a byte order mark" if "\ufeff" in "".join(header) else ""))
+    rows.check(f"{name} columns", width == 1, f"expected one column, found {width}; pandas writes no index with "
+               "index=False")
+    rows.check(f"{name} rows", len(body) == number, f"expected {number} rows, one an image, found {len(body)}"
+               + (": is the number of images hard-coded?" if len(body) in (1, 15, 16) else ""), len(body))
+    rows.check(f"{name} labels", not broken and not strange,
+               f"expected {_listed(sorted(allowed))}, found {_listed(broken or strange)}")
+    return None if broken or len(labels) != number else np.array(labels, dtype=np.int64)
 
 
-# ---------------------------------------------------------------------------------------------------- reconstructions
-
-def check_reconstruction(part, path, number):
-    """Rows for an .npz of reconstructions, and the images float64 (number, 28, 28), or None where they cannot be
-    scored. Nothing is unpickled, and what is far too large is not read."""
+def check_reconstruction(rows, path, number):
+    """Images float64 (number, 28, 28) of an .npz, or None where they cannot be scored, with Rows. Nothing is unpickled,
+    and what is far too large is not read."""
     name, shape = path.name, (number, 28, 28)
-
-    def broken(check, detail):
-        return [Row(part, f"{name} {check}", "fail", "", detail)], None
-
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > 2 ** 20 + 4 * np.prod(shape) * 8:
-            return broken("shape", f"expected float32 {shape}, found {size / 1e6:.0f} MB")
+            return rows.add(f"{name} shape", "fail", f"expected float32 {shape}, found {size / 1e6:.0f} MB")
         with np.load(path, allow_pickle=False) as content:
             keys = content.files
-            key = "data" if "data" in keys else keys[0] if len(keys) == 1 else None
-            images = content[key] if key else None
+            images = content["data"] if "data" in keys else content[keys[0]] if len(keys) == 1 else None
     except Exception as error:  # broken bytes trip zipfile and NumPy in a dozen ways
-        return broken("key", f"expected a .npz file of one array, found: {printable(str(error))}")
-    rows = [_row(part, f"{name} key", keys == ["data"],
-                 f"expected the key 'data' alone, found {_some(map(repr, keys))}")]
+        return rows.add(f"{name} key", "fail", f"expected a .npz file of one array, found: {printable(str(error))}")
+    rows.check(f"{name} key", keys == ["data"], f"expected the key 'data' alone, found {_listed(map(repr, keys))}")
     if images is None:
-        return rows, None
-    rows += [_row(part, f"{name} shape", images.shape == shape, f"expected {shape}, found {images.shape}"
-                  + (": is the number of images hard-coded?" if images.shape[:1] in ((15,), (16,)) else ""),
-                  " x ".join(map(str, images.shape))),
-             _row(part, f"{name} dtype", images.dtype == np.float32, f"expected float32, found {images.dtype}",
-                  images.dtype)]
-    if images.dtype.kind not in "buif" or not images.size:
-        return rows, None
-    finite = np.isfinite(images)
-    low, high = (images[finite].min(), images[finite].max()) if finite.any() else (np.nan, np.nan)
-    rows.append(_row(part, f"{name} range", finite.all() and low >= 0 and high <= 1, "expected 0 to 1, found "
-                     + (f"{low:g} to {high:g}" if finite.all() else f"{(~finite).sum()} values that are not finite"),
-                     f"{low:.2g} to {high:.2g}"))
-    if not finite.all() or images.size != np.prod(shape):
-        return rows, None
-    return rows, images.reshape(shape).astype(np.float64)
+        return None
+    rows.check(f"{name} shape", images.shape == shape, f"expected {shape}, found {images.shape}"
+               + (": is the number of images hard-coded?" if images.shape[:1] in ((15,), (16,)) else ""))
+    rows.check(f"{name} dtype", images.dtype == np.float32, f"expected float32, found {images.dtype}")
+    if images.dtype.kind not in "buif" or images.size != np.prod(shape):
+        return None
+    finite, low, high = np.isfinite(images).all(), images.min(), images.max()
+    span = f"{low:g} to {high:g}" if finite else "values that are not finite"
+    rows.check(f"{name} range", finite and low >= 0 and high <= 1, f"expected 0 to 1, found {span}", span)
+    return images.reshape(shape).astype(np.float64) if finite else None
 
 
-# --------------------------------------------------------------------------------------------------------------- model
-
-def probe_command(script, model, result):
-    """The command that runs probe.py; the paths must be absolute."""
-    return [sys.executable, Path(__file__).with_name("probe.py"), script, model, result]
-
-
-def is_torch_file(path):
-    """Whether a file begins as those of torch.save do: a zip, or a pickle as before torch 1.6."""
-    with open(path, "rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
-
-
-def check_probe(part, name, outcome, result):
-    """Rows for what probe.py found, and the number of parameters, from its Outcome and the path of its result. `name`
-    is the model file's, or None when the script alone is looked at."""
-    try:
-        found = json.loads(result.read_text())
-    except (OSError, ValueError):
-        return [Row(part, "import", "fail", "", outcome.failure or "ended while it was imported")], 0
-    rows = [Row(part, "import", "warn" if found["import"] else "pass", "", printable(found["import"]) and
-            f"works when imported, so that only its definitions can be: {printable(found['import'])}")]
-    missing = found["import"].startswith(("ModuleNotFoundError", "ImportError"))
-    if missing:
-        rows = [Row(part, "import", "fail", "", printable(found["import"]))]
-    reasons = "; ".join(f"{label}: {printable(why, 120)}" for label, why in found["classes"].items() if why)
-    constructible = [label for label, why in found["classes"].items() if not why]
-    most, parameters = MOST_PARAMETERS[part], found["parameters"]
+def check_probe(rows, name, found):
+    """Rows for what probe.py found; `name` is the model file's, or None when the script alone is looked at."""
+    classes, parameters, most = found["classes"], found["parameters"], MOST_PARAMETERS[rows.part]
+    reasons = "; ".join(f"{label}: {printable(why, 120)}" for label, why in classes.items() if why) or "none"
+    rows.check("import", not found["import"], printable(found["import"]))
     if name is None:
-        rows.append(Row(part, "model class", "pass" if constructible else "fail", f"{constructible[-1]}()"
-                        if constructible else "", "" if constructible else "expected a torch.nn.Module that is made "
-                        f"without arguments, found {reasons or 'none'}"))
+        made = [f"{label}()" for label, why in classes.items() if not why]
+        rows.check("model class", bool(made), "expected a torch.nn.Module that is made without arguments, found "
+                   + reasons, made[-1] if made else "")
     else:
-        rows.append(_row(part, f"{name} state_dict", not found["file"], f"expected a state_dict, which torch.load(..., "
-                         f"weights_only=True) reads, {printable(found['file'])}"))
-        if found["file"]:
-            rows.append(Row(part, "fresh model loads", "skip", "", f"no state_dict in {name}"))
-        else:
-            rows.append(_row(part, "fresh model loads", bool(found["loads"]), f"no class of the script loads {name}: "
-                             f"{reasons or 'it has none'}", f"{found['loads']}()" if found["loads"] else ""))
+        rows.check(f"{name} state_dict", not found["file"], "expected a state_dict, which torch.load(..., "
+                   f"weights_only=True) reads, {printable(found['file'])}")
+        if not found["file"]:
+            rows.check("fresh model loads", bool(found["loads"]), f"expected a class of the script that loads {name}, "
+                       f"found {reasons}", found["loads"] and f"{found['loads']}()")
     if parameters:
-        rows.append(_row(part, "parameters", parameters <= most, f"expected at most {most:,}, found {parameters:,}",
-                         f"{parameters:,}"))
-    return rows, parameters
+        rows.check("parameters", parameters <= most, f"expected at most {most:,}, found {parameters:,}",
+                   f"{parameters:,}")

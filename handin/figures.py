@@ -5,13 +5,10 @@ FIGURES/numbers.json, whose other part is kept. The digits give FIGURES/latent.h
 model makes of each point of the latent plane. The same input gives the same bytes.
 """
 import dataclasses
-import functools
 import json
 import os
 import sys
 from pathlib import Path
-
-from tqdm import tqdm
 
 import bird
 import vae
@@ -22,39 +19,25 @@ from handin import figures_birds, figures_digits, plots, results
 EXAMPLE = "python -m handin figures birds TEST --model bird.pth"
 
 
-def save(folder, part, figures, pages, numbers):
-    """Writes the figures {name: Figure}, the pages {file name: bytes} and the results of one part; returns the paths.
-    All are written beside their places before the first is moved in. Raises InputError."""
-    payloads = {str(Path(folder, name)): content for name, content in pages.items()}
-    for name, figure in figures.items():
-        for ending, content in plots.figure_bytes(figure).items():
-            payloads[str(Path(folder, name + ending))] = content
-    whole = {**results.read_numbers(folder), part: dataclasses.asdict(numbers)}
-    payloads[str(Path(folder, "numbers.json"))] = (json.dumps(whole, indent=1) + "\n").encode()
-    write_files(payloads)
-    return list(payloads)
-
-
 def add_arguments(parser):
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     birds = parts.add_parser("birds", help="network, learning curves, confusion, Grad-CAM",
                              description=f"example: {results.MAKERS['birds']}")
+    digits = parts.add_parser("digits", help="reconstructions, manifold, latents, mixture, SSIM, latent.html",
+                              description=f"example: {results.MAKERS['digits']}")
     birds.add_argument("test", metavar="TEST", help="folder of class folders of photos that were not trained on")
     birds.add_argument("--model", required=True, metavar="FILE", help="bird.pth")
     birds.add_argument("--history", metavar="FILE", help="bird_history.json (default: the one beside the model)")
     birds.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), metavar="N",
                        help="threads that decode photos (default: one a core)")
-    digits = parts.add_parser("digits", help="reconstructions, manifold, latents, mixture, SSIM, latent.html",
-                              description=f"example: {results.MAKERS['digits']}")
     digits.add_argument("val", metavar="VAL", help="the labelled digits that named the clusters, .npz")
     digits.add_argument("test", metavar="TEST", help="digits that were not trained on, .npz, with labels or without")
-    digits.add_argument("--train", metavar="TRAIN", help="the training images, .npz: the latents that are drawn, "
-                        "labels in the file give their colours alone (default: those of the test)")
+    digits.add_argument("--train", metavar="TRAIN", help="the training images, .npz, whose latents are drawn; labels "
+                        "give their colours alone (default: TEST)")
     digits.add_argument("--model", required=True, metavar="FILE", help="vae.pth")
     digits.add_argument("--mixture", required=True, metavar="FILE", help="gmm_params.pkl")
     for part in (birds, digits):
-        part.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER",
-                          help="where the pictures and numbers.json go (default: figures)")
+        part.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="default: figures")
         part.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best there)")
 
 
@@ -63,19 +46,21 @@ def run(args):
     if args.part == "birds" and args.workers < 1:
         raise InputError(f"figures: expected --workers of 1 or more, found {args.workers}")
     results.read_numbers(args.out)  # a broken one, or a file in place of the folder, must not cost the minutes before
-    progress = functools.partial(tqdm, file=sys.stderr, unit="step", leave=False,
-                                 disable=None)  # none where stderr is a file
-    with bad_input_of(bird, vae):
+    with plots.style(), bad_input_of(bird, vae):
         if args.part == "birds":
-            figures, numbers, remarks = figures_birds.draw_all(
-                args.test, args.model, args.history, bird.pick_device(args.device), args.workers, progress)
-            pages = {}
+            drawn = figures_birds.draw_all(args.test, args.model, args.history, bird.pick_device(args.device),
+                                           args.workers)
         else:
-            figures, pages, numbers, remarks = figures_digits.draw_all(
-                args.val, args.test, args.train, args.model, args.mixture, vae.pick_device(args.device), progress)
-        paths = save(args.out, args.part, figures, pages, numbers)
+            drawn = figures_digits.draw_all(args.val, args.test, args.train, args.model, args.mixture,
+                                            vae.pick_device(args.device))
+        figures, files, numbers, remarks = drawn
+        others = " and ".join([*files, "numbers.json"])
+        for name, figure in figures.items():
+            files.update({name + ending: content for ending, content in plots.figure_bytes(figure).items()})
+    whole = {**results.read_numbers(args.out), args.part: dataclasses.asdict(numbers)}
+    files["numbers.json"] = (json.dumps(whole, indent=1) + "\n").encode()
+    write_files({str(args.out / name): content for name, content in files.items()})
     for remark in remarks:
         print(remark, file=sys.stderr)
-    others = " and ".join([*pages, "numbers.json"])
-    print(f"wrote {len(figures)} figures, each as PNG and PDF, and {others}: {len(paths)} files in {args.out}")
+    print(f"wrote {len(figures)} figures, each as PNG and PDF, and {others}: {len(files)} files in {args.out}")
     return 0

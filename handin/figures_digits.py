@@ -8,68 +8,41 @@ import math
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import vae
 from common.errors import InputError
 from handin import latent_page
-from handin.plots import COLUMN, PAGE, class_styles, new_figure, styled
+from handin.plots import COLUMN, PAGE, class_styles, new_figure
 from handin.results import DigitResults
-from handin.scores import accuracy_interval, all_scores, mean_ssim, one_minus_mse
+from handin.scores import accuracy_interval, all_scores, mean_ssim, one_minus_mse, read_digits
 
-GRID = 20             # digits along each axis of the manifold
-TAIL = 0.05           # probability that the assignment's grid leaves out at each end of each axis
-SHOWN = 10            # validation images in the figure of reconstructions, as the assignment's show_reconstruction has
-MEANS = ("encoder's mean $z_1$ (no unit)", "encoder's mean $z_2$ (no unit)")
+SHOWN = 10  # validation images in the figure of reconstructions, as the assignment's show_reconstruction has
+MEANS = {"xlabel": "encoder's mean $z_1$ (no unit)", "ylabel": "encoder's mean $z_2$ (no unit)"}
 
 
-# ------------------------------------------------------------------------------------------------------------ data in
+def spread(labels, total, n):
+    """Indices of n of `total` images, evenly spread and, where there are labels (total,), sorted by class."""
+    order = np.arange(total) if labels is None else np.argsort(labels, kind="stable")
+    return order[np.linspace(0, total - 1, min(n, total)).round().astype(int)]
 
-def load_digits(path):
-    """Images float32 (N, 784) in [0, 1] of a file, and their labels int64 (N,), None when it has none. Raises
-    vae.InputError."""
-    images = vae.load_images(path)
-    content = np.load(path, allow_pickle=False)
-    labelled = "labels" in getattr(content, "files", ())
-    if labelled:
-        content.close()
-    return images, vae.load_labelled(path)[1] if labelled else None
-
-
-def spread_over_classes(labels, total, n, seed=0):
-    """Indices (up to n,) of images, as many of each class as can be, drawn at random and sorted by class; without
-    labels evenly over all `total` images."""
-    if labels is None:
-        return np.unique(np.linspace(0, total - 1, min(n, total)).round().astype(int))
-    rng, classes = np.random.default_rng(seed), np.unique(labels)
-    queues = [rng.permutation(np.flatnonzero(labels == c)).tolist() for c in classes]
-    order = [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)]
-    chosen = np.array(order[:n])
-    return chosen[np.argsort(labels[chosen], kind="stable")]
-
-
-# ---------------------------------------------------------------------------------------------------- reconstructions
 
 def reconstructions(model, images, device="cpu"):
     """Of images float32 (N, 784), from the encoder's means and then from the refined latents: a pair of latents
     (N, 2), a pair of reconstructions (N, 28, 28) in [0, 1], and a pair of their SSIM (N,)."""
     model, x = model.to(device), torch.from_numpy(images).to(device)
-    latents, made = [vae.encode_means(model, x), vae.refine(model, x)], []
+    latents, shape = [vae.encode_means(model, x), vae.refine(model, x)], (-1, vae.SIDE, vae.SIDE)
     with torch.no_grad():
-        for z in latents:
-            made.append(torch.cat([model.decode(part).cpu() for part in z.split(4096)]).view(-1, vae.SIDE, vae.SIDE))
-    made, truth = [part.numpy() for part in made], images.reshape(-1, vae.SIDE, vae.SIDE)
+        made = [torch.cat([model.decode(part).cpu() for part in z.split(4096)]).numpy().reshape(shape) for z in latents]
+    truth = images.reshape(shape)
     similarities = [np.array([mean_ssim(x[None], y[None]) for x, y in zip(truth, part)]) for part in made]
     return [z.cpu().double().numpy() for z in latents], made, similarities
 
 
-@styled
 def reconstructions_figure(originals, made):
     """Two pairs of rows of n images (n, 28, 28), as the assignment's show_reconstruction draws them: the originals
     above what model(x) returns, and above the refined reconstructions, `made` a pair of arrays."""
     n = len(originals)
-    figure = new_figure(PAGE, 4 * PAGE / max(n, 6) + 0.1)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    figure = new_figure(PAGE, 4 * PAGE / max(n, 6) + 0.1, tight=True)
     rows = (("original", originals), ("model(x)", made[0]), ("original", originals), ("refined", made[1]))
     for row, (name, images) in zip(figure.subplots(4, n, squeeze=False), rows):
         row[0].set_ylabel(name)
@@ -79,12 +52,10 @@ def reconstructions_figure(originals, made):
     return figure
 
 
-# ----------------------------------------------------------------------------------------------------------- manifold
-
 def grid_values():
     """The assignment's latents along an axis (20,): norm.ppf(linspace(0.05, 0.95, 20))."""
     from scipy.stats import norm
-    return norm.ppf(np.linspace(TAIL, 1 - TAIL, GRID))
+    return norm.ppf(np.linspace(0.05, 0.95, 20))
 
 
 @torch.no_grad()
@@ -92,11 +63,9 @@ def manifold(model, first, second):
     """Images (R, C, 28, 28) in [0, 1] that a VAE decodes from the grid of latents first (C,) x second (R,): [row,
     column] has z_1 = first[column] and z_2 = second[row], as in the assignment's plot_2d_manifold."""
     z = np.stack(np.meshgrid(first, second), axis=-1).reshape(-1, 2)
-    drawn = model.decode(torch.from_numpy(z).float()).numpy()
-    return drawn.reshape(len(second), len(first), vae.SIDE, vae.SIDE)
+    return model.decode(torch.from_numpy(z).float()).numpy().reshape(len(second), len(first), vae.SIDE, vae.SIDE)
 
 
-@styled
 def manifold_figure(images):
     """The images (R, C, 28, 28) of `manifold` as the assignment's plot_2d_manifold shows them."""
     rows, columns, side = images.shape[:3]
@@ -108,77 +77,60 @@ def manifold_figure(images):
     return figure
 
 
-# ------------------------------------------------------------------------------------------------- latents and mixture
+def _scatter(means, classes, labels, predicted):
+    """A figure and axes with latent means (N, 2) in the colours of their classes (N,), which are true or `predicted`
+    by the mixture; colours are given to its labels (K,), too, so that all pictures have the same."""
+    figure = new_figure(COLUMN, 3.7)
+    axes = figure.add_subplot(**MEANS, aspect="equal")
+    size, alpha = (9, 0.8) if len(means) < 3000 else (2, 0.5)
+    for name, (colour, marker) in class_styles(np.union1d(labels, classes)).items():
+        if name in classes:  # rasterised, since a PDF viewer needs seconds for thousands of marks
+            axes.scatter(*means[classes == name].T, s=size, color=colour, marker=marker, alpha=alpha, linewidths=0,
+                         rasterized=True)
+            axes.scatter([], [], s=14, color=colour, marker=marker, linewidths=0,
+                         label=f"{'predicted' if predicted else 'digit'} {name}")
+    return figure, axes
 
-def _bounds(points, share=0.06):
+
+def _frame(figure, axes, points, share, columns):
+    """Sets limits around points (N, 2) with a margin of this share of the longer side, and the legend above."""
     low, high = points.min(0), points.max(0)
     margin = share * (high - low).max() + 1e-6
-    return (low[0] - margin, high[0] + margin), (low[1] - margin, high[1] + margin)
-
-
-def _styles(labels, classes):
-    """The same colours in every picture, whichever classes a test lacks."""
-    return class_styles(sorted({*labels.tolist(), *([] if classes is None else classes.tolist())}))
-
-
-def _scatter(axes, means, classes, styles, predicted):
-    """Latent means (N, 2) in the style of their class (N,), which is true or `predicted` by the mixture."""
-    size, alpha = (9, 0.8) if len(means) < 3000 else (2, 0.5)
-    word = "predicted" if predicted else "digit"
-    for name in np.unique(classes):
-        colour, marker = styles[name]
-        # Rasterised, since a PDF viewer needs seconds for thousands of marks.
-        axes.scatter(*means[classes == name].T, s=size, color=colour, marker=marker, alpha=alpha, linewidths=0,
-                     rasterized=True)
-        axes.scatter([], [], s=14, color=colour, marker=marker, linewidths=0, label=f"{word} {name}")
-
-
-def _tint(axes, mixture, labels, styles, bounds, side=400):
-    """Faint regions in the colours of the digits that the mixture predicts there."""
-    from matplotlib.colors import to_rgb
-    (left, right), (bottom, top) = bounds
-    x, y = np.linspace(left, right, side), np.linspace(bottom, top, side)
-    component = mixture.predict(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)).reshape(side, side)
-    colours = np.array([to_rgb(styles[label][0]) for label in labels])
-    axes.imshow(1 - 0.13 * (1 - colours[component]), extent=(left, right, bottom, top), origin="lower", zorder=0)
-
-
-@styled
-def latents_figure(means, classes, mixture, labels, test=None, predicted=False):
-    """Latent means (N, 2) in the colours of their classes (N,), which are true or `predicted` by the mixture; behind
-    them the regions that the mixture predicts to be each digit, labels (K,). `test` is the pair of means and true
-    classes of the test images: those that the mixture misclassifies get a ring."""
-    styles = _styles(labels, classes)
-    reach = grid_values()[-1]
-    figure = new_figure(COLUMN, 3.7)
-    axes = figure.add_subplot()
-    _scatter(axes, means, classes, styles, predicted)
-    if test is not None:
-        wrong = labels[mixture.predict(test[0])] != test[1]
-        axes.scatter(*test[0][wrong].T, s=30, facecolors="none", edgecolors="black", linewidths=0.8,
-                     label=f"misclassified ({wrong.sum()} of {len(wrong):,} test images)")
-    axes.plot(reach * np.array([-1, 1, 1, -1, -1]), reach * np.array([-1, -1, 1, 1, -1]), ":", color="0.3",
-              linewidth=0.8, label="the assignment's grid")
-    bounds = _bounds(np.vstack([means, [[-reach, -reach], [reach, reach]], *([] if test is None else test[:1])]))
-    _tint(axes, mixture, labels, styles, bounds)
-    axes.set(xlabel=MEANS[0], ylabel=MEANS[1], xlim=bounds[0], ylim=bounds[1], aspect="equal")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, handletextpad=0.3,
+    axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, handletextpad=0.3,
                   columnspacing=1.0)
     return figure
 
 
-@styled
+def latents_figure(means, classes, mixture, labels, test=None, predicted=False):
+    """Latent means (N, 2) in the colours of their classes (N,), which are true or `predicted` by the mixture; behind
+    them the regions that the mixture predicts to be each digit, labels (K,). `test` is the pair of means and true
+    classes of the test images: those that the mixture misclassifies get a ring."""
+    figure, axes = _scatter(means, classes, labels, predicted)
+    reach = grid_values()[-1]
+    corners = reach * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
+    if test is not None:
+        wrong = labels[mixture.predict(test[0])] != test[1]
+        axes.scatter(*test[0][wrong].T, s=30, facecolors="none", edgecolors="black", linewidths=0.8,
+                     label=f"misclassified ({wrong.sum()} of {len(wrong):,} test images)")
+    axes.plot(*corners.T, ":", color="0.3", linewidth=0.8, label="the assignment's grid")
+    _frame(figure, axes, np.vstack([means, corners, *([] if test is None else test[:1])]), 0.06, 2)
+    x, y = (np.linspace(*limits, 400) for limits in (axes.get_xlim(), axes.get_ylim()))
+    component = mixture.predict(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)).reshape(len(y), len(x))
+    styles = class_styles(np.union1d(labels, classes))
+    axes.contourf(x, y, component, np.arange(len(labels) + 1) - 0.5, colors=[styles[k][0] for k in labels], alpha=0.13,
+                  zorder=0)
+    return figure
+
+
 def mixture_figure(means, classes, mixture, labels, val_means, predicted=False):
     """The mixture over latent means (N, 2), coloured as in `latents_figure`: ellipses at 1, 2 and 3 standard deviations
     and the mean of each component with its digit, labels (K,), and weight; crosses are the labelled images,
     val_means (M, 2), from whose class means EM started."""
     from matplotlib.patches import Ellipse
-    styles = _styles(labels, classes)
-    figure = new_figure(COLUMN, 3.7)
-    axes = figure.add_subplot()
-    _scatter(axes, means, classes, styles, predicted)
+    figure, axes = _scatter(means, classes, labels, predicted)
     corners, middle = [means, val_means], mixture.means_[:, 1].mean()
-    for k, (mean, covariance, label) in enumerate(zip(mixture.means_, mixture.covariances_, labels)):
+    for mean, covariance, weight, label in zip(mixture.means_, mixture.covariances_, mixture.weights_, labels):
         variances, directions = np.linalg.eigh(covariance)
         angle = math.degrees(math.atan2(directions[1, 1], directions[0, 1]))
         for sigmas, width in ((1, 1.2), (2, 0.9), (3, 0.6)):
@@ -186,43 +138,33 @@ def mixture_figure(means, classes, mixture, labels, val_means, predicted=False):
             axes.add_patch(Ellipse(mean, length, height, angle=angle, fill=False, edgecolor="black", linewidth=width))
         reach = 3 * np.sqrt(np.diag(covariance))
         corners += [[mean + reach, mean - reach]]
-        axes.plot(*mean, "+", color="black", markersize=7, markeredgewidth=1.2)
         away = 1 if mean[1] >= middle else -1
-        axes.annotate(f"digit {label}\nweight {mixture.weights_[k]:.2f}", mean + [0, away * reach[1]],
-                      xytext=(0, 3 * away), textcoords="offset points", ha="center", va="bottom" if away > 0 else "top")
+        axes.annotate(f"digit {label}\nweight {weight:.2f}", mean + [0, away * reach[1]], xytext=(0, 3 * away),
+                      textcoords="offset points", ha="center", va="bottom" if away > 0 else "top")
     axes.scatter(*val_means.T, s=18, marker="x", color="black", linewidths=0.9, label=f"labelled ({len(val_means)})")
-    axes.plot([], [], "+", color="black", markersize=7, markeredgewidth=1.2, label="mean")
-    bounds = _bounds(np.vstack(corners), 0.14)  # room for what is written beside the ellipses
-    axes.set(xlabel=MEANS[0], ylabel=MEANS[1], xlim=bounds[0], ylim=bounds[1], aspect="equal",
-             title="ellipses: 1, 2 and 3 standard deviations")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, handletextpad=0.3,
-                  columnspacing=1.0)
-    return figure
+    axes.plot(*mixture.means_.T, "+", color="black", markersize=7, markeredgewidth=1.2, label="mean")
+    axes.set(title="ellipses: 1, 2 and 3 standard deviations")
+    return _frame(figure, axes, np.vstack(corners), 0.14, 3)  # room for what is written beside the ellipses
 
 
-# --------------------------------------------------------------------------------------------------------------- SSIM
-
-@styled
 def ssim_figure(similarities, classes, labels):
     """Histogram of the SSIM (N,) of each image and its refined reconstruction, by class (N,) unless that is None, in
     the colours that the latents have beside the mixture's labels (K,); and the mean."""
     figure = new_figure(COLUMN, 2.4)
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel="SSIM of the refined reconstruction (no unit)", ylabel="images")
     low = min(0.95, math.floor(20 * similarities.min()) / 20)
     bins = np.linspace(low, 1, 1 + max(10, round((1 - low) * 40)))
     if classes is None:
-        axes.hist(similarities, bins, histtype="stepfilled", color="0.7", edgecolor="0.2")
+        axes.hist(similarities, bins, color="0.7")
     else:
-        styles = _styles(labels, classes)
-        for name, line in zip(np.unique(classes), ("-", "--", "-.", ":") * len(styles)):
-            colour, part = styles[name][0], similarities[classes == name]
-            axes.hist(part, bins, histtype="stepfilled", color=colour, alpha=0.15)
-            axes.hist(part, bins, histtype="step", color=colour, linestyle=line, linewidth=1.2,
+        styles = class_styles(np.union1d(labels, classes))
+        for name, line in zip(np.unique(classes), itertools.cycle(("-", "--", "-.", ":"))):
+            part = similarities[classes == name]
+            axes.hist(part, bins, histtype="step", color=styles[name][0], linestyle=line, linewidth=1.2,
                       label=f"digit {name}, mean {part.mean():.3f}")
     axes.axvline(similarities.mean(), color="black", linewidth=1, label=f"all, mean {similarities.mean():.3f}")
-    axes.set(xlabel="SSIM of the refined reconstruction (no unit)", ylabel="images", xlim=(low, 1))
     axes.legend(loc="upper left")
-    axes.set_ylim(top=1.1 * axes.get_ylim()[1])
+    axes.set(xlim=(low, 1), ylim=(0, 1.1 * axes.get_ylim()[1]))
     return figure
 
 
@@ -252,52 +194,41 @@ def shares_within(mixture, means):
     return [float((distance <= radius).mean()) for radius in (1, 2, 3)]
 
 
-def draw_all(val, test, train, model_path, mixture_path, device, progress=tqdm):
+def draw_all(val, test, train, model_path, mixture_path, device):
     """Figures {name: Figure}, pages {file name: bytes}, DigitResults and remarks (lines for the user) of part II, from
     the labelled digits, those of the test, the training images or None, a model and its mixture. Labels of the training
-    images only colour them. progress(total=steps) gives a bar as tqdm does, once the input has proved sound. Raises
-    InputError, also vae.py's."""
+    images only colour them. Raises InputError, also vae.py's."""
     model, (mixture, labels) = vae.load_model(model_path), vae.load_mixture(mixture_path)
-    (val_images, val_classes), (images, classes) = vae.load_labelled(val), load_digits(test)
-    shown_images, shown_classes = (images, classes) if train is None else load_digits(train)
+    (val_images, val_classes), (images, classes) = vae.load_labelled(val), read_digits(test)
+    shown_images, shown_classes = (images, classes) if train is None else read_digits(train)
     known = np.unique(val_classes).tolist()
     if sorted(labels.tolist()) != known:
         raise InputError(f"{mixture_path}: expected a mixture of the digits {known} of {val}, found one of "
                          f"{sorted(labels.tolist())}")
-    with progress(total=3) as bar:
-        bar.set_description("reconstructions")
-        (_, refined), made, similarities = reconstructions(model, images, device)
-        _, val_made, _ = reconstructions(model, val_images, device)
-        bar.update()
-        bar.set_description("figures")
-        model.to("cpu")  # test_classifier's place, and grids are small
-        means, val_means, shown_means = (vae.encode_means(model, torch.from_numpy(x)).double().numpy()
-                                         for x in (images, val_images, shown_images))
-        predicted = labels[mixture.predict(means)]
-        unknown = shown_classes is None
-        if unknown:
-            shown_classes = labels[mixture.predict(shown_means)]
-        first = spread_over_classes(val_classes, len(val_classes), SHOWN)
-        values = grid_values()
-        figures = {
-            "digits_reconstructions": reconstructions_figure(
-                val_images[first].reshape(-1, vae.SIDE, vae.SIDE), [part[first] for part in val_made]),
-            "digits_manifold": manifold_figure(manifold(model, values, values)),
-            "digits_latents": latents_figure(shown_means, shown_classes, mixture, labels,
-                                             None if classes is None else (means, classes), unknown),
-            "digits_mixture": mixture_figure(shown_means, shown_classes, mixture, labels, val_means, unknown),
-            "digits_ssim": ssim_figure(similarities[1], classes, labels)}
-        bar.update()
-        bar.set_description("latent.html")
-        strip = spread_over_classes(classes, len(images), latent_page.STRIP)
-        page = latent_page.page_bytes(
-            model, mixture, labels, latent_page.Points(shown_images, shown_means, shown_classes),
-            latent_page.Points(val_images, val_means, val_classes),
-            latent_page.Reconstructed(images[strip], None if classes is None else classes[strip], means[strip],
-                                      refined[strip], *(part[strip] for part in similarities)),
-            values[-1], trained_on=train is not None, predicted=unknown)
-        bar.update()
-    labelled = classes is not None
+    (_, refined), made, similarities = reconstructions(model, images, device)
+    first = spread(val_classes, len(val_classes), SHOWN)
+    val_made = reconstructions(model, val_images[first], device)[1]
+    model.to("cpu")  # test_classifier's place, and grids are small
+    means, val_means, shown_means = (vae.encode_means(model, torch.from_numpy(x)).double().numpy()
+                                     for x in (images, val_images, shown_images))
+    predicted, labelled, unknown = labels[mixture.predict(means)], classes is not None, shown_classes is None
+    if unknown:
+        shown_classes = labels[mixture.predict(shown_means)]
+    values = grid_values()
+    figures = {
+        "digits_reconstructions": reconstructions_figure(val_images[first].reshape(-1, vae.SIDE, vae.SIDE), val_made),
+        "digits_manifold": manifold_figure(manifold(model, values, values)),
+        "digits_latents": latents_figure(shown_means, shown_classes, mixture, labels,
+                                         (means, classes) if labelled else None, unknown),
+        "digits_mixture": mixture_figure(shown_means, shown_classes, mixture, labels, val_means, unknown),
+        "digits_ssim": ssim_figure(similarities[1], classes, labels)}
+    strip = spread(classes, len(images), latent_page.STRIP)
+    page = latent_page.page_bytes(
+        model, mixture, labels, latent_page.Points(shown_images, shown_means, shown_classes),
+        latent_page.Points(val_images, val_means, val_classes),
+        latent_page.Reconstructed(images[strip], classes[strip] if labelled else None, means[strip], refined[strip],
+                                  *(part[strip] for part in similarities)),
+        values[-1], trained_on=train is not None, predicted=unknown)
     results = DigitResults(
         classes=labels.tolist(), images=len(images), scores=all_scores(classes, predicted) if labelled else None,
         accuracy_interval=accuracy_interval(classes, predicted) if labelled else None,

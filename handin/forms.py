@@ -1,6 +1,4 @@
-"""The forms of a submission: group.txt, names.txt, model_path.txt and the report, read and checked."""
-import io
-import logging
+"""The forms of a submission: group.txt, names.txt and model_path.txt, read and checked."""
 import re
 import urllib.parse
 from pathlib import Path
@@ -9,10 +7,9 @@ from common.errors import InputError, one_line
 from common.files import read_bytes
 
 ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or digit, number
-EXAMPLE_ENTRY = "2021CS10001"
 SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own group.txt holds
 SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
-MOST_PAGES = 3
+MOST_PAGES = 3                                   # of a report
 
 
 def read_lines(path, what):
@@ -28,9 +25,14 @@ def read_entries(path):
     return [line for line in read_lines(path, "the entry numbers of the group, one a line") if line]
 
 
+def read_link(path):
+    """The first line of a model_path.txt. Raises InputError."""
+    return (read_lines(path, "the link of the model on the first line") or [""])[0]
+
+
 def entry_problems(entries, path):
     """One line for each thing wrong with the entry numbers of `path`, and how to mend it."""
-    problems = [f"{path}: expected an entry number like {EXAMPLE_ENTRY} on each line, found '{one_line(entry)}'"
+    problems = [f"{path}: expected an entry number like {SAMPLE_ENTRIES[0]} on each line, found '{one_line(entry)}'"
                 + ("; write it in upper case" if re.fullmatch(ENTRY, entry.upper()) else "")
                 for entry in entries if not re.fullmatch(ENTRY, entry)]
     if not 1 <= len(entries) <= 2:
@@ -49,17 +51,18 @@ def sample_problems(entries, path):
 def authors(entries, names, group):
     """["Name (ENTRY)"] of the students, from names separated by commas or, where that is None, from the lines of
     names.txt beside group.txt; the entry numbers alone where there is neither. Raises InputError."""
-    path = Path(group).with_name("names.txt")
+    where = Path(group).with_name("names.txt")
     if names is not None:
-        found, where = [name.strip() for name in names.split(",") if name.strip()], "--names"
-    elif path.exists():
-        found, where = [line for line in read_lines(path, "the students' names, one a line") if line], path
+        found, where = names.split(","), "--names"
+    elif where.exists():
+        found = read_lines(where, "the students' names, one a line")
     else:
         return list(entries)
+    found = [one_line(name) for name in found if name.strip()]
     if len(found) != len(entries):
         raise InputError(f"{where}: expected {len(entries)} names, one for each entry number of {group}, found "
                          f"{len(found)}")
-    return [f"{one_line(name)} ({entry})" for name, entry in zip(found, entries)]
+    return [f"{name} ({entry})" for name, entry in zip(found, entries)]
 
 
 def link_problems(link, path):
@@ -76,39 +79,3 @@ def link_problems(link, path):
         fits = False
     return [] if fits else [f"{path}: expected a link that begins with https:// on the first line, found "
                             f"'{one_line(link)}'; write it there and nothing else"]
-
-
-def file_name(entries):
-    """2021CS10001_2021CS10002: the name of the report and of the folder of a submission, for one entry or two."""
-    return "_".join(entries)
-
-
-def read_pdf(content):
-    """Number of pages and lines of text of a PDF's bytes. Raises ValueError for what is no PDF."""
-    import pypdf
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it finds is reported in one line of ours
-    try:
-        pages = pypdf.PdfReader(io.BytesIO(content)).pages
-        lines = [" ".join(line.split()) for page in pages for line in page.extract_text().splitlines()]
-        return len(pages), [line for line in lines if line]
-    except Exception as error:  # broken bytes trip the reader in a dozen ways
-        raise ValueError(one_line(error)) from None
-
-
-def report_problems(content, entries, path):
-    """One line for each thing wrong with the bytes of a report: its pages and, where the entry numbers are known, its
-    first line, which names the students."""
-    try:
-        pages, lines = read_pdf(content)
-    except ValueError as error:
-        return [f"{path}: expected a PDF, found: {error}; write it anew"]
-    problems, first = [], lines[0] if lines else ""
-    if pages > MOST_PAGES:
-        problems.append(f"{path}: expected at most {MOST_PAGES} pages, found {pages}; shorten it")
-    if entries and sorted(re.findall(ENTRY, first)) != sorted(entries):
-        problems.append(f"{path}: expected name and entry number of each student ({' '.join(entries)}) in the first "
-                        f"line of text, found '{one_line(first)}'; write the report anew")
-    elif entries and not re.search(r"[^\W\d_]{2}", re.sub(ENTRY, "", first)):
-        problems.append(f"{path}: expected the students' names in the first line of text, found '{one_line(first)}'; "
-                        "`python -m handin report --names \"...\"` writes them")
-    return problems

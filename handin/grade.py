@@ -10,26 +10,16 @@ import argparse
 import dataclasses
 import json
 import shlex
-import shutil
-import signal
 import sys
 from pathlib import Path
+
+import psutil
 
 from common.errors import InputError
 from common.files import read_bytes, write_files
 from handin import contract, sandbox, submissions
-from handin.grading import (
-    SCRIPTS,
-    Progress,
-    Result,
-    Settings,
-    grade_script,
-    load_birds,
-    load_digits,
-    quick_check,
-    summary,
-    table,
-)
+from handin.contract import SCRIPTS
+from handin.grading import Settings, grade_script, load_birds, load_digits, summary, table
 
 EXAMPLE = ("python -m handin grade --birds birds/train birds/test --digits mnist_1_4_8_train.npz mnist_1_4_8_val.npz "
            "mnist_1_4_8_test.npz")
@@ -43,63 +33,37 @@ def _positive(text):
     return value
 
 
-def default_memory():
-    """Bytes of memory for a command: 16 GB, or four fifths of this machine's where it has less."""
-    import psutil
-    return min(16e9, 0.8 * psutil.virtual_memory().total)
-
-
 def add_arguments(parser):
-    parser.add_argument("--birds", nargs=2, metavar=("TRAIN", "TEST"), help="folders of class folders of photos")
-    parser.add_argument("--digits", nargs=3, metavar=("TRAIN", "VAL", "TEST"), help=".npz files; labels of TEST are "
-                        "kept from the script")
-    parser.add_argument("--bird", metavar="PATH", help="a script for part I (default: this project's)")
-    parser.add_argument("--vae", metavar="PATH", help="a script for part II (default: this project's)")
-    parser.add_argument("--bird-model", metavar="PTH", help="submitted model: tested first, then compared with a "
-                        "retrained one")
-    parser.add_argument("--digit-models", nargs=2, metavar=("PTH", "PKL"), help="submitted models of part II")
-    parser.add_argument("--submissions", type=Path, metavar="FOLDER", help="grade a class instead: each zip and each "
-                        "folder with a script below FOLDER, such as an export of Gradescope")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="with --submissions: one row a submission; logs and "
-                        "report.html go beside it")
-    parser.add_argument("--models", type=Path, metavar="FOLDER", help="with --submissions: submitted models, as "
-                        "FOLDER/ENTRY/bird.pth (default: those beside a zip or in its folder)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="submissions at a time on this machine "
-                        "(default 1)")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a running Dask scheduler, whose workers see the "
-                        "same files, in place of this machine")
-    parser.add_argument("--container", default="", metavar="IMAGE", help="run each command in a container of Docker or "
-                        "Podman, without network, the data read-only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="rows, scores and commands, for machines")
-    parser.add_argument("--minutes-birds", type=_positive, default=120, metavar="N", help="of training (default 120)")
-    parser.add_argument("--minutes-digits", type=_positive, default=60, metavar="N", help="of training (default 60)")
-    parser.add_argument("--minutes-test", type=_positive, default=20, metavar="N", help="of each test (default 20)")
-    parser.add_argument("--memory", type=_positive, metavar="GB", help="of a command with all that it starts (default "
-                        "16, or four fifths of this machine's)")
-    parser.add_argument("--train-flags", default="", metavar="WORDS", help="added to the training command, as in "
-                        "--train-flags='--epochs 2'; the graders add none")
-    parser.add_argument("--quick", action="store_true", help="only the rules, and whether the script imports; no data")
+    add = parser.add_argument
+    add("--birds", nargs=2, metavar=("TRAIN", "TEST"), help="folders of class folders of photos")
+    add("--digits", nargs=3, metavar=("TRAIN", "VAL", "TEST"), help=".npz files; the script sees no labels of TEST")
+    add("--bird", metavar="PATH", help="a script for part I (default: this project's)")
+    add("--vae", metavar="PATH", help="a script for part II (default: this project's)")
+    add("--bird-model", nargs=1, default=[], metavar="PTH", help="submitted model: tested first, then compared with a "
+        "retrained one")
+    add("--digit-models", nargs=2, default=[], metavar=("PTH", "PKL"), help="submitted models of part II")
+    add("--submissions", type=Path, metavar="FOLDER", help="grade a class instead: each zip and each folder with a "
+        "script below FOLDER, such as an export of Gradescope")
+    add("--csv", type=Path, metavar="FILE", help="of a class: one row a submission, logs and report.html beside it")
+    add("--models", type=Path, metavar="FOLDER", help="of a class: submitted models, as FOLDER/ENTRY/bird.pth "
+        "(default: those beside a zip or in its folder)")
+    add("--jobs", type=int, default=1, metavar="N", help="submissions at a time on this machine (default 1)")
+    add("--scheduler", metavar="ADDRESS", help="of a running Dask scheduler, whose workers see the same files")
+    add("--container", default="", metavar="IMAGE", help="run each command in a container of Docker or Podman, without "
+        "network, the data read-only")
+    add("--json", type=Path, metavar="FILE", help="rows, scores and commands, for machines")
+    add("--minutes-birds", type=_positive, default=120, metavar="N", help="of training (default 120)")
+    add("--minutes-digits", type=_positive, default=60, metavar="N", help="of training (default 60)")
+    add("--minutes-test", type=_positive, default=20, metavar="N", help="of each test (default 20)")
+    add("--memory", type=_positive, metavar="GB", help="of a command (default 16, or four fifths of this machine's)")
+    add("--train-flags", default="", metavar="WORDS", help="added to the training command; the graders add none")
+    add("--quick", action="store_true", help="only the rules, and whether the script imports; no data")
 
 
 def settings_of(args):
-    """Settings of the command line's arguments. Raises InputError."""
-    try:
-        flags = tuple(shlex.split(args.train_flags))
-    except ValueError as error:
-        raise InputError(f"--train-flags: expected words as for a shell, found: {error}") from None
-    return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test,
-                    args.memory * 1e9 if args.memory else default_memory(), flags, args.container)
-
-
-def _terminated(number, frame):
-    raise SystemExit(128 + number)  # so that what the sandbox runs is ended, too
-
-
-def run(args):
-    """Grades; returns 0, or 1 when a check fails. Raises InputError."""
-    for flag, needed in ((args.csv, args.submissions), (args.submissions, args.csv)):
-        if flag and not needed:
-            raise InputError("--submissions: expected together with --csv, found one alone")
+    """Settings of the arguments. Raises InputError for those that do not go together."""
+    if bool(args.csv) != bool(args.submissions):
+        raise InputError("--submissions: expected together with --csv, found one alone")
     if not (args.birds or args.digits or args.quick):
         raise InputError("grade: expected --birds TRAIN TEST, --digits TRAIN VAL TEST or --quick, found none of them")
     for given, option, data in ((args.bird_model, "--bird-model", args.birds),
@@ -116,28 +80,35 @@ def run(args):
         raise InputError(f"--jobs: expected 1 or more, found {args.jobs}")
     if args.container:
         sandbox.container_engine()  # raises where there is none
-    settings, say = settings_of(args), Progress(sys.stderr)
-    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        data = {} if args.quick else {part: load(*paths) for part, load, paths in (
-            ("birds", load_birds, args.birds), ("digits", load_digits, args.digits)) if paths}
-        if args.submissions:
-            return submissions.grade_class(args, data, settings, say)
-        results = {}
-        given = {"birds": args.bird, "digits": args.vae}
-        models = {"birds": [args.bird_model] * bool(args.bird_model), "digits": args.digit_models or []}
-        for part, path in given.items():
-            script = path or ROOT / SCRIPTS[part]
-            if args.quick and (path or not any(given.values())):
-                results[part] = Result(quick_check(script, part, settings.memory))
-            elif part in data:
-                results[part] = grade_script(part, script, data[part], settings, models[part], say)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    say("")
+        flags = tuple(shlex.split(args.train_flags))
+    except ValueError as error:
+        raise InputError(f"--train-flags: expected words as for a shell, found: {error}") from None
+    memory = 1e9 * args.memory if args.memory else min(16e9, 0.8 * psutil.virtual_memory().total)
+    return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test, memory, flags,
+                    args.container)
+
+
+def run(args):
+    """Grades; returns 0, or 1 when a check fails. Raises InputError."""
+    settings, data, results = settings_of(args), {}, {}
+    if args.birds and not args.quick:
+        data["birds"] = load_birds(*args.birds)
+    if args.digits and not args.quick:
+        data["digits"] = load_digits(*args.digits)
+
+    def say(line):
+        print(line, file=sys.stderr, flush=True)
+
+    if args.submissions:
+        return submissions.grade_class(args, data, settings, say)
+    given = {"birds": args.bird, "digits": args.vae}
+    for part, models in (("birds", args.bird_model), ("digits", args.digit_models)):
+        if part in data or args.quick and (given[part] or not any(given.values())):
+            results[part] = grade_script(part, given[part] or ROOT / SCRIPTS[part], data.get(part), settings, models,
+                                         say)
     rows = [row for result in results.values() for row in result.rows]
-    print(table(rows, shutil.get_terminal_size((120, 40)).columns))
-    print(f"\n{summary(rows)}")
+    print(f"{table(rows)}\n\n{summary(rows)}")
     failed = any(row.status == "fail" for row in rows)
     if args.json:
         content = {"passed": not failed, "rows": [dataclasses.asdict(row) for row in rows],

@@ -11,7 +11,6 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
-from torch import nn
 
 import vae
 from handin.plots import PALETTE
@@ -25,40 +24,28 @@ COLUMNS = 50               # images in a row of the picture that holds them all
 
 class Points(NamedTuple):
     """Encoded images."""
-    images: np.ndarray               # (N, 784) in [0, 1]
-    means: np.ndarray                # (N, 2), the encoder's means
-    classes: np.ndarray              # (N,)
+    images: np.ndarray   # (N, 784) in [0, 1]
+    means: np.ndarray    # (N, 2), the encoder's means
+    classes: np.ndarray  # (N,)
 
 
 class Reconstructed(NamedTuple):
-    """Test images and what their two reconstructions are worth."""
-    images: np.ndarray               # (N, 784) in [0, 1]
-    classes: Optional[np.ndarray]    # (N,), or None where they are unknown
-    means: np.ndarray                # (N, 2), the encoder's means
-    refined: np.ndarray              # (N, 2), the latents of the refined reconstructions
-    ssim_from_mean: np.ndarray       # (N,)
-    ssim: np.ndarray                 # (N,), of the refined reconstructions
+    """Test images as in Points, their classes None where unknown, and their refined latents (N, 2) with the SSIM (N,)
+    of the reconstructions from the mean and of the refined ones."""
+    images: np.ndarray
+    classes: Optional[np.ndarray]
+    means: np.ndarray
+    refined: np.ndarray
+    ssim_from_mean: np.ndarray
+    ssim: np.ndarray
 
 
-def base64_halves(array):
-    """Base64 text of an array as little-endian float16, in C order: as vae.pth stores it, so nothing is lost."""
-    return base64.b64encode(np.ascontiguousarray(array, dtype="<f2").tobytes()).decode()
+def _base64_halves(tensor):
+    """Base64 text of a tensor as little-endian float16, in C order: as vae.pth stores it, so nothing is lost."""
+    return base64.b64encode(tensor.detach().numpy().astype("<f2").tobytes()).decode()
 
 
-def decoder_data(model):
-    """What the page needs to decode: {"frequencies": base64 of (2, F), "layers": [{"inputs", "outputs", "weights":
-    base64 of (outputs, inputs), "biases": base64 of (outputs,)}]}, with a ReLU between two layers. Raises ValueError
-    for a decoder that is not made of nn.Linear and nn.ReLU in turn."""
-    modules = list(model.decoder)
-    if [type(module) for module in modules] != ([nn.Linear, nn.ReLU] * len(modules))[:len(modules) // 2 * 2 + 1]:
-        raise ValueError(f"expected a decoder of nn.Linear and nn.ReLU in turn, found {modules}")
-    layers = [{"inputs": layer.in_features, "outputs": layer.out_features,
-               "weights": base64_halves(layer.weight.detach().cpu()),
-               "biases": base64_halves(layer.bias.detach().cpu())} for layer in modules[::2]]
-    return {"frequencies": base64_halves(model.frequencies.cpu()), "layers": layers}
-
-
-def sprite(images):
+def _sprite(images):
     """Data URI of one grey PNG with all images (N, 784) in [0, 1], COLUMNS in a row."""
     rows = -(-len(images) // COLUMNS)
     tiles = np.zeros((rows * COLUMNS, vae.SIDE, vae.SIDE), np.uint8)
@@ -67,14 +54,6 @@ def sprite(images):
     buffer = io.BytesIO()
     Image.fromarray(tiles.reshape(rows * vae.SIDE, COLUMNS * vae.SIDE)).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def square_view(points, share=0.05):
-    """(left, right, bottom, top) of the smallest square around points (N, 2), with a margin of `share` of its side."""
-    low, high = points.min(0), points.max(0)
-    half = (0.5 + share) * (high - low).max() + 1e-6
-    x, y = (low + high) / 2
-    return [x - half, x + half, y - half, y + half]
 
 
 def _rounded(array):
@@ -94,15 +73,20 @@ def page_bytes(model, mixture, labels, points, val, test, reach, trained_on=True
     known = [] if test.classes is None else test.classes.tolist()
     classes = sorted({*labels.tolist(), *points.classes.tolist(), *val.classes.tolist(), *known})
     spread = 3 * np.sqrt(np.diagonal(mixture.covariances_, axis1=1, axis2=2))
-    corners = [points.means, val.means, test.means, test.refined, mixture.means_ - spread, mixture.means_ + spread,
-               [[-reach, -reach], [reach, reach]]]
+    shown = np.vstack([points.means, val.means, test.means, test.refined, mixture.means_ - spread,
+                       mixture.means_ + spread, [[-reach, -reach], [reach, reach]]])
+    (x, y), half = (shown.min(0) + shown.max(0)) / 2, 0.55 * np.ptp(shown, axis=0).max()  # a square with a margin
     data = {
         "side": vae.SIDE, "colours": [PALETTE[i % len(PALETTE)] for i in range(len(classes))], "classes": classes,
-        "reach": reach, "view": _rounded(square_view(np.vstack(corners))),
-        "trainedOn": trained_on, "predicted": predicted, "allPoints": n_points, "decoder": decoder_data(model),
+        "reach": reach, "view": _rounded([x - half, x + half, y - half, y + half]), "trainedOn": trained_on,
+        "predicted": predicted, "allPoints": n_points,
+        "decoder": {"frequencies": _base64_halves(model.frequencies),
+                    "layers": [{"inputs": layer.in_features, "outputs": layer.out_features,
+                                "weights": _base64_halves(layer.weight), "biases": _base64_halves(layer.bias)}
+                               for layer in model.decoder[::2]]},  # a ReLU stands between two of them
         "mixture": {"weights": mixture.weights_.tolist(), "means": mixture.means_.tolist(),
                     "covariances": mixture.covariances_.tolist(), "labels": labels.tolist()},
-        "sprite": sprite(np.concatenate([points.images, val.images, test.images])), "columns": COLUMNS,
+        "sprite": _sprite(np.concatenate([points.images, val.images, test.images])), "columns": COLUMNS,
         "points": {"means": _rounded(points.means), "classes": points.classes.tolist()},
         "val": {"means": _rounded(val.means), "classes": val.classes.tolist()},
         "test": {"means": _rounded(test.means), "refined": _rounded(test.refined), "classes": known,

@@ -4,18 +4,21 @@ nothing is written.
 
 The link of the part's model is the first line of model_path_PART.txt or, lacking that, of model_path.txt.
 """
+import contextlib
 import io
+import logging
+import re
 import sys
 import zipfile
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.files import read_bytes, write_files
 from handin import forms
-from handin.contract import WORDS, part_of_script
+from handin.contract import SCRIPTS, WORDS, part_of_script
+from handin.grading import Settings, grade_script
 
 EXAMPLE = "python -m handin zip birds"
-SCRIPTS = {"birds": "bird.py", "digits": "vae.py"}
 OTHER = {"birds": "digits", "digits": "birds"}
 # Words that the reports of one part have more often than those of the other
 TOPICS = {"birds": ("bird", "grad-cam", "convolution"), "digits": ("digit", "autoencoder", "mixture")}
@@ -23,8 +26,7 @@ DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: the same files gi
 
 
 def zip_bytes(folder, files):
-    """Bytes of a zip with `files`, {name: bytes}, in one folder; they depend on nothing else. It is opened again and
-    compared. Raises InputError."""
+    """Bytes of a zip with `files`, {name: bytes}, in one folder, opened again and compared. Raises InputError."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(files):
@@ -38,22 +40,50 @@ def zip_bytes(folder, files):
     return buffer.getvalue()
 
 
-def part_of_report(content):
-    """The part that the words of a report's PDF are about, "birds" or "digits", or None where that is not clear."""
+def read_pdf(content):
+    """Number of pages and lines of text of a PDF's bytes. Raises ValueError for what is no PDF."""
+    import pypdf
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it finds is reported in one line of ours
     try:
-        text = " ".join(forms.read_pdf(content)[1]).lower()
-    except ValueError:
-        return None
-    counts = {part: sum(text.count(word) for word in words) for part, words in TOPICS.items()}
-    most, least = sorted(counts, key=counts.get, reverse=True)
-    return most if counts[most] > 2 * counts[least] else None
+        pages = pypdf.PdfReader(io.BytesIO(content)).pages
+        lines = [" ".join(line.split()) for page in pages for line in page.extract_text().splitlines()]
+        return len(pages), [line for line in lines if line]
+    except Exception as error:  # broken bytes trip the reader in a dozen ways
+        raise ValueError(one_line(error)) from None
 
 
-def link_of(part, given=None):
-    """(path, first line) of the part's model_path.txt. Raises InputError."""
-    own = Path(f"model_path_{part}.txt")
-    path = given or (own if own.exists() else Path("model_path.txt"))
-    return path, (forms.read_lines(path, "the link of the model on the first line") or [""])[0]
+def report_problems(part, content, entries, path):
+    """One line for each thing wrong with the bytes of a report: its pages, the part that its words are about and,
+    where the entry numbers are known, its first line, which names the students."""
+    try:
+        pages, lines = read_pdf(content)
+    except ValueError as error:
+        return [f"{path}: expected a PDF, found: {error}; write it anew"]
+    problems, first, text = [], lines[0] if lines else "", " ".join(lines).lower()
+    if pages > forms.MOST_PAGES:
+        problems.append(f"{path}: expected at most {forms.MOST_PAGES} pages, found {pages}; shorten it")
+    if entries and sorted(re.findall(forms.ENTRY, first)) != sorted(entries):
+        problems.append(f"{path}: expected name and entry number of each student ({' '.join(entries)}) in the first "
+                        f"line of text, found '{one_line(first)}'; write the report anew")
+    elif entries and not re.search(r"[^\W\d_]{2}", re.sub(forms.ENTRY, "", first)):
+        problems.append(f"{path}: expected the students' names in the first line of text, found '{one_line(first)}'; "
+                        "`python -m handin report --names \"...\"` writes them")
+    counts = {topic: sum(text.count(word) for word in words) for topic, words in TOPICS.items()}
+    if counts[OTHER[part]] > 2 * counts[part]:
+        problems.append(f"{path}: expected the report of the {part}, found that of the {OTHER[part]}")
+    return problems
+
+
+def links_of(part):
+    """{where: link} of a part's model: in its own model_path file and in its zip, where these exist."""
+    own, packed, found = Path(f"model_path_{part}.txt"), Path("submission", part, "submission.zip"), {}
+    if own.exists():
+        found[own] = forms.read_link(own)
+    with contextlib.suppress(OSError, zipfile.BadZipFile, UnicodeDecodeError), zipfile.ZipFile(packed) as archive:
+        for name in archive.namelist():
+            if name.endswith("/model_path.txt"):
+                found[packed] = archive.read(name).decode().strip()
+    return found
 
 
 def collect(part, script, group, model_path, report):
@@ -61,62 +91,45 @@ def collect(part, script, group, model_path, report):
     there are problems the files are not complete."""
     files, problems, notes, entries = {}, [], [], []
 
-    def trying(step, *arguments):
+    @contextlib.contextmanager
+    def listing():
         try:
-            return step(*arguments)
+            yield
         except InputError as error:
             problems.append(str(error))
-            return None
 
-    found = trying(forms.read_entries, group)
-    if found is not None:
+    with listing():
+        found = forms.read_entries(group)
         wrong = forms.entry_problems(found, group)
-        entries = [] if wrong else found
         problems += wrong + forms.sample_problems(found, group)
-        files["group.txt"] = "".join(f"{entry}\n" for entry in found).encode()
-    link = trying(link_of, part, model_path)
-    if link is not None:
-        problems += forms.link_problems(link[1], link[0])
-        files["model_path.txt"] = f"{link[1]}\n".encode()
-        with_other = Path(f"model_path_{OTHER[part]}.txt")
-        if model_path is None and with_other.exists() and link_of(OTHER[part])[1] == link[1]:
-            problems.append(f"{link[0]}: expected another link than that of {with_other}, found the same; each part "
-                            "has a model of its own")
-    packed = Path("submission", OTHER[part], "submission.zip")
-    if link is not None and not problems and packed.exists() and _link_in(packed) == link[1]:
-        problems.append(f"{link[0]}: expected another link than that in {packed}, found the same; write this part's "
-                        f"into model_path_{part}.txt")
-    if report is not None or entries:  # else its name is not known
-        report = report or Path("report", part, f"{forms.file_name(entries)}.pdf")
-        content = trying(read_bytes, report, f"the report, which `python -m handin report {part}` writes")
-        if content is not None:
-            problems += forms.report_problems(content, entries, report)
-            if part_of_report(content) == OTHER[part]:
-                problems.append(f"{report}: expected the report of the {part}, found that of the {OTHER[part]}")
-            files[f"{forms.file_name(entries)}.pdf"] = content
-    content = trying(read_bytes, script, f"the script of the {part}")
-    if content is not None:
-        files[SCRIPTS[part]] = content
+        entries = [] if wrong else found
+        files["group.txt"] = "".join(f"{entry}\n" for entry in entries).encode()
+    with listing():
+        own = Path(f"model_path_{part}.txt")
+        path = model_path or (own if own.exists() else Path("model_path.txt"))
+        link = forms.read_link(path)
+        problems += forms.link_problems(link, path)
+        files["model_path.txt"] = f"{link}\n".encode()
+        taken = [where for where, other in links_of(OTHER[part]).items() if other == link]
+        if taken:
+            problems.append(f"{path}: expected another link than that of {taken[0]}, found the same; write this part's "
+                            f"into {own}")
+    with listing():
+        if report or entries:  # else its name is not known
+            report = report or Path("report", part, f"{'_'.join(entries)}.pdf")
+            content = read_bytes(report, f"the report, which `python -m handin report {part}` writes")
+            problems += report_problems(part, content, entries, report)
+            files[f"{'_'.join(entries)}.pdf"] = content
+    with listing():
+        content = files[SCRIPTS[part]] = read_bytes(script, f"the script of the {part}")
         if part_of_script(content) == OTHER[part]:
-            problems.append(f"{script}: expected the script of the {part}, which writes {WORDS[part][0]}, found that "
-                            f"of the {OTHER[part]}")
-        else:
-            from handin.grading import quick_check
-            for row in trying(quick_check, script, part) or []:
-                line = f"{script}: {row.check}: {row.detail}"
-                problems += [f"{line}; `python -m handin grade` tells more"] * (row.status == "fail")
-                notes += [f"note: {line}"] * (row.status == "warn")
+            raise InputError(f"{script}: expected the script of the {part}, which writes {WORDS[part][0]}, found that "
+                             f"of the {OTHER[part]}")
+        for row in grade_script(part, script, None, Settings()).rows:
+            line = f"{script}: {row.check}: {row.detail}"
+            problems += [f"{line}; `python -m handin grade` tells more"] * (row.status == "fail")
+            notes += [f"note: {line}"] * (row.status == "warn")
     return entries, files, problems, notes
-
-
-def _link_in(packed):
-    """The link in an earlier zip, or None."""
-    try:
-        with zipfile.ZipFile(packed) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/model_path.txt"))
-            return archive.read(name).decode().strip()
-    except (OSError, zipfile.BadZipFile, StopIteration, UnicodeDecodeError):
-        return None
 
 
 def add_arguments(parser):
@@ -139,7 +152,7 @@ def run(args):
         print(" ".join(line.splitlines()), file=sys.stderr)
     if problems:
         return 2
-    path, folder = (args.out or Path("submission", args.part)) / "submission.zip", forms.file_name(entries)
+    path, folder = (args.out or Path("submission", args.part)) / "submission.zip", "_".join(entries)
     write_files({str(path): zip_bytes(folder, files)})
     print(f"wrote {path}: {folder}/ with {', '.join(sorted(files))}")
     return 0

@@ -1,5 +1,4 @@
 """How the figures of both parts look."""
-import functools
 import io
 
 import matplotlib.style
@@ -17,22 +16,17 @@ STYLE = {
 }
 
 
-def styled(function):
-    """Runs a function under STYLE, whatever the user's own matplotlib settings are; a Figure that it returns keeps
-    STYLE wherever it is shown."""
-    @functools.wraps(function)
-    def inner(*args, **kwargs):
-        with matplotlib.style.context(["default", STYLE]):
-            made = function(*args, **kwargs)
-            if isinstance(made, Figure):
-                made.draw_without_rendering()  # ticks take their sizes when first drawn
-            return made
-    return inner
+def style():
+    """A context in which figures are drawn and saved in STYLE, whatever the user's own matplotlib settings are."""
+    return matplotlib.style.context(["default", STYLE])
 
 
-def new_figure(width, height):
-    """An empty Figure of this size in inches; it needs no display and lays itself out when drawn."""
-    return Figure(figsize=(width, height), layout="constrained")
+def new_figure(width, height, tight=False):
+    """An empty Figure of this size in inches, `tight` for pictures close together; it needs no display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if tight:
+        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    return figure
 
 
 def class_styles(classes):
@@ -45,7 +39,6 @@ def shortened(name, most):
     return name if len(name) <= most else name[:most - 1] + "…"
 
 
-@styled
 def figure_bytes(figure):
     """{".png": bytes, ".pdf": bytes} of a Figure, without dates and versions, which would differ from run to run."""
     files = {}

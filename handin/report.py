@@ -23,7 +23,7 @@ TITLES = {"birds": "Birds: a convolutional network from scratch",
           "digits": "Digits: a variational autoencoder and a Gaussian mixture"}
 FIGURES = {"birds": ("birds_learning_curves", "birds_confusion", "birds_gradcam"),
            "digits": ("digits_reconstructions", "digits_manifold", "digits_latents", "digits_mixture", "digits_ssim")}
-SCALES = (1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)  # of the pictures; with less, they are unreadable
+SCALES = [percent / 100 for percent in range(100, 45, -5)]  # of the pictures; with less, they are unreadable
 COLUMN_PX = 690  # a picture of more, at 200 dpi, is as wide as the page
 FILLED = 0.4     # least share of the last page's height that is to have text or pictures
 
@@ -32,9 +32,9 @@ def read_ablation(folder):
     """Content of ablation.json, or None where it is not there or has no row yet. Raises InputError."""
     path, what = Path(folder, "ablation.json"), "the table that `python -m handin ablate TRAIN` writes"
     found = read_json(path, what) if path.exists() else {}
+    keys = ("variant", "seeds", "accuracy", "accuracy_sd", "f1", "f1_sd")
     try:
-        rows = [{key: row[key] for key in ("variant", "seeds", "accuracy", "accuracy_sd", "f1", "f1_sd")}
-                for row in found.get("rows", [])]
+        rows = [{key: row[key] for key in keys} for row in found.get("rows", [])]
         return {**{key: found[key] for key in ("epochs", "image_size", "photos")}, "rows": rows} if rows else None
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: expected {what}, found one without {one_line(error)}; move it away") from None
@@ -116,16 +116,14 @@ def run(args):
     read_bytes(args.template, "a Typst template")
     authors = forms.authors(entries, args.names, args.group)
     parts = tuple(FIGURES) if args.part == "both" else (args.part,)
-    reports = {str(args.out / part / f"{forms.file_name(entries)}.pdf"):
+    reports = {str(args.out / part / f"{'_'.join(entries)}.pdf"):
                build_report(part, args.figures, authors, args.template) for part in parts}
-    for problem in forms.sample_problems(entries, args.group):
-        print(f"note: {problem}; `zip` will refuse it")
+    notes = [f"{problem}; `zip` will refuse it" for problem in forms.sample_problems(entries, args.group)]
     if authors == entries:
-        print("note: the first line has no names; give --names or write a names.txt; `zip` will refuse it")
+        notes.append("the first line has no names; give --names or write a names.txt; `zip` will refuse it")
     if "birds" in parts and read_ablation(args.figures) is None:
-        print(f"note: {args.figures / 'ablation.json'} is not there, so that the effect of model optimisation is "
-              "missing; `python -m handin ablate TRAIN` measures it")
+        notes.append(f"{args.figures / 'ablation.json'} is not there, so that the effect of model optimisation is "
+                     "missing; `python -m handin ablate TRAIN` measures it")
     write_files(reports)
-    for path in reports:
-        print(f"wrote {path}")
+    print("\n".join([*(f"note: {note}" for note in notes), *(f"wrote {path}" for path in reports)]))
     return 0

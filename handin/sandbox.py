@@ -11,7 +11,8 @@ import shutil
 import signal
 import site
 import subprocess
-import threading
+import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -27,6 +28,8 @@ MARK = "HANDIN_SANDBOX"  # in the environment of the command and of all that it 
 PASSED_ON = re.compile("PATH|LANG|LANGUAGE|LC_.*|LD_LIBRARY_PATH|DYLD_.*|TZ|SYSTEMROOT|WINDIR|COMSPEC|PATHEXT|"
                        "VIRTUAL_ENV|CONDA_PREFIX|(CUDA|NVIDIA|OMP|MKL|OPENBLAS|ROCR|HIP|HSA)_.*")
 DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there: a download fails at once instead of hanging
+# Reads a pipe that ends when this process dies, even by kill -9, and then ends the command's process group.
+GUARD = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +53,15 @@ class Outcome:
     @property
     def failure(self):
         """One line that says what went wrong, with the last line of the script's own error; "" when nothing did."""
-        if self.stopped:
-            return {"time": f"still running after {duration(self.seconds)}: stopped",
-                    "memory": f"took {self.peak / 1e9:.1f} GB of memory: stopped",
-                    "output": "flooded its output: stopped"}[self.stopped] + _quoted(self.tail)
-        if self.code == 0:
-            return ""
         said = error_line(self.tail)
-        if self.code < 0:
-            with contextlib.suppress(ValueError):
-                return f"killed by {signal.Signals(-self.code).name}" + _quoted(self.tail)
-        return said or f"exit code {self.code} without a word"
+        if not self.stopped and self.code >= 0:
+            return (said or f"exit code {self.code} without a word") if self.code else ""
+        names = {one.value: one.name for one in signal.Signals}
+        how = {"time": f"still running after {duration(self.seconds)}: stopped",
+               "memory": f"took {self.peak / 1e9:.1f} GB of memory: stopped",
+               "output": "flooded its output: stopped",
+               "": f"killed by {names.get(-self.code, f'signal {-self.code}')}"}
+        return how[self.stopped] + (f"; its last line: {said}" if said else "")
 
 
 def duration(seconds):
@@ -82,17 +83,13 @@ def error_line(text):
     return printable((errors or lines or [""])[-1])
 
 
-def _quoted(tail):
-    return f"; its last line: {error_line(tail)}" if error_line(tail) else ""
-
-
 def clean_environment(home, temporary):
     """Environment with fresh HOME and TMPDIR folders, without a display, a way to the network or the user's secrets."""
     kept = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name.upper())}
-    return {**kept, "HOME": str(home), "USERPROFILE": str(home), "TMPDIR": str(temporary), "TEMP": str(temporary),
-            "TMP": str(temporary), "PYTHONUSERBASE": site.getuserbase(), "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONIOENCODING": "utf-8:backslashreplace", "MPLBACKEND": "Agg", "http_proxy": DEAD_PROXY,
-            "https_proxy": DEAD_PROXY, "HTTP_PROXY": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), DEAD_PROXY)
+    return {**kept, **proxies, **dict.fromkeys(("HOME", "USERPROFILE"), str(home)),
+            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)), "PYTHONUSERBASE": site.getuserbase(),
+            "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8:backslashreplace", "MPLBACKEND": "Agg"}
 
 
 def container_engine():
@@ -105,147 +102,105 @@ def container_engine():
 
 @contextlib.contextmanager
 def contained(image, command, cwd, environment, limits, place, shown):
-    """The command, a Python one, that runs `command` in a container of `image`: no network, the folder `place` at its
-    own path, the paths `shown` read-only, the limits' memory, the environment's HOME and TMPDIR. The container is
-    removed at the end, also where the command was killed."""
+    """A Python command and its environment that run `command` in a container of `image`: no network, the folder `place`
+    at its own path, the paths `shown` read-only, the limits' memory, HOME and TMPDIR. The container is removed at the
+    end, also where the command was killed. Without an image, the command and the environment themselves."""
+    if not image:
+        yield command, environment
+        return
     engine, name = container_engine(), f"handin_{uuid.uuid4().hex[:12]}"
-    user = ["--user", f"{os.getuid()}:{os.getgid()}"] if hasattr(os, "getuid") else []
-    yield [engine, "run", "--rm", "--name", name, "--network", "none", "--memory", f"{limits.memory:.0f}b", *user,
-           "--volume", f"{place}:{place}", *(word for path in shown for word in ("--volume", f"{path}:{path}:ro")),
-           "--workdir", cwd, *(word for key in ("HOME", "TMPDIR", "MPLBACKEND", "PYTHONDONTWRITEBYTECODE")
-                               for word in ("--env", f"{key}={environment[key]}")), image, "python", *command[1:]]
-    subprocess.run([engine, "rm", "--force", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    options = ["--rm", "--name", name, "--network", "none", "--memory", f"{limits.memory:.0f}b", "--workdir", cwd]
+    options += ["--user", f"{os.getuid()}:{os.getgid()}"] if hasattr(os, "getuid") else []
+    for volume in (f"{place}:{place}", *(f"{path}:{path}:ro" for path in shown)):
+        options += ["--volume", volume]
+    for key in ("HOME", "TMPDIR", "MPLBACKEND", "PYTHONDONTWRITEBYTECODE"):
+        options += ["--env", f"{key}={environment[key]}"]
+    try:
+        yield [engine, "run", *options, image, "python", *command[1:]], dict(os.environ)
+    finally:
+        subprocess.run([engine, "rm", "--force", name], capture_output=True, check=False)
 
 
-class _Drain(threading.Thread):
-    """Reads a pipe to its end or up to `limit` bytes; counts, and keeps the tail."""
-
-    def __init__(self, pipe, limit):
-        super().__init__(daemon=True)
-        self.pipe, self.limit, self.total, self.tail = pipe, limit, 0, b""
-
-    def run(self):
-        with contextlib.suppress(OSError, ValueError):
-            while self.total <= self.limit:
-                chunk = os.read(self.pipe.fileno(), 65536)
-                if not chunk:
-                    break
-                self.tail = (self.tail + chunk)[-KEPT_TAIL:]
-                self.total += len(chunk)
-
-
-def _tree(pid):
+def _memory(pid, limit):
+    """Resident bytes of a process and all below it. Pages that forked workers share count once each in RSS: above the
+    limit the slower proportional measure decides, where the system has it."""
+    resident = proportional = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    return []
-
-
-def _sum(processes, measure):
-    total = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error, OSError):
-            total += measure(process)
-    return total
-
-
-def _memory(processes, limit):
-    """Resident bytes of the processes. Pages that forked workers share count once each in RSS: above the limit the
-    slower proportional measure decides, where the system has it."""
-    resident = _sum(processes, lambda process: process.memory_info().rss)
-    if resident <= limit or not hasattr(psutil.Process, "memory_maps"):
-        return resident
-    proportional = _sum(processes, lambda process: getattr(process.memory_full_info(), "pss", 0))
+        processes = [process, *process.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                resident += process.memory_info().rss
+        for process in processes if resident > limit else ():
+            with contextlib.suppress(psutil.Error):
+                proportional += getattr(process.memory_full_info(), "pss", 0)
     return proportional or resident
 
 
-def _marked(token):
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == token:
-                yield process
-
-
-def _end(process, seen, token):
+def _end(process, token):
     """Kills the command, its group, and whatever it started, also what left the group or lost its parent."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(OSError, AttributeError):  # no groups on Windows
+        os.killpg(process.pid, signal.SIGKILL)
     for _ in range(20):  # a process may be starting another while it is being looked at
-        alive = {p for p in [*_tree(process.pid), *seen, *_marked(token)] if p.is_running()
-                 and _status(p) not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)}
-        for other in alive:
-            with contextlib.suppress(psutil.Error):
-                other.kill()
-        process.poll()
+        alive = []
+        for other in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if other.environ().get(MARK) == token:
+                    other.kill()
+                    alive.append(other)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
         if not alive:
             break
-        psutil.wait_procs(list(alive), timeout=0.5)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=5)
+        psutil.wait_procs(alive, timeout=0.5)
 
 
-def _status(process):
-    with contextlib.suppress(psutil.Error):
-        return process.status()
-    return psutil.STATUS_DEAD
+def run_bounded(command, cwd, environment, limits):
+    """Outcome of a command run in `cwd`. Whatever ends the command, this function or this process, all that it started
+    is killed."""
+    token, began, peak, stopped, pause = uuid.uuid4().hex, time.monotonic(), 0, "", POLL
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([str(word) for word in command], cwd=str(cwd), env={**environment, MARK: token},
+                                   stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+        guard = subprocess.Popen([sys.executable, "-I", "-S", "-c", GUARD, str(process.pid)], stdin=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            while process.poll() is None and not stopped:
+                looked = time.monotonic()
+                memory = _memory(process.pid, limits.memory)
+                peak = max(peak, memory)
+                stopped = ("memory" if memory > limits.memory else
+                           "output" if os.fstat(output.fileno()).st_size > limits.output else
+                           "time" if time.monotonic() - began > limits.seconds else "")
+                pause = max(POLL, (time.monotonic() - looked) / LOOKING_SHARE)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0 if stopped else pause)
+            seconds = time.monotonic() - began
+        finally:
+            guard.kill()  # before the group's number may be another's
+            _end(process, token)
+            guard.communicate()
+        size = os.fstat(output.fileno()).st_size
+        output.seek(max(0, size - KEPT_TAIL))
+        tail = output.read(KEPT_TAIL).decode("utf-8", "replace")
+    return Outcome(process.returncode if process.returncode is not None else -9, seconds, peak, tail,
+                   stopped or ("output" if size > limits.output else ""))
 
 
-def run_bounded(command, cwd, environment, limits, watch=lambda seconds, memory: None):
-    """Outcome of a command run in `cwd`. `watch` is called about ten times a second. Whatever ends the command or this
-    function, all that it started is killed."""
-    token = uuid.uuid4().hex
-    began, peak, stopped, seen = time.monotonic(), 0, "", set()
-    process = subprocess.Popen([str(word) for word in command], cwd=str(cwd), env={**environment, MARK: token},
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               start_new_session=True)
-    drain = _Drain(process.stdout, limits.output)
-    try:
-        drain.start()
-        pause = POLL
-        while True:
-            looked = time.monotonic()
-            tree = _tree(process.pid)
-            seen.update(tree)
-            memory = _memory(tree, limits.memory)
-            peak = max(peak, memory)
-            pause = max(POLL, (time.monotonic() - looked) / LOOKING_SHARE)
-            watch(time.monotonic() - began, memory)
-            stopped = ("memory" if memory > limits.memory else "output" if drain.total > limits.output else
-                       "time" if time.monotonic() - began > limits.seconds else "")
-            if stopped:
-                break
-            try:
-                process.wait(timeout=max(0.0, min(pause, began + limits.seconds + 0.01 - time.monotonic())))
-                break
-            except subprocess.TimeoutExpired:
-                pass
-        seconds = time.monotonic() - began
-    finally:
-        _end(process, seen, token)
-        drain.join(timeout=5)
-        process.stdout.close()
-    if drain.total > limits.output and not stopped:
-        stopped = "output"
-    return Outcome(process.returncode if process.returncode is not None else -9, seconds, peak,
-                   drain.tail.decode("utf-8", "replace"), stopped)
-
-
-def listing(folder):
-    """{path below `folder`: (size, time of change in ns)} of its files, caches passed over."""
+def listing(folders):
+    """{path: (size, time of change in ns)} of the files below some folders, caches passed over."""
     found = {}
-    for root, folders, files in os.walk(str(folder)):
-        folders[:] = [name for name in folders if name != "__pycache__"]
+    for root, names, files in (step for folder in folders for step in os.walk(str(folder))):
+        names[:] = [name for name in names if name != "__pycache__"]
         for name in files:
-            path = os.path.join(root, name)
             with contextlib.suppress(OSError):
-                status = os.lstat(path)
-                found[Path(path).relative_to(str(folder)).as_posix()] = status.st_size, status.st_mtime_ns
+                status = os.lstat(os.path.join(root, name))
+                found[Path(root, name)] = status.st_size, status.st_mtime_ns
     return found
 
 
 def changes(before, after):
     """[(what, path)] between two listings, what being "wrote", "changed" or "deleted"."""
-    return ([("wrote", path) for path in sorted(after.keys() - before.keys())]
-            + [("changed", path) for path in sorted(after.keys() & before.keys()) if after[path] != before[path]]
-            + [("deleted", path) for path in sorted(before.keys() - after.keys())])
+    return ([("changed" if path in before else "wrote", path) for path in sorted(after)
+             if before.get(path) != after[path]] + [("deleted", path) for path in sorted(before.keys() - after.keys())])

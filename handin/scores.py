@@ -1,9 +1,11 @@
 """The course's scores, computed as its grader does."""
 import numpy as np
 
+from common.errors import InputError
+
 
 def f1_scores(truth, predicted):
-    """Macro F1, micro F1 and their average, the course's score, of two label arrays (N,), as a dict."""
+    """{"average_f1", the course's score, "macro_f1", "micro_f1"} of two label arrays (N,)."""
     from sklearn.metrics import f1_score
     macro, micro = (float(f1_score(truth, predicted, average=average)) for average in ("macro", "micro"))
     return {"average_f1": (macro + micro) / 2, "macro_f1": macro, "micro_f1": micro}
@@ -49,35 +51,43 @@ def read_labels(path):
     return np.array(rows, dtype=np.int64)
 
 
-def accuracy_after_renaming(truth, predicted):
-    """Accuracy of labels (N,) when each predicted label is read as the class that suits it best, one to one (Kuhn 1955,
-    Naval Research Logistics 2:83)."""
+def read_birds(folder, known):
+    """Paths (N,) of the photos of class folders and their truth (N,), indices into the class names `known`. Raises
+    InputError, also bird.py's."""
+    import bird
+    classes, photos = bird.list_test_photos(folder)
+    strange = sorted({classes[index] for _, index in photos} - set(known)) if classes else ["photos without classes"]
+    if strange:
+        raise InputError(f"{folder}: expected photos in class folders of the training ({', '.join(known[:12])}), found "
+                         f"{', '.join(strange[:5])}{' and more' if len(strange) > 5 else ''}")
+    return [path for path, _ in photos], np.array([known.index(classes[index]) for _, index in photos])
+
+
+def read_digits(path):
+    """Images float32 (N, 784) in [0, 1] of a file, and their labels int64 (N,), None when it has none. Raises
+    vae.InputError."""
+    import vae
+    images = vae.load_images(path)
+    labelled = "labels" in getattr(np.load(path, allow_pickle=False), "files", ())
+    return images, vae.load_labelled(path)[1] if labelled else None
+
+
+def why_low(truth, predicted):
+    """(status, one line) on labels (N,) that score low: "fail" where they would score far better if each stood for
+    another class, one to one (Kuhn 1955, Naval Research Logistics 2:83); "warn" where they are constant or do not
+    depend on the truth (accuracy within two standard deviations of what independence would give); else "pass"."""
     from scipy.optimize import linear_sum_assignment
-    names, index = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
-    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(matrix, (index[:len(truth)], index[len(truth):]), 1)
-    return matrix[linear_sum_assignment(-matrix)].sum() / len(truth)
-
-
-def order_mistake(truth, predicted, other_truths):
-    """One line that names the order behind labels (N,) that score low, or "": that of `other_truths` {words: labels
-    (N,)}, what the rows of a script with a known mistake would be, or permuted labels, if they fit far better."""
-    own = float(np.mean(truth == predicted))
-    found = {words: float(np.mean(other == predicted)) for words, other in other_truths.items()}
-    found["with the labels permuted: classes numbered in another order than the sorted one, or components matched to "
-          "the wrong digits"] = accuracy_after_renaming(truth, predicted) - 1e-9  # an order of rows says more
-    words, best = max(found.items(), key=lambda item: item[1])
-    return f"accuracy {own:.2f}, but {best:.2f} {words}" if best >= max(0.6, own + 0.25) else ""
-
-
-def weakness(truth, predicted):
-    """One line on labels (N,) that are constant or do not depend on the truth (accuracy within two standard deviations
-    of what independence would give), or ""."""
+    from sklearn.metrics import confusion_matrix
+    matrix, n = confusion_matrix(truth, predicted), len(truth)
+    own, best = np.trace(matrix) / n, matrix[linear_sum_assignment(-matrix)].sum() / n
+    if best >= max(0.6, own + 0.25):
+        return "fail", (f"accuracy {own:.2f}, but {best:.2f} with the labels permuted: folders or classes ordered as "
+                        "numbers or by an unsorted os.listdir, not sorted as strings, or components matched to the "
+                        "wrong digits")
     if len(np.unique(truth)) > 1 and len(np.unique(predicted)) == 1:
-        return f"all {len(predicted)} rows say {predicted[0]}"
-    own, labels = float(np.mean(truth == predicted)), np.unique(np.concatenate([truth, predicted]))
-    chance = sum(float(np.mean(truth == label) * np.mean(predicted == label)) for label in labels)
-    if own <= chance + 2 * np.sqrt(chance * (1 - chance) / len(truth)):
-        return (f"accuracy {own:.2f}, no better than guessing ({chance:.2f}): rows shuffled or in another order than "
-                "the files', or a model that has learned nothing")
-    return ""
+        return "warn", f"all {n} rows say {predicted[0]}"
+    chance = matrix.sum(0) @ matrix.sum(1) / n ** 2
+    if own <= chance + 2 * np.sqrt(chance * (1 - chance) / n):
+        return "warn", (f"accuracy {own:.2f}, no better than guessing ({chance:.2f}): rows in another order than the "
+                        "files', or a model that has learned nothing")
+    return "pass", ""

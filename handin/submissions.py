@@ -2,6 +2,7 @@
 
 The work is done by Dask's workers, on this machine or on those of a cluster: a worker that dies loses nothing but the
 submission at hand, which is tried once more."""
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -11,34 +12,30 @@ import io
 import json
 import os
 import re
-import stat
 import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from common.errors import InputError, one_line
 from common.files import read_bytes, write_files
 from handin import forms, grading
-from handin.contract import Row
+from handin.contract import SCRIPTS
 from handin.sandbox import printable
 
-SCORES = ("average_f1", "macro_f1", "micro_f1", "ssim", "one_minus_mse")
-COLUMNS = ("submission", "part", "entries", "names", "result", *SCORES, "parameters", "train_minutes", "failed",
+COLUMNS = ("submission", "part", "entries", "names", "result", *grading.SHOWN, "parameters", "train_minutes", "failed",
            "warnings", "graded_by", "log")
-MOST_MEMBERS, MOST_BYTES = 200, 200 * 10 ** 6  # of a submission, unpacked
-MOST_SCRIPT = 2 * 10 ** 6  # bytes of any file but the report
-PARTS = {name: part for part, name in grading.SCRIPTS.items()}
+PARTS = {name: part for part, name in SCRIPTS.items()}
+MOST_MEMBERS, MOST_BYTES, MOST_SCRIPT = 200, 200 * 10 ** 6, 2 * 10 ** 6  # of a zip, unpacked; of a script
+MODEL_ENDINGS = (".pth", ".pkl")  # of files that are graded where they lie and count for nothing else
 METADATA = "submission_metadata.yml"  # of an export of Gradescope
-
-
-class BadSubmission(Exception):
-    """One line that says why a submission cannot be graded."""
 
 
 # ------------------------------------------------------------------------------------------------------ what there is
 
 def find_submissions(folder):
-    """Sorted paths of the zips below a folder, and of the folders with a script and no zip in them. Raises
+    """{name: path} of the zips below a folder, and of the folders with a script and no zip in them. Raises
     InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of submissions, found "
@@ -48,7 +45,7 @@ def find_submissions(folder):
     found = sorted(zips | {root for root in roots if not any(root in path.parents for path in zips)})
     if not found:
         raise InputError(f"{folder}: expected zips, or folders with bird.py or vae.py, found none")
-    return found
+    return {_safe(path.relative_to(folder).as_posix()): path for path in found}
 
 
 def read_names(folder):
@@ -65,95 +62,62 @@ def read_names(folder):
         raise InputError(f"{path}: expected Gradescope's metadata, found: {one_line(error)}") from None
 
 
-def members(path):
-    """{parts of the name: (bytes, function that reads it)} of a zip or a folder. Raises BadSubmission for what no
-    honest one holds."""
-    if path.is_dir():
-        files = {(path.name, *file.relative_to(path).parts): file for file in sorted(path.rglob("*"))
-                 if file.is_file() and not file.is_symlink()}
-        found = {name: (file.stat().st_size, file.read_bytes) for name, file in files.items()}
-    else:
-        try:
-            archive = zipfile.ZipFile(str(path))
-        except (OSError, zipfile.BadZipFile, ValueError) as error:
-            raise BadSubmission(f"expected a zip, found: {one_line(error)}") from None
-        found = {}
-        for member in archive.infolist():
-            parts = tuple(member.filename.replace("\\", "/").split("/"))
-            why = ("a path that leads out of its folder" if parts[0] == "" or ".." in parts or ":" in parts[0] else
-                   "a link" if stat.S_ISLNK(member.external_attr >> 16) else
-                   "an encrypted file" if member.flag_bits & 1 else "")
-            if why:
-                raise BadSubmission(f"expected plain files in one folder, found {why}: {printable(member.filename)}")
-            if not member.is_dir():
-                found[parts] = member.file_size, functools.partial(archive.read, member)
-    found = {name: file for name, file in found.items() if "__MACOSX" not in name and name[-1] != ".DS_Store"
-             and not name[-1].endswith((".pth", ".pkl"))}  # models, which are graded where they lie
-    total = sum(size for size, _ in found.values())
-    if len(found) > MOST_MEMBERS or total > MOST_BYTES:
-        raise BadSubmission(f"expected at most {MOST_MEMBERS} files of {MOST_BYTES / 1e6:g} MB in all, found "
-                            f"{len(found)} of {total / 1e6:.0f} MB")
-    return found
-
-
 def unpack(path, target):
-    """Writes the four files of a submission into `target`, flat, and nothing else of it. Returns the part, the path of
-    the script, the entry numbers, and a Row on the layout. Raises BadSubmission."""
-    files = members(path)
-    scripts = [name for name in files if name[-1] in PARTS]
-    if len(scripts) != 1:
-        found = ", ".join("/".join(name) for name in sorted(scripts or files)[:5])
-        raise BadSubmission(f"expected one script, bird.py or vae.py, found {printable(found) or 'an empty zip'}")
-    folder, script = scripts[0][:-1], scripts[0][-1]
-    for name, (size, read) in files.items():
-        is_report = name[-1].lower().endswith(".pdf")
-        if name[:-1] == folder and (is_report or name[-1] in (script, "model_path.txt", "group.txt")):
-            most = MOST_BYTES if is_report else MOST_SCRIPT
-            if size > most:
-                raise BadSubmission(f"expected at most {most / 1e6:g} MB, found {size / 1e6:.0f} MB as "
-                                    f"{printable(name[-1])}")
-            try:
-                (target / name[-1]).write_bytes(read())
-            except Exception as error:  # a broken member trips the decoders in a dozen ways
-                raise BadSubmission(f"{printable(name[-1])}: cannot be unpacked: {one_line(error)}") from None
-    entries, problems = _forms(target)
-    wanted = {script, "model_path.txt", "group.txt", f"{forms.file_name(entries) or 'ENTRY1_ENTRY2'}.pdf"}
-    if len(folder) != 1:
-        problems.append(f"expected one folder, found the script {'at the top' if not folder else 'deeper'}")
-    missing = sorted(wanted - {name[-1] for name in files if name[:-1] == folder})
-    more = sorted("/".join(name) for name in files if name[:-1] != folder or name[-1] not in wanted)
-    problems += [f"missing: {', '.join(missing)}"] * bool(missing) + [f"besides: {', '.join(more[:5])}"] * bool(more)
-    row = Row(PARTS[script], "submission", "warn" if problems else "pass", "", printable("; ".join(problems), 300))
-    return PARTS[script], target / script, entries, row
-
-
-def _forms(target):
-    """Entry numbers and what is wrong with the forms, which the script can be graded in spite of."""
-    entries, problems = [], []
+    """Unpacks a zip into a folder. Raises InputError for what no honest one holds."""
     try:
-        if (target / "group.txt").exists():
-            entries = forms.read_entries(target / "group.txt")
+        with zipfile.ZipFile(str(path)) as archive:
+            members = [member for member in archive.infolist() if not member.filename.startswith("__MACOSX/")
+                       and not member.filename.endswith((*MODEL_ENDINGS, ".DS_Store"))]
+            leaving = [member.filename for member in members if member.filename.startswith("/")
+                       or ".." in re.split(r"[/\\]", member.filename)]
+            total = sum(member.file_size for member in members)
+            if leaving:
+                raise ValueError(f"a path that leads out of its folder: {printable(leaving[0])}")
+            if len(members) > MOST_MEMBERS or total > MOST_BYTES:
+                raise ValueError(f"{len(members)} files of {total / 1e6:.0f} MB, more than {MOST_MEMBERS} or "
+                                 f"{MOST_BYTES / 1e6:g} MB")
+            archive.extractall(str(target), members)
+    except Exception as error:  # broken bytes trip zipfile in a dozen ways
+        raise InputError(f"zip: expected a zip of plain files in one folder, found: {one_line(error)}") from None
+
+
+def look(folder, depth):
+    """(part, path of the script, entry numbers, what is wrong with the layout and the forms) of a submission that lies
+    in `folder`, its script so many folders deeper. Raises InputError."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()
+             and path.suffix not in MODEL_ENDINGS]
+    scripts = [path for path in files if path.name in PARTS and path.stat().st_size < MOST_SCRIPT]
+    if len(scripts) != 1:
+        found = ", ".join(path.relative_to(folder).as_posix() for path in (scripts or files)[:5])
+        raise InputError(f"zip: expected one script, bird.py or vae.py, found {printable(found) or 'an empty zip'}")
+    script, place, entries, problems = scripts[0], scripts[0].parent, [], []
+    if len(script.relative_to(folder).parts) != depth + 1:
+        problems.append(f"expected one folder, found the script {'deeper' if place != folder else 'at the top'}")
+    try:
+        if (place / "group.txt").exists():
+            entries = forms.read_entries(place / "group.txt")
             problems += forms.entry_problems(entries, "group.txt")
-        if (target / "model_path.txt").exists():
-            lines = forms.read_lines(target / "model_path.txt", "the link of the model")
-            problems += forms.link_problems((lines or [""])[0], "model_path.txt")
+        if (place / "model_path.txt").exists():
+            problems += forms.link_problems(forms.read_link(place / "model_path.txt"), "model_path.txt")
     except InputError as error:
-        problems.append(str(error).replace(f"{target}/", ""))
-    return entries, problems
+        problems.append(str(error).replace(f"{place}/", ""))
+    wanted = {script.name, "model_path.txt", "group.txt", f"{'_'.join(entries) or 'ENTRY1_ENTRY2'}.pdf"}
+    missing = sorted(wanted - {path.name for path in place.iterdir()})
+    more = [path.relative_to(folder).as_posix() for path in files if path.parent != place or path.name not in wanted]
+    problems += [f"{what}: {', '.join(names[:5])}" for what, names in (("missing", missing), ("besides", more))
+                 if names]
+    return PARTS[script.name], script, entries, printable("; ".join(problems), 300)
 
 
 def find_models(path, part, entries, folder):
     """Paths of the submitted models of a part, [] where they are not all there: in FOLDER/ENTRY/, else in the submitted
     folder, in one named as the zip, or beside a zip that lies alone."""
-    places = [Path(folder, entry) for entry in (forms.file_name(entries), *entries) if entry] if folder else []
+    places = [Path(folder, entry) for entry in ("_".join(entries), *entries) if entry] if folder else []
     places += [path, *path.rglob("*")] if path.is_dir() else [path.with_suffix("")]
     if path.is_file() and len(list(path.parent.glob("*.zip"))) == 1:
         places.append(path.parent)
-    for place in places:
-        found = [place / name for name in grading.MODELS[part]]
-        if all(file.is_file() for file in found):
-            return found
-    return []
+    found = ([place / name for name in grading.MODELS[part]] for place in places)
+    return next((files for files in found if all(file.is_file() for file in files)), [])
 
 
 # ------------------------------------------------------------------------------------------------------------- grading
@@ -166,30 +130,29 @@ def _load(part, paths):
 def grade_one(path, paths, settings, quick, models):
     """(dict of some COLUMNS, text of the log) of one submission; `paths` are those of each part's data. Nothing that
     the submission holds raises. This is what a worker of Dask does."""
-    rows, runs, line = [], [], {"result": "fail", "failed": ""}
+    line, zipped = {"result": "fail", "failed": ""}, path.is_file()
     with tempfile.TemporaryDirectory(prefix="submission_") as folder:
         try:
-            part, script, entries, row = unpack(path, Path(folder).resolve())
-            rows.append(row)
+            if zipped:
+                unpack(path, folder)
+            part, script, entries, problems = look(Path(folder).resolve() if zipped else path, int(zipped))
             line.update(part=part, entries=" ".join(map(printable, entries[:2])))
-            if quick:
-                rows += grading.quick_check(script, part, settings.memory)
-            elif part in paths:
-                result = grading.grade_script(part, script, _load(part, paths[part]), settings,
-                                            find_models(path, part, entries, models))
-                rows, runs = rows + result.rows, result.runs
-                line.update({key: f"{value:.4f}" if isinstance(value, float) else value
-                             for key, value in result.scores.items() if key in COLUMNS})
-            else:
+            if not quick and part not in paths:
                 return {**line, "result": "skip", "failed": f"no data of the {part} was given"}, ""
-        except BadSubmission as error:
-            return {**line, "failed": f"zip: {error}"}, ""
+            data, found = (None, []) if quick else (_load(part, paths[part]), find_models(path, part, entries, models))
+            result = grading.grade_script(part, script, data, settings, found)
+        except InputError as error:
+            return {**line, "failed": str(error)}, ""
         except Exception as error:  # of hundreds of strangers' files one must not cost the others their grade
             return {**line, "failed": f"not graded: {type(error).__name__}: {one_line(error)}"}, ""
+    if problems:
+        result.rows.add("submission", "warn", problems)
+    line.update({key: f"{value:.4f}" if isinstance(value, float) else value
+                 for key, value in result.scores.items() if key in COLUMNS})
     for column, status in (("failed", "fail"), ("warnings", "warn")):
-        line[column] = "; ".join(f"{row.check}: {row.detail}" for row in rows if row.status == status)
-    log = [grading.table(rows), *(f"\n$ {run['command']}  (exit code {run['code']}, {run['seconds']} s)\n"
-                                f"{run['output_tail']}" for run in runs)]
+        line[column] = "; ".join(f"{row.check}: {row.detail}" for row in result.rows if row.status == status)
+    log = [grading.table(result.rows), *(f"\n$ {run['command']}  (exit code {run['code']}, {run['seconds']} s)\n"
+                                         f"{run['output_tail']}" for run in result.runs)]
     return {**line, "result": "fail" if line["failed"] else "pass"}, "\n".join(log) + "\n"
 
 
@@ -198,10 +161,10 @@ def fingerprint(paths, settings, quick):
     state = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         state.update(source.read_bytes())
-    for part, places in sorted(paths.items()):
-        for place in map(Path, places):
-            files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-            state.update("".join(f"{part} {file} {file.stat().st_size}\n" for file in files).encode())
+    for part in sorted(paths):
+        for place in map(Path, paths[part]):
+            for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+                state.update(f"{part} {file} {file.stat().st_size if file.is_file() else ''}\n".encode())
     return f"{'quick' if quick else 'full'} {state.hexdigest()[:12]}"
 
 
@@ -209,27 +172,22 @@ def in_parallel(work, jobs, scheduler):
     """Yields (name, result of grade_one, or an exception) of {name: its arguments} as each ends."""
     import dask
     from distributed import Client, LocalCluster, as_completed
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     once_more = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation": 1.0}
     with dask.config.set(once_more), contextlib.ExitStack() as stack:
-        if scheduler:
-            try:
-                client = stack.enter_context(Client(scheduler, timeout=10))
-            except (OSError, ValueError, TimeoutError) as error:
-                raise InputError(f"--scheduler: expected the address of a Dask scheduler, found: "
-                                 f"{one_line(error)}") from None
-        else:
-            environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
-            cluster = stack.enter_context(LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0,
-                                                       dashboard_address=None, silence_logs=50, env=environment))
-            client = stack.enter_context(Client(cluster))
+        if not scheduler:
+            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+            scheduler = stack.enter_context(LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0,
+                                                         dashboard_address=None, silence_logs=50, env=threads))
+        try:
+            client = stack.enter_context(Client(scheduler, timeout=10))
+        except (OSError, ValueError, TimeoutError) as error:
+            raise InputError(f"--scheduler: expected the address of a Dask scheduler, found: "
+                             f"{one_line(error)}") from None
         names = {client.submit(grade_one, *words, pure=False): name for name, words in work.items()}
         for future in as_completed(list(names)):
             found = future.exception() or future.result()
             future.release()  # else the death of the worker that has the result would have it graded again
             yield names.pop(future), found
-
-
 
 
 # --------------------------------------------------------------------------------------------------------- CSV and page
@@ -244,45 +202,40 @@ def read_rows(path):
     """{submission: row} of an earlier call's CSV. Raises InputError."""
     if not path.exists():
         return {}
-    try:
-        reader = csv.DictReader(io.StringIO(read_bytes(path, "a CSV").decode("utf-8"), newline=""))
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(f"{path}: expected the columns of an earlier call ({', '.join(COLUMNS[:4])}, ...), found "
-                             "others; name another file")
-        return {row["submission"]: row for row in reader}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: expected a CSV of an earlier call, found: {one_line(error)}") from None
-
-
-def csv_text(rows):
-    """The rows as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    reader = csv.DictReader(io.StringIO(read_bytes(path, "a CSV").decode("utf-8", "replace"), newline=""))
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise InputError(f"{path}: expected the columns of an earlier call ({', '.join(COLUMNS[:4])}, ...), found "
+                         "others; name another file")
+    return {row["submission"]: row for row in reader}
 
 
 def page(rows):
     """report.html of a class: how the scores are distributed, what fails how often, each submission with its log."""
     import jinja2
     histograms = {}
-    for part in PARTS.values():
-        for key in ("average_f1", "ssim"):
-            values = [float(row[key]) for row in rows if row["part"] == part and row[key]]
-            if values:
-                counts = [sum(i / 10 <= value < (i + 1) / 10 + (i == 9) for value in values) for i in range(10)]
-                histograms[f"{part}: {grading.SHOWN[key]}"] = {
-                    "counts": counts, "most": max(counts), "n": len(values), "mean": sum(values) / len(values)}
-    fails = {}
-    for row in rows:
-        for check in dict.fromkeys(re.findall(r"(?:^|; )([^:;]+): ", row["failed"])):
-            fails[check] = fails.get(check, 0) + 1
+    for part, key in (("birds", "average_f1"), ("digits", "average_f1"), ("digits", "ssim")):
+        values = [float(row[key]) for row in rows if row["part"] == part and row[key]]
+        if values:
+            counts = np.histogram(values, 10, (0, 1))[0].tolist()
+            histograms[f"{part}: {grading.SHOWN[key]}"] = {"counts": counts, "most": max(counts), "n": len(values),
+                                                           "mean": np.mean(values)}
+    fails = collections.Counter(check for row in rows
+                                for check in set(re.findall(r"(?:^|; )([^:;]+): ", row["failed"])))
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, undefined=jinja2.StrictUndefined)
-    counts = {result: sum(row["result"] == result for row in rows) for result in ("pass", "fail", "skip")}
     return environment.get_template("class.html").render(
-        rows=rows, histograms=histograms, counts=counts, fails=sorted(fails.items(), key=lambda item: -item[1]))
+        rows=rows, histograms=histograms, counts=collections.Counter(row["result"] for row in rows),
+        fails=sorted(fails.items(), key=lambda item: (-item[1], item[0])))
+
+
+def write_class(path, rows, files):
+    """Writes the CSV of the rows {submission: row}, report.html beside it, and further files {path: bytes}."""
+    text, ordered = io.StringIO(), [rows[name] for name in sorted(rows)]
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(ordered)
+    write_files({**files, str(path): text.getvalue().encode(),
+                 str(path.with_name("report.html")): page(ordered).encode()})
 
 
 def grade_class(args, data, settings, say):
@@ -291,32 +244,21 @@ def grade_class(args, data, settings, say):
     row says "fail". Raises InputError."""
     found, names, rows = find_submissions(args.submissions), read_names(args.submissions), read_rows(args.csv)
     paths = {part: tuple(str(Path(path).resolve()) for path in getattr(args, part)) for part in data}  # for any worker
-    models = args.models and args.models.resolve()
     key, logs, work = fingerprint(paths, settings, args.quick), args.csv.with_name(f"{args.csv.stem}_logs"), {}
-    for path in found:
-        name = _safe(path.relative_to(args.submissions).as_posix())
+    for name, path in found.items():
         before = rows.get(name, {}).get("graded_by", "")
         if before == key or args.quick and before.startswith("full"):
             say(f"{name}: graded before")
         else:
-            work[name] = path.resolve(), paths, settings, args.quick, models
-    by_name = {_safe(path.relative_to(args.submissions).as_posix()): path for path in found}
-
-    def write(files=()):
-        ordered = sorted(rows.values(), key=lambda row: row["submission"])
-        write_files({**dict(files), str(args.csv): csv_text(ordered).encode(),
-                     str(args.csv.with_name("report.html")): page(ordered).encode()})
-
-    write()
+            work[name] = path.resolve(), paths, settings, args.quick, args.models and args.models.resolve()
+    write_class(args.csv, rows, {})
     for name, result in in_parallel(work, args.jobs, args.scheduler) if work else ():
         line, log = ({"result": "fail", "failed": f"not graded: its worker died twice ({type(result).__name__})"}, ""
                      ) if isinstance(result, BaseException) else result
         place = logs / (re.sub(r"[^\w.-]+", "_", name) + ".txt")
-        path = by_name[name]
-        who = next((names[part] for part in path.relative_to(args.submissions).parts if part in names), "")
-        line = {**dict.fromkeys(COLUMNS, ""), **line, "submission": name, "names": who, "graded_by": key,
-                "log": f"{logs.name}/{place.name}" if log else ""}
-        rows[name] = {column: _safe(value) for column, value in line.items()}
-        write({str(place): log.encode()} if log else {})
+        line.update(submission=name, names=next((names[part] for part in Path(name).parts if part in names), ""),
+                    graded_by=key, log=f"{logs.name}/{place.name}" if log else "")
+        rows[name] = {column: _safe(line.get(column, "")) for column in COLUMNS}
+        write_class(args.csv, rows, {str(place): log.encode()} if log else {})
         print(f"{name}: {line['result']}" + (f": {rows[name]['failed']}" if line["failed"] else ""), flush=True)
     return int(any(row["result"] == "fail" for row in rows.values()))

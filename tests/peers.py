@@ -175,7 +175,7 @@ RULE_BREAKERS = {
     "url": ("birds", "from torch.hub import load_state_dict_from_url as fetch\nfetch('x')", "no pre-trained weights",
             "load_state_dict_from_url"),
     "sklearn's mixture": ("digits", VAE.replace("import numpy as np", "from sklearn.mixture import GaussianMixture"),
-                          "scikit-learn", "only sklearn.metrics is allowed here; line 2: sklearn.mixture.Gauss"),
+                          "scikit-learn", "line 2: sklearn.mixture.GaussianMixture, where only sklearn.metrics is"),
     "sklearn's clusters": ("digits", "def f(x):\n    import sklearn\n    return sklearn.cluster.KMeans(3)",
                            "scikit-learn", "line 3: sklearn.cluster"),
     "no seed": ("digits", VAE.replace(TRAIN, "    # torch.manual_seed(0)\n"), "torch.manual_seed(0)", "never called"),

@@ -203,18 +203,24 @@ def test_training_images_are_coloured_by_their_labels_and_test_images_stand_in_f
     assert (of_test[0] == test[0]).all() and (of_test[1] == data.test_labels).all() and not of_test[5]
 
 
-def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird_trained, bird_data, tmp_path):
+def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird_trained, bird_data, tmp_path,
+                                                                            monkeypatch):
     model = figures_birds.bird.load_model(str(bird_trained.model))
     shutil.copytree(str(bird_data.test), str(tmp_path / "photos"))
     (tmp_path / "photos" / "10" / "0.jpg").write_bytes(b"no photo")
-    paths, truth = figures_birds.list_labelled(str(tmp_path / "photos"), bird_data.classes)
-    predicted, probabilities, readable = figures_birds.predict(model, paths, workers=1)
-    assert (predicted == figures_birds.bird.classify(model, paths, workers=1)[0]).all()
-    assert [Path(paths[i]).name for i in np.flatnonzero(~readable)] == ["0.jpg"]
-    assert np.isnan(probabilities[~readable]).all() and probabilities[readable].sum(1) == pytest.approx(1)
-    chosen = figures_birds.choose_examples(truth, predicted, readable, 4, each=6)
-    drawn = {i for groups in chosen for group in groups for i in group}
-    assert drawn == set(np.flatnonzero(readable))
+    paths, truth = figures_birds.read_birds(str(tmp_path / "photos"), bird_data.classes)
+    predicted, unreadable = figures_birds.bird.classify(model, paths, workers=1)
+    assert [Path(paths[i]).name for i in unreadable] == ["0.jpg"]
+    measured = []
+    monkeypatch.setattr(figures_birds, "measure_maps", measured.extend)
+    _, _, numbers, remarks = figures_birds.draw_all(str(tmp_path / "photos"), str(bird_trained.model), None,
+                                                    torch.device("cpu"), 1)
+    assert numbers.photos == 24 and numbers.scores["accuracy"] == (predicted == truth).mean()
+    assert len(measured) == 23 and "10/0.jpg" in remarks[0] and "1 photos cannot be read" in remarks[0]
+    probabilities = figures_birds.bird.predict_probabilities(model, torch.from_numpy(np.stack([
+        figures_birds.bird.read_photo(path, 72) for path in paths if path != paths[unreadable[0]]])))
+    assert sorted(example.probability for example in measured) == pytest.approx(
+        sorted(probabilities.max(1).values.tolist()), abs=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------- the drawings
@@ -231,7 +237,7 @@ def test_the_table_of_layers_has_every_parameter_and_the_shapes_of_the_trained_s
 def test_what_a_map_measures_agrees_with_values_worked_by_hand():
     even, spot = np.ones((8, 8)), np.zeros((8, 8))
     spot[3, 4] = 1
-    examples = [figures_birds.Example(None, heat, "", "", 1.0) for heat in (even, spot)]
+    examples = [figures_birds.Example(None, heat, "", 1.0) for heat in (even, spot)]
     assert figures_birds.measure_maps(examples[:1]) == pytest.approx({"photos": 1, "centre": 0.25, "entropy": 1})
     assert figures_birds.measure_maps(examples[1:]) == pytest.approx({"photos": 1, "centre": 1, "entropy": 0}, abs=1e-6)
     assert figures_birds.measure_maps(examples)["centre"] == pytest.approx(0.625)
@@ -251,7 +257,7 @@ def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained):
     expected -= expected.amin((2, 3), keepdim=True)
     expected /= expected.amax((2, 3), keepdim=True) + 1e-7
     expected = torch.nn.functional.interpolate(expected, (96, 96), mode="bilinear", align_corners=False)[:, 0].numpy()
-    found = figures_birds.grad_cam(model, photos, targets, batch=2)
+    found = figures_birds.grad_cam(model, photos.float() / 255, targets, batch=2)
     assert found.shape == (3, 96, 96) and found == pytest.approx(expected, abs=0.02) and found.max() > 0.9
     assert all(p.grad is None for p in model.parameters())
 
@@ -311,14 +317,16 @@ def test_pairs_have_the_mahalanobis_distance_of_their_means_and_their_mistakes()
 
 def test_reconstructions_are_drawn_evenly_from_the_classes():
     labels = np.repeat([8, 1, 4], [50, 30, 2])
-    chosen = figures_digits.spread_over_classes(labels, 82, 10)
-    assert labels[chosen].tolist() == [1] * 4 + [4] * 2 + [8] * 4 and len(set(chosen)) == 10
-    assert figures_digits.spread_over_classes(None, 3, 10).tolist() == [0, 1, 2]
+    chosen = figures_digits.spread(labels, 82, 10)
+    assert labels[chosen].tolist() == [1] * 4 + [8] * 6 and len(set(chosen)) == 10
+    assert figures_digits.spread(np.tile([8, 1, 4], 5), 15, 10).tolist() == [1, 7, 10, 2, 5, 11, 14, 3, 6, 12]
+    assert figures_digits.spread(None, 3, 10).tolist() == [0, 1, 2]
 
 
 @pytest.fixture
 def texts(monkeypatch):
-    """texts(figure): what is really written (a tick beyond the limits is not), its box in px, its size in pt."""
+    """texts(figure): what is really written (a tick beyond the limits is not), its box in px, its size in pt; within,
+    figures have our style."""
     written, draw = {}, Text.draw
 
     def watched(text, renderer, *args, **kwargs):
@@ -332,7 +340,9 @@ def texts(monkeypatch):
         written.clear()
         FigureCanvasAgg(figure).draw()
         return [(text.get_text(), box, text.get_fontsize()) for text, box in written.items()]
-    return read
+
+    with plots.style():
+        yield read
 
 
 def _history(n):
@@ -344,7 +354,7 @@ def _history(n):
 def test_no_text_among_class_names_is_cut_off_or_covers_another(names, texts):
     rng, n = np.random.default_rng(0), len(names)
     photo, heat = rng.random((8, 8, 3)).astype(np.float32), rng.random((8, 8)).astype(np.float32)
-    examples = [figures_birds.Example(photo, heat, name, names[-1], 1.0) for name in names]
+    examples = [figures_birds.Example(photo, heat, names[-1], 1.0) for _ in names]
     _check_texts(texts, [
         figures_birds.confusion_figure(rng.integers(0, n, 5000), rng.integers(0, n, 5000), names),
         figures_birds.gradcam_figure([([example], [example] * (k % 2)) for k, example in enumerate(examples)], names)])
@@ -372,7 +382,7 @@ def _check_texts(texts, drawn):
     for figure in drawn:
         written = texts(figure)
         for i, (text, box, size) in enumerate(written):
-            assert 5.5 <= size <= 8.5, text  # pt; drawn outside of the style, as a notebook does
+            assert 5.5 <= size <= 8.5, text  # pt
             assert box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1, text
             for other, other_box, _ in written[:i]:
                 width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)

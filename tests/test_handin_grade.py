@@ -165,10 +165,10 @@ def test_a_model_file_that_no_fresh_model_loads_is_named(saved, check, words, tm
     monkeypatch.setitem(sys.modules, "peer", None)
     probe.probe(str(script), "")
     sys.modules["peer"].train(str(model))
-    (tmp_path / "made.json").write_text(json.dumps(probe.probe(str(script), str(model))))
-    rows = {row.check: row for row in contract.check_probe("birds", "peer.pth", None, tmp_path / "made.json")[0]}
-    assert rows[check].status == "fail" and words in rows[check].detail, rows[check]
-    assert rows["fresh model loads"].status == ("fail" if check == "fresh model loads" else "skip")
+    rows = contract.Rows("birds")
+    contract.check_probe(rows, "peer.pth", probe.probe(str(script), str(model)))
+    (failed,) = [row for row in rows if row.status == "fail"]
+    assert failed.check == check and words in failed.detail, failed
 
 
 def test_a_model_too_large_or_not_made_without_arguments_is_named_by_the_quick_check(tmp_path):
@@ -176,20 +176,20 @@ def test_a_model_too_large_or_not_made_without_arguments_is_named_by_the_quick_c
     script.write_text(peers.changed(peers.VAE, ("Linear(4, 3)", "Linear(4, 5_000_000, device='meta')"),
                                     ("def train(", "class Other(torch.nn.Module):\n    def __init__(self, width):\n"
                                                    "        pass\n\ndef train(")))
-    rows = {row.check: row for row in grading.quick_check(script, "digits")}
+    rows = {row.check: row for row in grading.grade_script("digits", script, None, SHORT).rows}
     assert rows["parameters"].status == "fail" and "25,000,000" in rows["parameters"].detail
     assert rows["model class"].value == "VAE()"
     made = {"import": "", "classes": {"VAE": "TypeError: missing 'width'"}, "file": "", "loads": "", "parameters": 0}
-    (tmp_path / "made.json").write_text(json.dumps(made))
-    row = contract.check_probe("digits", None, None, tmp_path / "made.json")[0][1]
+    found = contract.Rows("digits")
+    contract.check_probe(found, None, made)
+    row = found[1]
     assert (row.check, row.status) == ("model class", "fail") and "missing 'width'" in row.detail
 
 
 def test_a_retrained_model_that_scores_otherwise_is_named():
-    bench = types.SimpleNamespace(result=grading.Result(), part="digits")
-    bench.row = lambda *words: bench.result.rows.append(contract.Row("digits", *words))
-    grading._compare(bench, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.95, "ssim": 0.79})
-    (f1, ssim) = bench.result.rows
+    found = types.SimpleNamespace(rows=contract.Rows("digits"))
+    grading.Grading.compare(found, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.95, "ssim": 0.79})
+    f1, ssim = found.rows
     assert (f1.status, ssim.status) == ("fail", "pass") and "submitted 0.9900, retrained 0.9500" in f1.detail
 
 
@@ -200,7 +200,8 @@ def test_a_retrained_model_that_scores_otherwise_is_named():
 def test_a_broken_csv_is_named(content, words, tmp_path):
     path = tmp_path / "vae.csv"
     path.write_bytes(content)
-    rows, _ = contract.check_labels("digits", path, 2, [1, 4, 8])
+    rows = contract.Rows("digits")
+    contract.check_labels(rows, path, 2, [1, 4, 8])
     assert any(words in row.detail for row in rows if row.status == "fail"), rows
 
 
@@ -211,10 +212,11 @@ def test_a_broken_reconstruction_is_named(tmp_path):
                           ({"data": np.zeros(2 ** 21)}, "found 17 MB"), ({"data": good, "z": good}, "'data', 'z'"),
                           ({"a": good, "b": good}, "'a', 'b'"), ({"data": good - 1}, "-0.5 to -0.5")):
         np.savez(str(path), **arrays)
-        rows, _ = contract.check_reconstruction("digits", path, 3)
+        rows = contract.Rows("digits")
+        contract.check_reconstruction(rows, path, 3)
         assert any(words in row.detail for row in rows if row.status == "fail"), (words, rows)
     path.write_bytes(b"PK broken")
-    assert contract.check_reconstruction("digits", path, 3)[0][0].status == "fail"
+    assert contract.check_reconstruction(rows, path, 3) is None and rows[-1].status == "fail"
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -226,31 +228,16 @@ def test_each_broken_rule_is_named(mistake):
     assert row.status == ("warn" if check in ("map_location", "imports") else "fail") and words in row.detail, row
 
 
-HABITS = {  # known mistakes of public solutions that break no rule: a source, the check that warns, words of its detail
-    "device": ("import torch\nmodel.to('cuda')", "line 2: model.to('cuda')"),
-    "means, not samples": ("def extract_latents(model, images):\n    with torch.no_grad():\n        mean, log = "
-                           "model.encode(images)\n        return model.reparameterize(mean, log)",
-                           "reparameterize() in extract_latents()"),
-    "mixing weights": ("def predict(self, X):\n    return np.argmax([pdf(X, m, c) for m, c in self.parts])",
-                       "predict()"),
-    "mixture's images": ("gmm.fit(val_latents)", "gmm.fit(val_latents)")}
-FINE = {
-    "device": "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\nmodel.to('cuda')",
-    "means, not samples": "def forward(self, x):\n    return self.decode(self.reparameterize(*self.encode(x)))",
-    "mixing weights": "def predict(self, X):\n    return np.argmax([w * pdf(X) for w, pdf in zip(self.weights, pdfs)])",
-    "mixture's images": "gmm.fit(train_latents, means_init=val_means)"}
+def test_a_gpu_that_is_assumed_is_a_warning():
+    """Known from public solutions; it breaks no rule."""
+    row = _named(rules.check_rules("digits", "import torch\nmodel.to('cuda')"))["device"]
+    assert row.status == "warn" and "line 2: model.to('cuda')" in row.detail
+    asked = "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\nmodel.to('cuda')"
+    assert _named(rules.check_rules("digits", asked))["device"].status == "pass"
 
 
 def _named(rows):
     return {row.check: row for row in rows}
-
-
-@pytest.mark.parametrize("check", HABITS)
-def test_each_habit_of_public_solutions_is_a_warning(check):
-    source, words = HABITS[check]
-    row = _named(rules.check_rules("digits", source))[check]
-    assert row.status == "warn" and words in row.detail, row
-    assert _named(rules.check_rules("digits", FINE[check]))[check].status == "pass"
 
 
 def test_outputs_that_depend_on_the_images_around_are_noticed(digit_images, tmp_path):
@@ -287,7 +274,30 @@ def test_nothing_outlives_the_sandbox_and_no_secret_enters_it(tmp_path, monkeypa
                                   sandbox.clean_environment(tmp_path, tmp_path), sandbox.Limits(30))
     secret, home, pid = outcome.tail.split()
     assert (outcome.code, outcome.stopped, secret, home) == (0, "", "None", str(tmp_path))
-    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    assert not _running(int(pid))
+
+
+def _running(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_what_a_killed_grader_has_started_ends_with_it(tmp_path):
+    """A worker of Dask that kill -9 ends: the script that it was running must not go on."""
+    script = "import os, time; open('new', 'w').write(str(os.getpid())); os.rename('new', 'pid'); time.sleep(300)"
+    worker = ("import os, sys\nfrom handin import sandbox\n"
+              "sandbox.run_bounded([sys.executable, '-c', sys.argv[1]], sys.argv[2], dict(os.environ), "
+              "sandbox.Limits(300))")
+    process = subprocess.Popen([sys.executable, "-c", worker, script, str(tmp_path)], cwd=str(ROOT))
+    began = time.monotonic()
+    while not (tmp_path / "pid").exists() and time.monotonic() - began < 60:
+        time.sleep(0.1)
+    time.sleep(1)  # the guard is started after the script
+    process.kill()
+    process.wait()
+    pid = int((tmp_path / "pid").read_text())
+    while _running(pid) and time.monotonic() - began < 90:
+        time.sleep(0.1)
+    assert not _running(pid)
 
 
 def test_an_error_is_quoted_in_one_clean_line():

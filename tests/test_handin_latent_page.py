@@ -128,12 +128,6 @@ def test_what_the_page_shows_lies_within_its_view(parts, content):
     assert (z > [left, bottom]).all() and (z < [right, top]).all()
 
 
-def test_a_decoder_of_other_layers_is_refused():
-    model = SimpleNamespace(decoder=torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 4)))
-    with pytest.raises(ValueError, match="nn.Linear and nn.ReLU"):
-        latent_page.decoder_data(model)
-
-
 # ------------------------------------------------------------------------------------------------------- in a browser
 
 @pytest.fixture(scope="module")
