@@ -60,10 +60,9 @@ def _parser(name, module):
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: the best there)")
     add("--devices", type=count, default=1, metavar="N", help="processes on this machine, one a GPU (default: 1)")
     add("--num-nodes", type=count, default=1, metavar="N", help="machines (default: 1)")
-    add("--strategy", default="auto", metavar="NAME", help="of Lightning's Trainer, such as ddp (default: auto)")
+    add("--strategy", default="auto", choices=("auto", "ddp"), help="of Lightning's Trainer (default: auto)")
     add("--precision", default="32-true", metavar="NAME", help="of Lightning's Trainer, such as bf16-mixed")
     add("--signature", default="", type=printable, metavar="TEXT", help="a text on every figure")
-    add("--inception", metavar="WEIGHTS", help="torch-fidelity's file of Inception weights: FID by these as well")
     return parser
 
 

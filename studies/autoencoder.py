@@ -104,7 +104,7 @@ def train(study):
     return models
 
 
-def measure_model(model, study, extractors, seed):
+def measure_model(model, study, extract, seed):
     """Numbers of one trained model on the held-out images."""
     train, test, last = study.train, study.test, model.history[-1]
     train_z, test_z = mapped(model.encode, train.pixels), mapped(model.encode, test.pixels)
@@ -114,21 +114,18 @@ def measure_model(model, study, extractors, seed):
         "loss": last["test_loss"], "reconstruction": last["test_reconstruction"], "kl": last.get("test_kl"),
         "knn_accuracy": metrics.knn_accuracy(train_z, train.labels, test_z, test.labels),
         "silhouette": metrics.silhouette(test_z, test.labels),
-        **{f"{prefix}fid": metrics.fids(extract, train, test, {"samples": samples}, seed)["samples"]
-           for prefix, extract in extractors.items()}, "seconds": model.seconds}
+        "fid": metrics.fids(extract, train, test, {"samples": samples}, seed)["samples"], "seconds": model.seconds}
 
 
 def measure(study, models):
     """{"numbers": {variant: {model: {measure: {"mean", "sd", "values"}}}}, ...} for results.json."""
-    (extractors, about), train, test = models["features"], study.train, study.test
+    (extract, about), train, test = models["features"], study.train, study.test
     return {
         "numbers": {variant: metrics.summarise([
-            {kind: measure_model(models[variant, seed, kind], study, extractors, seed) for kind in MODELS}
+            {kind: measure_model(models[variant, seed, kind], study, extract, seed) for kind in MODELS}
             for seed in study.seeds]) for variant in study.variants},
         "features": about,
-        "real": {"knn_accuracy": about["guessing"], **{
-            f"{prefix}fid": metrics.fids(extract, train, test, {})["training images"]
-            for prefix, extract in extractors.items()}},
+        "real": {"knn_accuracy": about["guessing"], "fid": metrics.fids(extract, train, test, {})["training images"]},
         "history": {" ".join(map(str, key)): model.history for key, model in models.items() if key != "features"}}
 
 
@@ -138,8 +135,7 @@ ROWS = {
     "mse": "mean squared error of reconstructions ↓", "loss": "loss, summed over an image",
     "reconstruction": "  its reconstruction term", "kl": "  KL divergence, nats",
     "knn_accuracy": "k-NN accuracy of the latents ↑", "silhouette": "silhouette of the classes, -1 to 1 ↑",
-    "fid": "FID of samples from N(0, I) ↓", "inception_fid": "FID by Inception features ↓",
-    "seconds": "training, seconds"}
+    "fid": "FID of samples from N(0, I) ↓", "seconds": "training, seconds"}
 
 
 def sections(study, models, results, picture):
@@ -152,8 +148,7 @@ def sections(study, models, results, picture):
             "Real images: the FID of training images; for k-NN, the accuracy of always naming the most frequent class. "
             "↓: lower is better, ↑: higher is better."],
             [report.compared(f"{data['held_out']:,} held-out images; {report.seeds_text(results)}.",
-                             {**columns, "real images": results["real"]},
-                             {key: title for key, title in ROWS.items() if key in columns["AE, described"]})]),
+                             {**columns, "real images": results["real"]}, ROWS)]),
         *(Section(f"Figures: {variant}", (), (), pictures(variant, study, models, picture))
           for variant in study.variants)]
 

@@ -47,8 +47,7 @@ class Settings:
     beta_classes: Tuple[int, ...] = (0, 1, 7)
     beta_latent: int = 2
     beta_epochs: int = 20
-    save_interval: int = 70     # batches from frame to frame of the GIFs,
-    first_interval: int = 7     # and in the first epoch
+    save_interval: int = 50     # batches from frame to frame of the GIFs
     sigmas: Tuple[float, ...] = (0.1, 0.5, 1.0)  # of the frozen latents
     most_train: int = 60_000
     most_test: int = 10_000
@@ -56,8 +55,7 @@ class Settings:
 
 
 VARIANTS = {"kernel3": {"kernel": 3, "fc_relu": True, "norm_bias": False}}
-QUICK = {"most_train": 3000, "most_test": 1000, "epochs": 15, "feature_steps": 200, "save_interval": 20,
-         "first_interval": 1}
+QUICK = {"most_train": 3000, "most_test": 1000, "epochs": 15, "feature_steps": 200, "save_interval": 5}
 TERMS = {"total loss": "loss", "reconstruction": "reconstruction", "KL": "kl"}
 PUBLISHED = {
     "by_epoch": {"epoch 5, training": 246.19, "epoch 5, held-out": 247.77, "epoch 25, training": 240.46,
@@ -101,18 +99,17 @@ class VAE(losses.GaussianVAE, StudyModule):
 
 class LatentSnapshotCallback(Callback):
     """Keeps a frame {"epoch", "step", "means" (N, D), "reconstructions" uint8} of some held-out images and of a few
-    originals before the training and every `save_interval` batches, in the first epoch every `first_interval`."""
+    originals before the training and every `save_interval` batches."""
 
-    def __init__(self, points, originals, save_interval, first_interval):
-        self.points, self.originals, self.frames = points, originals, []
-        self.save_interval, self.first_interval = save_interval, first_interval
+    def __init__(self, points, originals, save_interval):
+        self.points, self.originals, self.save_interval, self.frames = points, originals, save_interval, []
 
     def on_train_start(self, trainer, module):
         if trainer.global_step == 0:
             self._keep(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step % (self.save_interval if trainer.current_epoch else self.first_interval) == 0:
+        if trainer.global_step % self.save_interval == 0:
             self._keep(trainer, module)
 
     def _keep(self, trainer, module):
@@ -176,8 +173,7 @@ def train(study):
         models[variant, seed, "vae"] = fit("vae", variant, seed, settings.latent, settings.beta, settings.epochs,
                                            (study.train, study.test))
         for beta in settings.betas:
-            watch = LatentSnapshotCallback(points.pixels, originals.pixels, settings.save_interval,
-                                           settings.first_interval)
+            watch = LatentSnapshotCallback(points.pixels, originals.pixels, settings.save_interval)
             models[variant, seed, beta] = fit(f"beta{beta}", variant, seed, settings.beta_latent, beta,
                                               settings.beta_epochs, few, [watch])
             frames.setdefault(beta, watch.frames)
@@ -245,9 +241,8 @@ def measure_seed(study, trained, extractors, variant, seed):
 
 def measure(study, trained):
     """{"numbers": {variant: {...: {"mean", "sd", "values"}}}, ...} for results.json."""
-    (found, about), few = trained["features"], trained["few"]
-    extractors = {"untrained": untrained_features(study.args.seed), **{
-        {"": "trained", "inception_": "Inception"}[prefix]: extract for prefix, extract in found.items()}}
+    (extract, about), few = trained["features"], trained["few"]
+    extractors = {"untrained": untrained_features(study.args.seed), "trained": extract}
     return {
         "numbers": {variant: metrics.summarise([measure_seed(study, trained, extractors, variant, seed)
                                                 for seed in study.seeds]) for variant in study.variants},

@@ -69,6 +69,7 @@ def png_bytes(figure, signature="", crop="tight", dpi=160):
     """PNG of a Figure, cropped to what is drawn unless `crop` is None, without dates and versions; the signature stands
     in a line above."""
     if signature:
+        figure.set_figheight(figure.get_figheight() + 0.17)
         figure.suptitle(signature, x=0.995, ha="right", fontsize=7, color="#555555")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches=crop, dpi=dpi)
@@ -149,7 +150,7 @@ def curves_figure(panels, unit="", x_label="epoch"):
             # The first epoch's value would flatten all that follows.
             axes.set_ylim(later.min() - 0.1 * np.ptp(later), later.max() + 0.3 * np.ptp(later))
             axes.set_xlabel(f"{x_label}\n(first values, up to {drawn.max():.3g}, outside)")
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=min(4, -(-len(lines) // 2) + 1))
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4 if len(lines) < 5 else 3)
     return figure
 
 

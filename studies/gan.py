@@ -11,7 +11,6 @@ turn, 100 epochs. --variant dcgan: a generator of transposed convolutions, and b
 import dataclasses
 from typing import Tuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
@@ -55,7 +54,7 @@ class Settings:
 VARIANTS = {"dcgan": {"convolutional": True}}
 QUICK = {"side": 32, "width": 32, "epochs": 20, "most_train": 1500, "most_test": 400, "feature_steps": 300}
 FRAMES = 16  # samples in a frame of the GIF
-MEASURES = {"fid": "FID", "precision": "precision", "recall": "recall", "diversity": "mean pairwise L2",
+MEASURES = {"fid": "FID ↓", "precision": "precision ↑", "recall": "recall ↑", "diversity": "mean pairwise L2",
             "sharpness": "variance of the Laplacian"}
 CONTROL = 0.5
 RULE = ("FID, precision and recall (Kynkäänniemi et al. 2019) are reported where held-out images with blur or with "
@@ -161,11 +160,11 @@ class Reference:
     """What samples are compared with: as many held-out as training images, and what the latter and negative controls
     get in the place of samples. Where RULE is not met, `tells` is False, and FID, precision and recall are None."""
 
-    def __init__(self, study, extractors):
+    def __init__(self, study, extract):
         seed, n = study.args.seed, min(len(study.train), len(study.test))
-        self.extractors, self.tells = extractors, True
+        self.extract, self.tells = extract, True
         self.held, self.trained = (images.at_most(n, seed).pixels for images in (study.test, study.train))
-        self.features = extractors[""](self.held)
+        self.features = extract(self.held)
         order = torch.randperm(self.held[0, 0].numel(), generator=torch.Generator().manual_seed(seed))
         self.controls = {name: self.measure(images) for name, images in {
             "training images": self.trained, "held-out images, blurred": gaussian_blur(self.held, 9, 2.0),
@@ -177,16 +176,11 @@ class Reference:
 
     def measure(self, images):
         """{"fid", "precision", "recall", "diversity", "sharpness"} of images uint8 (n, 3, S, S)."""
-        found, compared = self.extractors[""](images), (None, None, None)
+        found, compared = self.extract(images), (None, None, None)
         if self.tells:
             compared = (metrics.fid(self.features, found), *metrics.precision_recall(self.features, found))
         return dict(zip(MEASURES, (*compared, metrics.mean_pairwise_l2(images / 255), metrics.sharpness(images / 255))))
 
-
-    def inception_fid(self, images):
-        """{"inception_fid": FID of images uint8 (n, 3, S, S) by Inception features}, or {} without these."""
-        return {f"{prefix}fid": metrics.fid(extract(self.held), extract(images))
-                for prefix, extract in self.extractors.items() if prefix}
 
 
 class Watch(Callback):
@@ -214,20 +208,6 @@ class Watch(Callback):
         self.epochs = state["epochs"]
 
 
-def nearest(x, y, k=1):
-    """(Euclidean distances (N, k), indices (N, k)) of the k images y uint8 (M, ...) nearest to each of x (N, ...)."""
-    x, y = (part.flatten(1).numpy() / np.float32(255) for part in (x, y))
-    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(y).kneighbors(x)
-
-
-def copies(drawn, held, trained, share=0.01):
-    """(share of samples (N, ...), share of half of the held-out images (M, ...)) that are as near to a training image
-    as the nearest `share` of the other half."""
-    near, usual = nearest(drawn, trained)[0], nearest(held, trained)[0]
-    limit = np.quantile(usual[::2], share)
-    return float((near <= limit).mean()), float((usual[1::2] <= limit).mean())
-
-
 # --------------------------------------------------------------------------------------------------- train and measure
 
 def train(study):
@@ -246,44 +226,23 @@ def train(study):
     return {"features": features, "reference": reference, "models": models}
 
 
-def measure_model(model, rows, study, reference, seed):
-    """Numbers of one training, of which `rows` were measured."""
-    drawn = samples(model, len(reference.held), seed)
-    return {**{name: rows[-1][name] for name in MEASURES}, **reference.inception_fid(drawn), "seconds": model.seconds,
-            "copies": copies(drawn, study.test.pixels, study.train.pixels)[0],
-            **{f"{part}_{name}": model.curve(f"train_{name}")[i] for part, i in (("first", 0), ("last", -1))
-               for name in ("generator", "discriminator")}}
-
-
 def measure(study, trained):
     """{"numbers": {variant: {measure: {"mean", "sd", "values"}}}, ...} for results.json."""
     reference, models, held = trained["reference"], trained["models"], trained["reference"].held
     rows = {key: [each["measured"] for each in kept if each["measured"]] for key, (_, kept) in models.items()}
     return {
         "numbers": {variant: metrics.summarise([
-            measure_model(models[variant, seed][0], rows[variant, seed], study, reference, seed)
+            {**{name: rows[variant, seed][-1][name] for name in MEASURES}, "seconds": models[variant, seed][0].seconds}
             for seed in study.seeds]) for variant in study.variants},
         "measured": {variant: {str(seed): rows[variant, seed] for seed in study.seeds} for variant in study.variants},
         "history": {variant: {str(seed): models[variant, seed][0].history for seed in study.seeds}
                     for variant in study.variants},
         "features": trained["features"][1], "features_tell": reference.tells, "controls": reference.controls,
-        "real": {**reference.controls["training images"], **reference.inception_fid(reference.trained),
-                 "images": len(held), "diversity": metrics.mean_pairwise_l2(held / 255),
-                 "sharpness": metrics.sharpness(held / 255),
-                 "copies": copies(held, study.test.pixels, study.train.pixels)[1]}}
+        "real": {**reference.controls["training images"], "images": len(held),
+                 "diversity": metrics.mean_pairwise_l2(held / 255), "sharpness": metrics.sharpness(held / 255)}}
 
 
 # --------------------------------------------------------------------------------------------------------------- report
-
-ROWS = {
-    "fid": "FID ↓", "inception_fid": "FID of Inception features ↓",
-    "precision": "precision: samples among held-out images ↑", "recall": "recall: held-out images among samples ↑",
-    "diversity": "mean pairwise L2", "sharpness": "sharpness, variance of the Laplacian",
-    "copies": "share as near to a training image as 1 % of real ones",
-    "first_generator": "generator's loss, first epoch", "last_generator": "  last epoch",
-    "first_discriminator": "discriminator's loss, first epoch", "last_discriminator": "  last epoch",
-    "seconds": "training, seconds"}
-
 
 def sections(study, trained, results, picture):
     """The report's sections; the figures are of the first seed's models."""
@@ -298,8 +257,7 @@ def sections(study, trained, results, picture):
                 f"{real['images']:,} samples against as many held-out images, last epoch; {report.seeds_text(results)}."
                 " Real images: training images for FID, precision and recall, else held-out ones. ↓: lower is better, "
                 "↑: higher. A collapse shows in a mean pairwise L2 or recall far below that of real images.",
-                {**found, "real images": real},
-                {key: title for key, title in ROWS.items() if key in found["described"]}),
+                {**found, "real images": real}, {**MEASURES, "seconds": "training, seconds"}),
              report.compared("In the place of samples.", controls, dict(list(MEASURES.items())[:3]))]),
         Section("Figures", (), (), pictures(study, trained, results, picture))]
 
@@ -329,8 +287,9 @@ def pictures(study, trained, results, picture):
                 **{variant: (epochs, [row[name] for row in found]) for variant, found in rows.items()},
                 beside: (epochs, [real[name]] * len(epochs))} for name in names}),
                 f"{', '.join(names)} of {real['images']:,} samples of the same noise, against epochs."))
+    near = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(study.train.floats().flatten(1))
     for variant, images in drawn.items():
-        index = nearest(images[:8], study.train.pixels, 3)[1]
+        index = near.kneighbors(images[:8].flatten(1) / 255, return_distance=False)
         made.append(picture(f"neighbours_{variant}", figures.rows_figure({"sample": images[:8] / 255, **{
             f"training {i + 1}": study.train.pixels[index[:, i]] / 255 for i in range(3)}}),
             f"{variant}: the first eight samples and the three training images nearest to each, by pixels."))

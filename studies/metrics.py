@@ -17,7 +17,6 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import gaussian_blur
 
-from common.errors import InputError, one_line
 from studies.training import StudyModule, mapped
 
 
@@ -79,12 +78,8 @@ class FeatureExtractor(StudyModule):
 
 
 def train_feature_extractor(study, batch_size=128):
-    """({prefix: function from images to features}, what results.json says of them). Under "" are the features of a
-    classifier trained for about `feature_steps` batches, 30 epochs at most, under "inception_" those of Inception, if
-    asked. The accuracy is that on the held-out images: what the FID can be trusted by."""
-    weights, others = study.args.inception, {}
-    if weights:
-        others["inception_"] = inception_features(weights, study.run.device)
+    """(function from images to features, what results.json says of them), trained for about `feature_steps` batches, 30
+    epochs at most. The accuracy is that on the held-out images: what the FID can be trusted by."""
     train, test, seed = study.train, study.test, study.args.seed
     classes = len(train.classes) if len(train.classes) > 1 and test.classes else 0
     torch.manual_seed(seed)
@@ -94,30 +89,12 @@ def train_feature_extractor(study, batch_size=128):
     last, n = model.history[-1], len(test)
     correct = round((1 - last["test_error_rate"]) * n)
     guessing = majority_baseline(train.labels, test.labels) if classes else 1 / len(TRANSFORMATIONS)
-    return {"": lambda images: mapped(model.extract, images), **others}, {
+    return (lambda images: mapped(model.extract, images)), {
         "task": f"the {classes} classes" if classes else
                 f"which of {len(TRANSFORMATIONS)} transformations an image was given ({', '.join(TRANSFORMATIONS)})",
         "accuracy": correct / n, "interval": proportion_interval(correct, n), "images": n, "epochs": epochs,
         "train_accuracy": 1 - last["train_error_rate"], "guessing": guessing,
         "weak": correct / n < (1 + guessing) / 2}
-
-
-def inception_features(weights, device):
-    """A function from images (N, 1 or 3, H, W), uint8 or float in [0, 1], to Inception features (N, 2048), by
-    torch-fidelity's network and the file of weights that the user names; nothing is downloaded. Raises InputError."""
-    from torchmetrics.image.fid import NoTrainInceptionV3
-    try:
-        net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
-    except Exception as error:  # an alien file trips torch.load and load_state_dict in a dozen ways
-        raise InputError(f"{weights}: expected the Inception weights of torch-fidelity, and this package, "
-                         f"found: {one_line(error)}") from None
-
-    @torch.no_grad()
-    def features(images):
-        images = images if images.dtype == torch.uint8 else (255 * images).round().clamp(0, 255).byte()
-        return torch.cat([net(part.expand(-1, 3, -1, -1).to(device)).cpu() for part in images.split(50)])
-
-    return features
 
 
 # -------------------------------------------------------------------------------------------------- sets of images

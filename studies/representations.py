@@ -76,7 +76,8 @@ VARIANTS = {"beta0.2": {"beta": 0.2}}
 QUICK = {"most_train": 1000, "most_test": 400, "steps": 140, "vae_steps": 480, "fewest_epochs": 4, "mlp_epochs": 20,
          "feature_steps": 75}
 SHARED = ("cnn", "vqvae", "mlp_codes")  # what does not depend on the VAE
-SOURCES = {"N(0, I)": "z ~ N(0, I)", "mixture": "z ~ mixture", "latents": "z of training photos"}
+SOURCES = {"N(0, I)": "z ~ N(0, I)", "mixture": "z ~ mixture", "latents": "z of training photos",
+           "training images": "training photos"}
 LARGEST = 2.0  # smooth bound of log-variances, whose exp makes the KL of the first steps leap to thousands
 PUBLISHED = {"accuracy": "100 %, one class", "fid": 249.12}  # Inception features, 1,000 images from N(0, I)
 
@@ -304,7 +305,7 @@ def quality(images, real, name):
             f"sharpness_{name}": metrics.sharpness(images)}
 
 
-def measure_vae(model, mlp, mixture, study, extractors, seed):
+def measure_vae(model, mlp, mixture, study, extract, seed):
     """Numbers of a VAE and of what depends on it."""
     photos, test, real = study.train, study.test, study.test.floats()
     latents = mapped(model.encode, photos.at_most(len(test), seed).pixels)
@@ -316,12 +317,8 @@ def measure_vae(model, mlp, mixture, study, extractors, seed):
         "components": len(mixture.weights_)}
     for k, averages in averaged_reconstructions(model, test.pixels, max(study.settings.averaged), seed):
         found.update(quality(averages, real, k))
-    for prefix, extract in extractors.items():
-        fids = metrics.fids(extract, photos, test.at_most(1000, seed), images, seed)
-        found.update({f"{prefix}fid_{name}": value for name, value in fids.items()})
-    for name, each in images.items():
-        found[f"sharpness_{name}"], found[f"diversity_{name}"] = metrics.sharpness(each), metrics.mean_pairwise_l2(each)
-    return found
+    fids = metrics.fids(extract, photos, test.at_most(1000, seed), images, seed)
+    return {**found, **{f"fid_{name}": value for name, value in fids.items()}}
 
 
 def measure_shared(cnn, model, mlp, test):
@@ -337,11 +334,11 @@ def measure_shared(cnn, model, mlp, test):
 def measure(study, models):
     """{"numbers": {variant: {measure: {"mean", "sd", "values"}}}, "shared": {model: the same, of what does not depend
     on the VAE}, "accuracies": {name: {"held_out", its 95 % "interval", "sd" over seeds, "training"}}, ...}."""
-    (extractors, about), photos, test, seeds = models["features"], study.train, study.test, study.seeds
+    (extract, about), photos, test, seeds = models["features"], study.train, study.test, study.seeds
     real = test.floats()
     shared = metrics.summarise([measure_shared(*(models[seed, name] for name in SHARED), test) for seed in seeds])
     numbers = {variant: metrics.summarise([
-        measure_vae(*(models[variant, seed, name] for name in ("vae", "mlp_latents", "mixture")), study, extractors,
+        measure_vae(*(models[variant, seed, name] for name in ("vae", "mlp_latents", "mixture")), study, extract,
                     seed) for seed in seeds])
         for variant in study.variants}
 
@@ -356,7 +353,7 @@ def measure(study, models):
             for name, one in (("photo, CNN", shared["cnn"]), ("VQ-VAE codes, MLP", shared["mlp_codes"]),
                               *((f"VAE latent ({variant}), MLP", one) for variant, one in numbers.items()))}},
         "real": {**quality(photos.at_most(2000, 0).floats().mean(0).expand_as(real), real, "mean_photo"),
-                 "sharpness": metrics.sharpness(real), "diversity": metrics.mean_pairwise_l2(real)},
+                 "sharpness": metrics.sharpness(real)},
         "history": {" ".join(map(str, key)): model.history for key, model in models.items()
                     if isinstance(model, StudyModule)}}
 
@@ -366,13 +363,10 @@ def measure(study, models):
 def rows(settings):
     """{key: title} of the numbers of a VAE in the report."""
     decoded = {**{k: f"{k} decoded samples averaged" for k in settings.averaged}, "mean": "decoded mean of q(z|x)"}
-    measured = {**SOURCES, "training images": "training photos"}
     return {"loss": "loss, nats a photo", "reconstruction": "  its reconstruction term", "kl": "  KL divergence",
             **{f"{key}_{name}": f"{title}, {what}" for key, title, whats in (
-                ("mse", "mean squared error", decoded), ("sharpness", "sharpness", {**decoded, **SOURCES}),
-                ("fid", "FID", measured), ("inception_fid", "Inception FID", measured),
-                ("diversity", "mean pairwise L2", SOURCES))
-                for name, what in whats.items()},
+                ("mse", "mean squared error", decoded), ("sharpness", "sharpness", decoded),
+                ("fid", "FID", SOURCES)) for name, what in whats.items()},
             "components": "components of the mixture", "seconds": "training, seconds"}
 
 
@@ -380,8 +374,8 @@ def sections(study, models, results, picture):
     """The report's sections; the figures are of the first seed's models."""
     numbers, codes, real = results["numbers"], results["shared"]["vqvae"], results["real"]
     caption = f"{results['data']['held_out']:,} held-out photos; {report.seeds_text(results)}."
-    titles = {key: title for key, title in rows(study.settings).items() if key in numbers["described"]}
-    photos = {key: real[key.split("_")[0]] for key in titles if key.startswith(("sharpness", "diversity"))}
+    titles = rows(study.settings)
+    photos = {key: real["sharpness"] for key in titles if key.startswith("sharpness")}
     return [
         Section("Classes", [f"Published accuracies: {PUBLISHED['accuracy']}."], [Table(
             f"Accuracy on {caption}", ["told from", "held-out (95 % interval)", "sd over seeds", "training"],

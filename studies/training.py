@@ -1,10 +1,4 @@
-"""What the studies share of training: Lightning's Trainer with their flags, and a LightningModule that logs its losses.
-
-    class Classifier(StudyModule):
-        def losses(self, x, y): ...          -> {"loss": what is minimised, any other name: scalar}
-        def configure_optimizers(self): ...
-    fitted = Run(folder).fit("classifier", module, train, test, epochs=5, batch_size=128, seed=0)
-"""
+"""What the studies share of training: Lightning's Trainer with their flags, a LightningModule that logs its losses."""
 import io
 import logging
 import os
@@ -74,9 +68,9 @@ class StudyModule(L.LightningModule):
                              "training has diverged")
         self.history.append({"epoch": epoch, "seconds": time.monotonic() - self._began, **row})
         if epoch % 5 == 0 or epoch == last:
-            shown = ("train_loss", "test_loss") if "test_loss" in row else row
-            self.print(f"{self.name}: epoch {epoch}/{last}  " + "  ".join(
-                f"{name} {row[name]:.4g}" for name in shown if name in row), file=sys.stderr)
+            shown = [name for name in ("train_loss", "test_loss") if name in row] or row
+            self.print(f"{self.name}: epoch {epoch}/{last}", *(f" {name} {row[name]:.4g}" for name in shown),
+                       file=sys.stderr)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["history"], checkpoint["about"] = self.history, self.about
@@ -144,9 +138,6 @@ class Run:
             raise InputError(f"--device: expected one that is here, found {device}") from None
         if self.device.type == "cpu" and devices > max(2, os.cpu_count()):
             raise InputError(f"--devices: expected at most {max(2, os.cpu_count())} here, found {devices}")
-        if any(word in strategy for word in ("spawn", "fork", "notebook")):  # these leave the losses in the children
-            raise InputError("--strategy: expected one whose processes all run the command, such as ddp, "
-                             f"found {strategy}")
         if num_nodes > 1 and not {"RANK", "SLURM_PROCID", "NODE_RANK"} & set(os.environ):
             raise InputError(f"--num-nodes: expected torchrun or srun to start the command on each of {num_nodes} "
                              "machines, found neither")
@@ -172,8 +163,10 @@ class Run:
         FOLDER/checkpoints/NAME.ckpt, from which --resume goes on. Raises InputError."""
         path, module.name, module.seed = self.folder / "checkpoints" / f"{name}.ckpt", name, seed
         module.about = {**module.hparams, "batch_size": batch_size, "images": len(train), "seed": seed}
-        found = self._resumable(path, module.about, epochs)
-        if not found and self.leads:
+        found = str(path) if self.resume and path.exists() else None
+        if found:
+            self._check(path, module.about, epochs)
+        elif self.leads:
             shutil.rmtree(self.folder / "logs" / name, ignore_errors=True)
             path.unlink(missing_ok=True)
         if self.device.type == "mps":  # batch norms in channels_last get wrong gradients there: pytorch/pytorch#175189
@@ -185,11 +178,10 @@ class Run:
                 callbacks=[*callbacks, ModelCheckpoint(
                     path.parent, name, save_on_train_epoch_end=True, enable_version_counter=False)],
                 plugins=[WholeFiles()], enable_progress_bar=sys.stdout.isatty(), enable_model_summary=False,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False, sync_batchnorm=self.device.type == "cuda" and self.processes > 1,
-                limit_val_batches=1.0 if test is not None else 0)
-        except Exception as error:  # each strategy and precision has its own
-            raise InputError("--strategy, --precision, --devices: expected what Lightning's Trainer takes, found: "
+                num_sanity_val_steps=0, limit_val_batches=1.0 if test is not None else 0,
+                use_distributed_sampler=False, sync_batchnorm=self.device.type == "cuda" and self.processes > 1)
+        except Exception as error:  # each precision has its own
+            raise InputError("--precision, --devices: expected what Lightning's Trainer takes, found: "
                              f"{one_line(error)}") from None
         self.precision = trainer.precision  # which may be another than asked for: a CPU has no float16
         try:
@@ -200,27 +192,23 @@ class Run:
             raise KeyboardInterrupt
         return module.to(self.device, torch.float32).eval()
 
-    def _resumable(self, path, about, epochs):
-        """The checkpoint's path where there is one of this training to go on from, else None. Raises InputError."""
-        if not (self.resume and path.exists()):
-            return None
+    def _check(self, path, about, epochs):
+        """Raises InputError where a checkpoint is not of the training that is asked for."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, of pickles
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            there, epoch = checkpoint["about"], checkpoint["epoch"] + 1
+            there, epoch, why = checkpoint["about"], checkpoint["epoch"] + 1, ""
         except Exception as error:  # broken bytes trip torch.load in a dozen ways, and so does a pickled object
-            why = one_line(str(error).split(". ")[0])  # what follows is advice to unpickle it all the same
-            raise InputError(f"{path}: expected a checkpoint of this study, found: {why}; "
-                             "start without --resume") from None
+            there, epoch = about, 0
+            why = f"a checkpoint of this study, found: {one_line(str(error).split('. ')[0])}"  # then comes bad advice
         for key, asked in about.items():
             if there.get(key) != asked:
-                raise InputError(f"{path}: expected {key} {asked} as asked, found a training with {there.get(key)}; "
-                                 "start without --resume")
+                why = f"{key} {asked} as asked, found a training with {there.get(key)}"
         if epoch > epochs:
-            raise InputError(f"{path}: expected at most {epochs} epochs as asked, found {epoch}; "
-                             "start without --resume")
-        return str(path)
+            why = f"at most {epochs} epochs as asked, found {epoch}"
+        if why:
+            raise InputError(f"{path}: expected {why}; start without --resume")
 
 
 def leave_together():

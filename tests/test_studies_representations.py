@@ -31,16 +31,12 @@ def photos(bird_draw, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studied(photos, tmp_path_factory):
-    """The whole study in this process, two seeds and a variant, tiny networks, means of colours for Inception's."""
+    """The whole study in this process, two seeds and a variant, tiny networks."""
     folder = tmp_path_factory.mktemp("study") / "out"
     patch = pytest.MonkeyPatch()
     patch.setattr(representations, "QUICK", TINY)
     words = [str(photos), "--out", str(folder), "--quick", "--device", "cpu", "--epochs", "2"]
-    with pytest.MonkeyPatch.context() as alone:
-        alone.setattr(representations.metrics, "inception_features", lambda *_: lambda images: (
-            images if images.is_floating_point() else images.float() / 255).mean((2, 3)))
-        code = command.main(["representations", *words, "--seeds", "2", "--variant", "beta0.2",
-                             "--inception", "weights", "--signature", "drawn for a test"])
+    code = command.main(["representations", *words, "--seeds", "2", "--variant", "beta0.2", "--signature", "by hand"])
     yield types.SimpleNamespace(folder=folder, code=code, words=words,
                                 results=json.loads((folder / "results.json").read_text()))
     patch.undo()
@@ -236,8 +232,7 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
         assert len(numbers["accuracy"]["values"]) == 2
         mse = [numbers[f"mse_{k}"]["mean"] for k in range(1, 11)]
         assert mse[0] > mse[4] > mse[9] > 0 and numbers["sharpness_1"]["mean"] > numbers["sharpness_10"]["mean"]
-        assert {f"{prefix}fid_{source}" for prefix in ("", "inception_") for source in (
-            "N(0, I)", "mixture", "latents", "training images")} < set(numbers)
+        assert {f"fid_{source}" for source in ("N(0, I)", "mixture", "latents", "training images")} < set(numbers)
         assert numbers["components"]["mean"] in (1, 1.5, 2)
         assert numbers["kl"]["mean"] > 0
     assert 1 <= shared["vqvae"]["perplexity"]["mean"] <= shared["vqvae"]["active_codes"]["mean"] <= 12
@@ -257,7 +252,7 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     text, tags = read_page(studied.folder / "report.html")
     assert len(images_of(tags)) == len(names) and all(len(image["alt"]) > 40 for image in images_of(tags))
     assert "249.12" in text and "100 %, one class" in text and "of 2 seeds" in text
-    assert "Inception FID, z ~ mixture" in text
+    assert "FID, z ~ mixture" in text
 
 
 def test_a_finished_study_is_not_trained_again_and_another_length_is_refused(studied, monkeypatch, capsys):
@@ -270,16 +265,13 @@ def test_a_finished_study_is_not_trained_again_and_another_length_is_refused(stu
     numbers = studied.results["numbers"]["described"]
     for name in ("accuracy", "mse_5", "kl", "fid_mixture", "components"):
         assert again["numbers"]["described"][name]["values"] == numbers[name]["values"][:1], name
-    assert "inception_fid_mixture" not in again["numbers"]["described"] and list(again["numbers"]) == ["described"]
+    assert list(again["numbers"]) == ["described"]
     assert command.main(["representations", *studied.words, "--resume", "--epochs", "9"]) == 2
     assert "epochs" in capsys.readouterr().err
 
 
-def test_sources_without_two_classes_or_weights_that_are_none_give_one_line(photos, tmp_path, capsys):
-    (tmp_path / "weights").write_text("none")
-    for words, expected in (([photos / "kind0"], "two classes"),
-                            ([photos, "--inception", tmp_path / "weights"], "weights: expected")):
-        assert command.main(["representations", *map(str, words), "--out", str(tmp_path / "out"), "--device",
-                             "cpu"]) == 2
-        error = capsys.readouterr().err
-        assert expected in error and error.count("\n") == 1
+def test_a_source_without_two_classes_gives_one_line(photos, tmp_path, capsys):
+    words = [str(photos / "kind0"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert command.main(["representations", *words]) == 2
+    error = capsys.readouterr().err
+    assert "two classes" in error and error.count("\n") == 1
