@@ -182,7 +182,6 @@ class Reference:
         return dict(zip(MEASURES, (*compared, metrics.mean_pairwise_l2(images / 255), metrics.sharpness(images / 255))))
 
 
-
 class Watch(Callback):
     """After each epoch keeps {"frame": uint8 (16, 3, S, S) of the same noise, "measured": numbers of samples, every
     `measure_every` epochs and after the last, else None}."""
