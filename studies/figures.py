@@ -69,7 +69,7 @@ def png_bytes(figure, signature="", crop="tight", dpi=160):
     """PNG of a Figure, cropped to what is drawn unless `crop` is None, without dates and versions; the signature stands
     in a line above."""
     if signature:
-        figure.set_figheight(figure.get_figheight() + 0.17)
+        figure.set_figheight(figure.get_figheight() + 0.15)
         figure.suptitle(signature, x=0.995, ha="right", fontsize=7, color="#555555")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches=crop, dpi=dpi)
