@@ -178,7 +178,8 @@ def _array(path):
     if not (low >= 0 and high <= 255):  # NaN is neither
         raise InputError(f"{path}: expected pixels in 0..1 or 0..255, found {low}..{high}")
     array = (array * np.float32(255) if high <= 1 else array).round().astype(np.uint8)
-    pixels = torch.from_numpy(array.reshape(*array.shape[:3], -1)).movedim(3, 1).contiguous()
+    pixels = torch.from_numpy(array.reshape(*array.shape[:3], -1)).movedim(3, 1)
+    pixels = pixels.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel in channels_last
     return Images(pixels, None, [], []) if labels is None else _labelled(pixels, labels, path)
 
 

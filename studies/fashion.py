@@ -99,7 +99,7 @@ class VAE(losses.GaussianVAE, StudyModule):
 
 class LatentSnapshotCallback(Callback):
     """Keeps a frame {"epoch", "step", "means" (N, D), "reconstructions" uint8} of some held-out images and of a few
-    originals before the training and every `save_interval` batches."""
+    originals before the training, every `save_interval` batches and after the last."""
 
     def __init__(self, points, originals, save_interval):
         self.points, self.originals, self.save_interval, self.frames = points, originals, save_interval, []
@@ -109,7 +109,8 @@ class LatentSnapshotCallback(Callback):
             self._keep(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step % self.save_interval == 0:
+        step = trainer.global_step
+        if step % self.save_interval == 0 or step == trainer.estimated_stepping_batches:
             self._keep(trainer, module)
 
     def _keep(self, trainer, module):

@@ -82,7 +82,7 @@ def gif_bytes(figures, signature=""):
     frames = [np.asarray(Image.fromarray(frame).quantize(256, Image.MAXCOVERAGE, dither=0).convert("RGB"))
               for frame in frames]  # this method keeps the rare colours of a few points and of the legend
     return imageio.imwrite("<bytes>", frames, extension=".gif", plugin="pillow", loop=0, optimize=False,
-                           duration=[200] * (len(frames) - 1) + [2000])
+                           duration=[200] * (len(frames) - 1) + [2000] if len(frames) > 1 else 2000)
 
 
 def spread(frames):
