@@ -1,6 +1,7 @@
 """python -m studies STUDY DATA... --out FOLDER"""
 import argparse
 import dataclasses
+import functools
 import importlib
 import os
 import sys
@@ -11,15 +12,14 @@ from typing import NamedTuple
 from common.errors import InputError, Parser
 from studies import printable
 
-# Modules of this package. Each has TITLE, EXAMPLE, Settings (the described experiment), VARIANTS {name: changes of the
-# settings}, QUICK (changes for --quick), CHANNELS, LABELLED, and train, measure, draw and sections for `run` below.
+# Modules of this package. Each has TITLE, LEAD, EXAMPLE, Settings (the described experiment), VARIANTS {name: changes
+# of the settings}, QUICK (changes for --quick), CHANNELS, LABELLED, and train, measure and sections for `run` below.
 STUDIES = {
     "autoencoder": "an autoencoder and a VAE of the same layers, side by side",
     "fashion": "a convolutional VAE on Fashion-MNIST, and what beta does to its latents",
     "representations": "VAE and VQ-VAE latents of photos for classification and for sampling",
     "gan": "a GAN on paintings, measured while it trains",
 }
-PARENT = os.getppid()
 
 
 class Study(NamedTuple):
@@ -47,8 +47,8 @@ def _parser(name, module):
         prog=f"python -m studies {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add, count = parser.add_argument, _at_least(1)
-    add("data", nargs="+", metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of idx files or of images, .npz "
-        "or .npy; a second one is held out (default: its own test files, else a share of each class)")
+    add("data", nargs="+", metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of images, .npz or .npy; a "
+        "second one is held out (default: its own test files, else a fifth of each class)")
     add("--out", required=True, type=Path, metavar="FOLDER", help="for figures, results.json, report.html, checkpoints")
     add("--variant", nargs="+", default=[], choices=module.VARIANTS, metavar="NAME",
         help=f"train these beside the described experiment: {', '.join(module.VARIANTS)}")
@@ -60,32 +60,26 @@ def _parser(name, module):
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: the best there)")
     add("--devices", type=count, default=1, metavar="N", help="processes on this machine, one a GPU (default: 1)")
     add("--num-nodes", type=count, default=1, metavar="N", help="machines (default: 1)")
-    add("--strategy", default="auto", metavar="NAME", help="of Lightning's Trainer, such as ddp (default: auto)")
+    add("--strategy", default="auto", choices=("auto", "ddp"), help="of Lightning's Trainer (default: auto)")
     add("--precision", default="32-true", metavar="NAME", help="of Lightning's Trainer, such as bf16-mixed")
     add("--signature", default="", type=printable, metavar="TEXT", help="a text on every figure")
-    if getattr(module, "FID", True):
-        add("--inception", metavar="WEIGHTS", help="torch-fidelity's file of Inception weights: FID by these as well")
     return parser
 
 
 def run(module, args):
     """Trains, measures and reports a study."""
-    from studies import data, figures, metrics, report, training
+    from studies import data, figures, report, training
     began = time.monotonic()
     settings = module.Settings(**(module.QUICK if args.quick else {}))
     if args.epochs:
         settings = dataclasses.replace(settings, **{
             field.name: args.epochs for field in dataclasses.fields(settings) if field.name.endswith("epochs")})
-    train, test, how = data.read_split(args.data, settings.side, module.CHANNELS, settings.test_share, args.seed,
-                                       module.LABELLED)
+    variants = {name: dataclasses.replace(settings, **module.VARIANTS[name]) for name in args.variant}
+    train, test, how = data.read_split(args.data, settings.side, module.CHANNELS, args.seed, module.LABELLED)
     study = Study(
-        args, settings, {"described": settings, **{name: dataclasses.replace(settings, **module.VARIANTS[name])
-                                                   for name in args.variant}},
-        train.at_most(settings.most_train, args.seed), test.at_most(settings.most_test, args.seed),
-        list(range(args.seed, args.seed + args.seeds)),
+        args, settings, {"described": settings, **variants}, train.at_most(settings.most_train, args.seed),
+        test.at_most(settings.most_test, args.seed), list(range(args.seed, args.seed + args.seeds)),
         training.Run(args.out, args.device, args.devices, args.num_nodes, args.strategy, args.precision, args.resume))
-    if getattr(args, "inception", None):
-        metrics.inception_features(args.inception)  # what is wrong with it should be known before hours of training
     trained = module.train(study)
     training.leave_together()
     if not study.run.leads:
@@ -93,10 +87,9 @@ def run(module, args):
     print("measuring", file=sys.stderr)
     results = {**report.run_facts(args, study.run, settings, study.train, study.test, how),
                **module.measure(study, trained)}
-    album = figures.Album(args.signature)
-    module.draw(study, trained, results, album)
-    print(report.write_study(args.out, module.TITLE, module.LEAD.format(**results["data"], **results["settings"]),
-                             module.sections, album, results, began))
+    sections = module.sections(study, trained, results, functools.partial(figures.picture, args.signature))
+    lead = module.LEAD.format(**results["data"], **results["settings"])
+    print(report.write_study(args.out, module.TITLE, lead, sections, results, began))
 
 
 def main(argv=None):
@@ -110,7 +103,7 @@ def main(argv=None):
     if not argv:
         parser.print_help(sys.stderr)
         return 2
-    name = ""
+    alone = os.environ.get("LOCAL_RANK", "0") == "0"  # of several processes, which end alike, the first says why
     try:
         name = parser.parse_args(argv[:1]).study
         module = importlib.import_module(f"studies.{name}")
@@ -118,27 +111,16 @@ def main(argv=None):
         args.study, args.words = name, list(map(printable, argv[1:]))  # for the report, which states the command
         run(module, args)
         return 0
-    except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0" and _parent_ends():
-            return 2  # the first process has said why
-        if isinstance(error, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        if alone:
             after_bar = "\n" * sys.stderr.isatty()
-            print(f"{after_bar}python -m studies {name}: interrupted; --resume goes on from the last epoch",
+            print(f"{after_bar}python -m studies {argv[0]}: interrupted; --resume goes on from the last epoch",
                   file=sys.stderr)
-            return 130
-        if not isinstance(error, InputError):
-            raise
-        print(" ".join(str(error).splitlines()), file=sys.stderr)
+        return 130
+    except InputError as error:
+        if alone:
+            print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
-
-
-def _parent_ends(seconds=10):
-    """Whether the process that started this one ends within some seconds."""
-    for _ in range(10 * seconds):
-        if os.getppid() != PARENT:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 if __name__ == "__main__":

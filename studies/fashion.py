@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 from typing import Tuple
 
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -22,8 +21,8 @@ from torchvision.datasets import FashionMNIST
 import bird
 from common.errors import InputError
 from studies import figures, losses, metrics, report
-from studies.report import Section, Table
-from studies.training import StudyModule, mapped
+from studies.report import Section
+from studies.training import StudyModule, decoded_noise, mapped
 
 TITLE = "A convolutional VAE on Fashion-MNIST, and what β does"
 LEAD = "1-32-64 convolutions and back, {latent} latent dimensions, {epochs} epochs on {train:,} images"
@@ -48,19 +47,15 @@ class Settings:
     beta_classes: Tuple[int, ...] = (0, 1, 7)
     beta_latent: int = 2
     beta_epochs: int = 20
-    save_interval: int = 70     # batches from frame to frame of the GIFs,
-    first_interval: int = 7     # and in the first epoch
+    save_interval: int = 50     # batches from frame to frame of the GIFs
     sigmas: Tuple[float, ...] = (0.1, 0.5, 1.0)  # of the frozen latents
-    test_share: float = 0.2     # held out where the data has no test files
     most_train: int = 60_000
     most_test: int = 10_000
     feature_steps: int = 1500   # batches that the classifier behind the FID is trained for
 
 
 VARIANTS = {"kernel3": {"kernel": 3, "fc_relu": True, "norm_bias": False}}
-QUICK = {"most_train": 3000, "most_test": 1000, "epochs": 15, "feature_steps": 200, "save_interval": 20,
-         "first_interval": 1}
-PARTS = (("train", "training"), ("test", "held-out"))
+QUICK = {"most_train": 3000, "most_test": 1000, "epochs": 15, "feature_steps": 200, "save_interval": 5}
 TERMS = {"total loss": "loss", "reconstruction": "reconstruction", "KL": "kl"}
 PUBLISHED = {
     "by_epoch": {"epoch 5, training": 246.19, "epoch 5, held-out": 247.77, "epoch 25, training": 240.46,
@@ -68,12 +63,12 @@ PUBLISHED = {
     "fid": {"samples, untrained features": 0.0},
     "beta": {beta: {"reconstruction, training": reconstruction, "KL, training": kl} for beta, reconstruction, kl in (
         ("0.1", 209.47, 8.76), ("0.5", 209.79, 6.12), ("1.0", 210.55, 5.28))}}
-MOST_FRAMES, SCATTER_POINTS = 60, 500
+SCATTER_POINTS = 500  # held-out images in the GIFs
 
 
 # --------------------------------------------------------------------------------------------------------------- model
 
-class VAE(StudyModule):
+class VAE(losses.GaussianVAE, StudyModule):
     """Images (B, 1, 28, 28) -> q(z|x) = N(mean, exp(log-variance)) -> Bernoulli pixels [1]."""
 
     def __init__(self, latent_dim=16, beta=1.0, lr=1e-3, kernel=4, fc_relu=False, norm_bias=True):
@@ -95,25 +90,6 @@ class VAE(StudyModule):
         features = self.encoder(x)
         return self.fc_mu(features), self.fc_logvar(features)
 
-    def encode(self, x):
-        """Images (B, 1, 28, 28) -> means (B, D)."""
-        return self.posterior(x)[0]
-
-    def decode(self, z):
-        """Latents (B, D) -> images (B, 1, 28, 28) in [0, 1]."""
-        return self.decoder(z).sigmoid()
-
-    def reconstruct(self, x):
-        """Images (B, 1, 28, 28) -> images, decoded from the means."""
-        return self.decode(self.encode(x))
-
-    def losses(self, x, y):
-        mean, log_variance = self.posterior(x)
-        logits = self.decoder(losses.reparameterize(mean, log_variance))
-        reconstruction = losses.binary_cross_entropy(logits, x).mean()
-        kl = losses.kl_divergence(mean, log_variance).mean()
-        return {"loss": reconstruction + self.hparams.beta * kl, "reconstruction": reconstruction, "kl": kl}
-
     def training_step(self, batch, index):
         return len(batch[0]) * super().training_step(batch, index)  # the sum is minimised, the mean logged
 
@@ -123,18 +99,18 @@ class VAE(StudyModule):
 
 class LatentSnapshotCallback(Callback):
     """Keeps a frame {"epoch", "step", "means" (N, D), "reconstructions" uint8} of some held-out images and of a few
-    originals before the training and every `save_interval` batches, in the first epoch every `first_interval`."""
+    originals before the training, every `save_interval` batches and after the last."""
 
-    def __init__(self, points, originals, save_interval, first_interval):
-        self.points, self.originals, self.frames = points, originals, []
-        self.save_interval, self.first_interval = save_interval, first_interval
+    def __init__(self, points, originals, save_interval):
+        self.points, self.originals, self.save_interval, self.frames = points, originals, save_interval, []
 
     def on_train_start(self, trainer, module):
         if trainer.global_step == 0:
             self._keep(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step % (self.save_interval if trainer.current_epoch else self.first_interval) == 0:
+        step = trainer.global_step
+        if step % self.save_interval == 0 or step == trainer.estimated_stepping_batches:
             self._keep(trainer, module)
 
     def _keep(self, trainer, module):
@@ -179,40 +155,42 @@ def first_of_each(images, n):
 
 def train(study):
     """{"features": (function, facts), "few": (training, held-out) images of the beta-VAEs, "points" and "originals":
-    images of the GIFs, "frames": {(variant, beta): frames} of the first seed, "models": {(variant, seed, "vae" or
-    beta): VAE}}."""
-    chosen, seed = common_classes(study.train, study.test, study.settings.beta_classes), study.args.seed
+    images of the GIFs, "frames": {beta: frames} of the described network's first seed, "models": {(variant, seed, "vae"
+    or beta): VAE}}."""
+    settings = study.settings
+    chosen = common_classes(study.train, study.test, settings.beta_classes)
     few = of_classes(study.train, chosen), of_classes(study.test, chosen)
     points, originals = few[1].at_most(SCATTER_POINTS, 0), first_of_each(few[1], 9 // len(chosen))
-    features = metrics.train_feature_extractor(study.run, study.train, study.test, study.settings.feature_steps, seed)
-    models, frames = {}, {}
-    for (variant, settings), seed in itertools.product(study.variants.items(), study.seeds):
-        for key in ("vae", *settings.betas):
-            latent, beta, epochs, images, name = (
-                (settings.latent, settings.beta, settings.epochs, (study.train, study.test), "vae") if key == "vae" else
-                (settings.beta_latent, key, settings.beta_epochs, few, f"beta{key}"))
-            watch = LatentSnapshotCallback(points.pixels, originals.pixels, settings.save_interval,
-                                           settings.first_interval)
-            torch.manual_seed(seed)
-            model = VAE(latent, beta, settings.lr, settings.kernel, settings.fc_relu, settings.norm_bias)
-            models[variant, seed, key] = study.run.fit(
-                f"{name}_{variant}_seed{seed}", model, *images, epochs=epochs, batch_size=settings.batch_size,
-                seed=seed, callbacks=[watch] * (key != "vae"))
-            frames.setdefault((variant, key), watch.frames)
+    features, models, frames = metrics.train_feature_extractor(study), {}, {}
+
+    def fit(name, variant, seed, latent, beta, epochs, images, callbacks=()):
+        network = study.variants[variant]
+        torch.manual_seed(seed)
+        model = VAE(latent, beta, network.lr, network.kernel, network.fc_relu, network.norm_bias)
+        return study.run.fit(f"{name}_{variant}_seed{seed}", model, *images, epochs=epochs, seed=seed,
+                             batch_size=settings.batch_size, callbacks=callbacks)
+
+    for variant, seed in itertools.product(study.variants, study.seeds):
+        models[variant, seed, "vae"] = fit("vae", variant, seed, settings.latent, settings.beta, settings.epochs,
+                                           (study.train, study.test))
+        for beta in settings.betas:
+            watch = LatentSnapshotCallback(points.pixels, originals.pixels, settings.save_interval)
+            models[variant, seed, beta] = fit(f"beta{beta}", variant, seed, settings.beta_latent, beta,
+                                              settings.beta_epochs, few, [watch])
+            frames.setdefault(beta, watch.frames)
     return {"features": features, "few": few, "points": points, "originals": originals, "frames": frames,
             "models": models}
 
 
-def decoded_noise(model, n, seed, sigma=1.0):
+def samples(model, n, seed, sigma=1.0):
     """n images (n, 1, 28, 28) in [0, 1], decoded from z = sigma * noise, noise ~ N(0, I)."""
-    noise = torch.randn(n, model.hparams.latent_dim, generator=torch.Generator().manual_seed(seed))
-    return mapped(model.decode, sigma * noise)
+    return decoded_noise(model.decode, model.hparams.latent_dim, n, seed, sigma)
 
 
 def frozen(model, sigmas, n, seed):
     """{name: n images} of the prior, and of mean 0 with each sigma, which share other noise."""
-    return {"z ~ N(0, I)": decoded_noise(model, n, seed),
-            **{f"μ = 0, σ = {sigma}": decoded_noise(model, n, seed + 1, sigma) for sigma in sigmas}}
+    return {"z ~ N(0, I)": samples(model, n, seed),
+            **{f"μ = 0, σ = {sigma}": samples(model, n, seed + 1, sigma) for sigma in sigmas}}
 
 
 def untrained_features(seed):
@@ -224,10 +202,10 @@ def untrained_features(seed):
 
 def measure_model(model, train, test, seed):
     """Losses of the last epoch, and numbers of reconstructions, of samples of the prior, and of the means."""
-    last, reconstructed = model.history[-1], mapped(model.reconstruct, test.pixels)
-    drawn = decoded_noise(model, len(test), seed)
+    reconstructed, drawn = mapped(model.reconstruct, test.pixels), samples(model, len(test), seed)
     train_z, test_z = mapped(model.encode, train.pixels), mapped(model.encode, test.pixels)
-    return {**{f"{name}, {shown}": last[f"{part}_{term}"] for name, term in TERMS.items() for part, shown in PARTS},
+    return {**{f"{name}, {part}": values[-1] for name, term in TERMS.items()
+               for part, values in model.curves(term).items()},
             "mean squared error": float(losses.squared_error(reconstructed, test.floats()).mean()),
             "sharpness of reconstructions": metrics.sharpness(reconstructed),
             "sharpness of samples": metrics.sharpness(drawn),
@@ -249,10 +227,10 @@ def measure_seed(study, trained, extractors, variant, seed):
     """Numbers of the VAE and of the beta-VAEs of a seed."""
     models, train, test = trained["models"], study.train, study.test
     vae, some = models[variant, seed, "vae"], test.at_most(1000, seed)
-    fakes = {"samples": decoded_noise(vae, len(some), seed), "reconstructions": mapped(vae.reconstruct, some.pixels)}
+    fakes = {"samples": samples(vae, len(some), seed), "reconstructions": mapped(vae.reconstruct, some.pixels)}
     return {
-        "by_epoch": {f"epoch {row['epoch']}, {shown}": row[f"{part}_loss"] for row in vae.history
-                     if row["epoch"] % 5 == 0 or row is vae.history[-1] for part, shown in PARTS},
+        "by_epoch": {f"epoch {i}, {part}": values[i - 1] for i in range(1, len(vae.history) + 1)
+                     if i % 5 == 0 or i == len(vae.history) for part, values in vae.curves("loss").items()},
         "vae": measure_model(vae, train, test, seed),
         "frozen": {name: metrics.mean_pairwise_l2(images)
                    for name, images in frozen(vae, study.settings.sigmas, 1000, seed).items()},
@@ -266,132 +244,104 @@ def measure(study, trained):
     """{"numbers": {variant: {...: {"mean", "sd", "values"}}}, ...} for results.json."""
     (extract, about), few = trained["features"], trained["few"]
     extractors = {"untrained": untrained_features(study.args.seed), "trained": extract}
-    if study.args.inception:
-        extractors["Inception"] = metrics.inception_features(study.args.inception, study.run.device)
     return {
         "numbers": {variant: metrics.summarise([measure_seed(study, trained, extractors, variant, seed)
                                                 for seed in study.seeds]) for variant in study.variants},
-        "published": PUBLISHED if study.train.classes == FashionMNIST.classes else None,
+        "published": PUBLISHED if study.train.classes == FashionMNIST.classes else {},
         "features": about, "real": real_numbers(study.train, study.test),
         "beta": {"classes": few[0].classes, "train": len(few[0]), "held_out": len(few[1]), "real": real_numbers(*few)},
         "history": {" ".join(map(str, key)): model.history for key, model in trained["models"].items()}}
 
 
-# ------------------------------------------------------------------------------------------------------------- figures
+# --------------------------------------------------------------------------------------------------------------- report
 
 def loss_curves(models):
     """A Figure of the total loss, reconstruction and KL of models {name: VAE}, training and held-out."""
     return figures.curves_figure({
-        title: {f"{shown} {name}".strip(): model.curve(f"{part}_{term}") for name, model in models.items()
-                for part, shown in PARTS} for title, term in TERMS.items()}, "nats an image")
+        title: {label: values for name, model in models.items() for label, values in model.curves(term, name).items()}
+        for title, term in TERMS.items()}, "nats an image")
 
 
-def latent_gif(frames, points, originals, beta, signature=""):
-    """GIF of frames of LatentSnapshotCallback, at most MOST_FRAMES, all on the same axes."""
-    shown = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).round().astype(int))]
+def latent_frames(frames, points, originals, beta):
+    """Figures of frames of LatentSnapshotCallback for a GIF, all on the same axes."""
+    shown = figures.spread(frames)
     limit = max(2.1, *(1.05 * float(frame["means"].abs().quantile(0.995)) for frame in shown))
-    return figures.gif_bytes((figures.latent_frame(
+    return (figures.latent_frame(
         frame["means"], points.labels, points.classes, limit,
         {"original": originals.floats(), "reconstr.": frame["reconstructions"] / 255},
-        f"β = {beta}, epoch {frame['epoch']}, batch {frame['step']:,}") for frame in shown), signature, dpi=100,
-        colours=64)
+        f"β = {beta}, epoch {frame['epoch']}, batch {frame['step']:,}") for frame in shown)
 
 
-def draw(study, trained, results, album):
-    """Figures of the first seed's models; the GIFs are of the described ones."""
-    points = trained["points"]
-    album.add("dataset", figures.named_figure(first_of_each(study.train, 1).floats()[:10], study.train.classes[:10]),
-              "Ten training images, each under the name of its class.", "The first training image of each class.")
-    for beta in study.settings.betas:
-        album.add(f"vae_beta_{beta}_evolution", latent_gif(
-            trained["frames"]["described", beta], points, trained["originals"], beta, study.args.signature),
-            f"Animation for beta {beta}: means of held-out images by class; below, originals and reconstructions.",
-            f"β = {beta}: means of {len(points):,} held-out images in the course of training, all frames on the same "
-            "axes. Grey circles: one and two standard deviations of N(0, I).")
-    for variant in study.variants:
-        draw_variant(study, trained, variant, album)
-
-
-def draw_variant(study, trained, variant, album):
-    """Figures of a variant's models."""
-    seed, test, settings, models = study.args.seed, study.test, study.settings, trained["models"]
-    points, originals, chosen = trained["points"], trained["originals"], test.at_most(16, seed)
-    vae, betas = models[variant, seed, "vae"], {f"β = {beta}": models[variant, seed, beta] for beta in settings.betas}
-
-    def add(name, figure, alt, caption):
-        album.add(name if variant == "described" else f"{name}_{variant}", figure, alt, f"{variant}: {caption}")
-
-    add("losses", loss_curves({"": vae}), "Total loss, reconstruction and KL against epochs.",
-        "means over the epoch in training, and over the held-out images after it.")
-    add("reconstructions", figures.grid_figure({
-        "original": chosen.floats(), "reconstruction": mapped(vae.reconstruct, chosen.pixels)}, per_row=1),
-        "16 images in two rows of eight; below, their reconstructions in the same places.",
-        "held-out images drawn at random, and their means decoded.")
-    add("samples", figures.grid_figure({
-        "z ~ N(0, I)": decoded_noise(vae, 64, seed), "held-out images": test.at_most(64, seed).floats()}),
-        "Two grids of 64 images: decoded from standard normal noise, and held-out ones.",
-        "64 samples of the prior, not selected, beside held-out images drawn at random.")
-    for n, columns, per_row in ((64, 16, 1), (16, 4, 2)):
-        add(f"frozen_{n}", figures.grid_figure(frozen(vae, settings.sigmas, n, seed), columns, per_row),
-            f"{n} images decoded from the prior, and {n} from mean 0 with each standard deviation.",
-            "effect of frozen latent parameters: z = σ ε, the same noise ε for each σ.")
-    add("beta_losses", loss_curves(betas), "Total loss, reconstruction and KL against epochs for each beta.",
-        "the total loss is reconstruction + β KL.")
-    add("beta_reconstructions", figures.rows_figure({
-        "original": originals.floats(),
-        **{name: mapped(model.reconstruct, originals.pixels) for name, model in betas.items()}}),
-        "A row of held-out images, and a row of their reconstructions for each beta.",
-        "the first held-out images of each class, decoded from two numbers each.")
-    add("beta_samples", figures.grid_figure({
-        name: decoded_noise(model, 64, seed) for name, model in betas.items()}),
-        "A grid of 64 images decoded from standard normal noise for each beta.",
-        "the same 64 latents from N(0, I), decoded by each model.")
-    add("beta_latents", figures.scatter_figure({
-        name: mapped(model.encode, points.pixels) for name, model in betas.items()}, points.labels, points.classes),
-        "Two-dimensional means of held-out images by class for each beta.",
-        f"means of {len(points):,} held-out images, each panel on its own scale.")
-
-
-# -------------------------------------------------------------------------------------------------------------- report
-
-def table(caption, columns):
-    """A Table of columns {title: {row: number}}; rows as the longest has, a dash where another has none."""
-    return Table(caption, ["", *columns], [[row, *(report.number(column.get(row), 5) for column in columns.values())]
-                                           for row in max(columns.values(), key=len)])
-
-
-def sections(results, album):
-    """The report's sections from results.json and the pictures."""
-    data, settings, few, variants, numbers, published = (
-        results[key] for key in ("data", "settings", "beta", "variants", "numbers", "published"))
+def sections(study, trained, results, picture):
+    """The report's sections; the figures are of the first seed's models, the GIFs of the described ones."""
+    data, few, points = results["data"], results["beta"], trained["points"]
+    sources = {"published": results["published"], **results["numbers"]}
 
     def compared(key, caption, **more):
-        cited = {"published": published[key]} if published and key in published else {}
-        return table(caption, {**cited, **{variant: numbers[variant][key] for variant in variants}, **more})
+        columns = {name: found[key] for name, found in sources.items() if key in found}
+        return report.compared(caption, {**columns, **more}, digits=5)
 
-    def pictures(*names):
-        return [picture for name, picture in album.pictures.items() if name.startswith(names)]
-
-    sources = {**({"published": published} if published else {}), **numbers}
-    betas = {f"β = {beta}, {name}": sources[name]["beta"][str(beta)] for beta in settings["betas"] for name in sources}
+    betas = {f"β = {beta}, {name}": found["beta"][str(beta)] for beta in study.settings.betas
+             for name, found in sources.items() if found}
+    garments = dict(zip(study.train.classes[:10], first_of_each(study.train, 1).floats()[:, None]))
     return [
         Section("Training", (), [
             compared("by_epoch", f"Total loss, nats an image; {data['train']:,} training and {data['held_out']:,} "
                      f"held-out images (published: 60,000 and 10,000); {report.seeds_text(results)}."),
             compared("vae", "Last epoch. Losses in nats an image; sharpness: variance of the Laplacian; diversity: "
                      "mean pairwise L2; k-NN of real images: always naming the most frequent class.",
-                     **{"real images": results["real"]})], pictures("dataset", "losses")),
-        Section("Reconstructions and samples", (), (), pictures("reconstructions", "samples")),
+                     **{"real images": results["real"]})],
+            [picture("dataset", figures.grid_figure(garments, 1, 5),
+                     "The first training image of each class, under its name.")]),
         Section("β-VAE", [
-            f"{settings['beta_latent']} latent dimensions, {settings['beta_epochs']} epochs on {few['train']:,} images "
-            f"of {', '.join(few['classes'])}; {few['held_out']:,} held out."], [
-            table("As above. The published numbers do not say of which images they are.",
-                  {**betas, "real images": few["real"]})], pictures("vae_beta", "beta")),
+            f"{study.settings.beta_latent} latent dimensions, {study.settings.beta_epochs} epochs on {few['train']:,} "
+            f"images of {', '.join(few['classes'])}; {few['held_out']:,} held out."],
+            [report.compared("As above. The published numbers do not say of which images they are.",
+                             {**betas, "real images": few["real"]}, digits=5)],
+            [picture(f"vae_beta_{beta}_evolution", latent_frames(frames, points, trained["originals"], beta),
+                     f"β = {beta}: means of {len(points):,} held-out images in the course of training, all frames on "
+                     "the same axes. Grey circles: one and two standard deviations of N(0, I).")
+             for beta, frames in trained["frames"].items()]),
         Section("Frozen latent parameters", [
             "z = μ + σ ε with μ = 0. For σ = 1 that is N(0, I), the prior itself: its row differs from the first by "
-            "the noise drawn."], [compared("frozen", "Mean pairwise L2 of 1,000 images each.")], pictures("frozen")),
+            "the noise drawn."], [compared("frozen", "Mean pairwise L2 of 1,000 images each.")]),
         Section("FID", [
             report.features_text(results["features"]),
             "Untrained: three convolutions with random weights and pooling to 128 features, as published. Its FID has "
             "the scale of the random features, so that only the ratios of its rows mean something."],
-            [compared("fid", f"FID of {min(1000, data['held_out']):,} images each against as many held-out ones.")])]
+            [compared("fid", f"FID of {min(1000, data['held_out']):,} images each against as many held-out ones.")]),
+        *(Section(f"Figures: {variant}", (), (), pictures(variant, study, trained, picture))
+          for variant in study.variants)]
+
+
+def pictures(variant, study, trained, picture):
+    """The pictures of a variant's models."""
+    seed, test, settings, models = study.args.seed, study.test, study.settings, trained["models"]
+    points, originals, chosen = trained["points"], trained["originals"], test.at_most(16, seed)
+    vae, betas = models[variant, seed, "vae"], {f"β = {beta}": models[variant, seed, beta] for beta in settings.betas}
+
+    def add(name, figure, caption):
+        return picture(name if variant == "described" else f"{name}_{variant}", figure, f"{variant}: {caption}")
+
+    return [
+        add("losses", loss_curves({"": vae}), "losses against epochs, means over the epoch in training and over the "
+            "held-out images after it."),
+        add("reconstructions", figures.grid_figure({
+            "original": chosen.floats(), "reconstruction": mapped(vae.reconstruct, chosen.pixels)}, per_row=1),
+            "16 held-out images drawn at random, and below them their means decoded."),
+        add("samples", figures.grid_figure({
+            "z ~ N(0, I)": samples(vae, 64, seed), "held-out images": test.at_most(64, seed).floats()}),
+            "64 samples of the prior, not selected, beside held-out images drawn at random."),
+        *(add(f"frozen_{n}", figures.grid_figure(frozen(vae, settings.sigmas, n, seed), columns, per_row),
+              f"effect of frozen latent parameters, {n} images each: z = σ ε, the same noise ε for each σ.")
+          for n, columns, per_row in ((64, 16, 1), (16, 4, 2))),
+        add("beta_losses", loss_curves(betas), "losses against epochs for each β; the total is reconstruction + β KL."),
+        add("beta_reconstructions", figures.rows_figure({
+            "original": originals.floats(),
+            **{name: mapped(model.reconstruct, originals.pixels) for name, model in betas.items()}}),
+            "the first held-out images of each class, decoded from two numbers each."),
+        add("beta_samples", figures.grid_figure({name: samples(model, 64, seed) for name, model in betas.items()}),
+            "the same 64 latents from N(0, I), decoded by each model."),
+        add("beta_latents", figures.scatter_figure({
+            name: mapped(model.encode, points.pixels) for name, model in betas.items()}, points.labels, points.classes),
+            f"means of {len(points):,} held-out images by class, each panel on its own scale.")]

@@ -11,7 +11,6 @@ turn, 100 epochs. --variant dcgan: a generator of transposed convolutions, and b
 import dataclasses
 from typing import Tuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
@@ -21,8 +20,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 import bird
 from studies import figures, metrics, report
-from studies.report import Section, Table
-from studies.training import StudyModule, mapped
+from studies.report import Section
+from studies.training import StudyModule, decoded_noise
 
 TITLE = "A generative adversarial network on paintings"
 LEAD = "{epochs} epochs on {train:,} images"
@@ -46,7 +45,6 @@ class Settings:
     epochs: int = 100
     seed: int = 0
     # measurement
-    test_share: float = 0.2     # held out where the data has no test files
     most_train: int = 60_000
     most_test: int = 2000       # as many samples are measured
     measure_every: int = 5      # epochs
@@ -55,15 +53,13 @@ class Settings:
 
 VARIANTS = {"dcgan": {"convolutional": True}}
 QUICK = {"side": 32, "width": 32, "epochs": 20, "most_train": 1500, "most_test": 400, "feature_steps": 300}
-FRAMES, MOST_FRAMES = 16, 40  # samples in a frame of the GIF, frames
-MEASURES = {"fid": "FID", "precision": "precision", "recall": "recall", "diversity": "mean pairwise L2",
+FRAMES = 16  # samples in a frame of the GIF
+MEASURES = {"fid": "FID ↓", "precision": "precision ↑", "recall": "recall ↑", "diversity": "mean pairwise L2",
             "sharpness": "variance of the Laplacian"}
-CONTROL, LITTLE_DIVERSITY, LITTLE_RECALL = 0.5, 0.5, 0.1
+CONTROL = 0.5
 RULE = ("FID, precision and recall (Kynkäänniemi et al. 2019) are reported where held-out images with blur or with "
         f"shuffled pixels and samples of untrained generators have precisions below {CONTROL} times that of training "
         "images. ")
-CRITERION = (f"Signs of collapse: diversity below {LITTLE_DIVERSITY} times that of held-out images, or recall below "
-             f"{LITTLE_RECALL} times that of training images. They count after the first measured epoch without any.")
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -131,10 +127,6 @@ class GAN(StudyModule):
         """Noise (B, 100) -> images (B, 3, S, S) in [0, 1]."""
         return (self.generator(z) + 1) / 2
 
-    def realness(self, x):
-        """Images (B, 3, S, S) in [0, 1] -> D(x), the probability (B, 1) of being real."""
-        return self.discriminator(2 * x - 1).sigmoid()
-
     def training_step(self, batch, index):
         x, (generator_step, discriminator_step) = 2 * batch[0] - 1, self.optimizers()
         fake = self.generator(torch.randn(len(x), self.hparams.noise, device=self.device))
@@ -161,8 +153,7 @@ class GAN(StudyModule):
 
 def samples(model, n, seed):
     """n images uint8 (n, 3, S, S) from z ~ N(0, I)."""
-    noise = torch.randn(n, model.hparams.noise, generator=torch.Generator().manual_seed(seed))
-    return mapped(model.generate, noise, 250).mul(255).round().byte()
+    return decoded_noise(model.generate, model.hparams.noise, n, seed).mul(255).round().byte()
 
 
 class Reference:
@@ -192,8 +183,8 @@ class Reference:
 
 
 class Watch(Callback):
-    """After each epoch keeps {"frame": uint8 (16, 3, S, S) of the same noise, "realness": mean D(x) of training and of
-    held-out images, "measured": numbers of samples, every `measure_every` epochs, else None}."""
+    """After each epoch keeps {"frame": uint8 (16, 3, S, S) of the same noise, "measured": numbers of samples, every
+    `measure_every` epochs and after the last, else None}."""
 
     def __init__(self, reference, settings, seed):
         self.reference, self.settings, self.seed, self.epochs = reference, settings, seed, []
@@ -202,14 +193,11 @@ class Watch(Callback):
         if not trainer.is_global_zero:
             return
         module.eval()
-        epoch, batch_size = trainer.current_epoch + 1, self.settings.batch_size
-        measured = epoch % self.settings.measure_every == 0
+        epoch = trainer.current_epoch + 1
+        measured = epoch % self.settings.measure_every == 0 or epoch == trainer.max_epochs
         drawn = samples(module, len(self.reference.held) if measured else FRAMES, self.seed)
-        self.epochs.append({
-            "frame": drawn[:FRAMES].clone(),
-            "realness": [float(mapped(module.realness, pixels[:4 * batch_size], batch_size).mean())
-                         for pixels in (self.reference.trained, self.reference.held)],
-            "measured": {"epoch": epoch, **self.reference.measure(drawn)} if measured else None})
+        self.epochs.append({"frame": drawn[:FRAMES].clone(), "measured": {
+            "epoch": epoch, **self.reference.measure(drawn)} if measured else None})
         module.train()
 
     def state_dict(self):
@@ -219,48 +207,12 @@ class Watch(Callback):
         self.epochs = state["epochs"]
 
 
-def nearest(x, y, k=1):
-    """(Euclidean distances (N, k), indices (N, k)) of the k images or features y (M, ...) nearest to each of x
-    (N, ...); those of uint8 as [0, 1]."""
-    x, y = (part.flatten(1).float().numpy() / (255 if part.dtype == torch.uint8 else 1) for part in (x, y))
-    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(y).kneighbors(x)
-
-
-def copying(drawn, held, trained, share=0.01, k=3):
-    """How near samples (N, ...) are to their nearest training images. The nearest `share` of one half of the held-out
-    images (M, ...) gives a limit; "copies" is the share of samples within it, "real" that of the other half, each with
-    its 95 % interval; "ratio" is that of the median distances. Returns ({"ratio", "copies", "copies_interval", "real",
-    "real_interval"}, indices (N, k) of the nearest training images)."""
-    (near, index), usual = nearest(drawn, trained, k), nearest(held, trained)[0][:, 0]
-    limit, found = np.quantile(usual[::2], share), {"ratio": float(np.median(near[:, 0]) / np.median(usual))}
-    for key, distances in (("copies", near[:, 0]), ("real", usual[1::2])):
-        within = int((distances <= limit).sum())
-        found[key] = within / len(distances)
-        found[f"{key}_interval"] = metrics.proportion_interval(within, len(distances))
-    return found, index
-
-
-def collapse(rows, real):
-    """What CRITERION says of measured epochs: {"signs": epochs, "since": the one from which on all have signs, or None,
-    "text"}. `real` has the diversity of held-out and the recall of training images."""
-    signs = [row["epoch"] for row in rows if row["diversity"] < LITTLE_DIVERSITY * real["diversity"]
-             or row["recall"] is not None and row["recall"] < LITTLE_RECALL * real["recall"]]
-    sound = [row["epoch"] for row in rows if row["epoch"] not in signs]
-    if not sound:
-        return {"signs": signs, "since": None, "text": "at every measured epoch: collapsed, or not learnt yet"}
-    signs = [epoch for epoch in signs if epoch > sound[0]]
-    since = next((epoch for epoch in signs if epoch > sound[-1]), None)
-    return {"signs": signs, "since": since, "text": f"from epoch {since} to the last" if since else
-            f"none from epoch {sound[0]} on" if not signs else f"none in the end; at {len(signs)} epochs before"}
-
-
 # --------------------------------------------------------------------------------------------------- train and measure
 
 def train(study):
     """{"features": (function, facts), "reference": Reference, None but in the first process,
     "models": {(variant, seed): (GAN, what Watch has kept)}}."""
-    features = metrics.train_feature_extractor(study.run, study.train, study.test, study.settings.feature_steps,
-                                               study.args.seed)
+    features = metrics.train_feature_extractor(study)
     reference, models = Reference(study, features[0]) if study.run.leads else None, {}
     for variant, settings in study.variants.items():
         for seed in study.seeds:
@@ -273,128 +225,71 @@ def train(study):
     return {"features": features, "reference": reference, "models": models}
 
 
-def measure_model(model, kept, study, reference, inception, seed):
-    """(numbers of one training, {space: numbers of `copying`}, {space: indices (N, 3) of the nearest images})."""
-    drawn, copies, index = samples(model, len(reference.held), seed), {}, {}
-    for space, place in (("pixels", lambda images: images), ("features", reference.extract))[:1 + reference.tells]:
-        copies[space], index[space] = copying(*map(place, (drawn, study.test.pixels, study.train.pixels)))
-    found = {**reference.measure(drawn), **{f"{part}_{name}": model.curve(f"train_{name}")[i] for part, i in (
-        ("first", 0), ("last", -1)) for name in ("generator", "discriminator")},
-        "train_realness": kept[-1]["realness"][0], "test_realness": kept[-1]["realness"][1], "seconds": model.seconds}
-    if inception:
-        found["inception_fid"] = metrics.fid(*map(inception, (reference.held, drawn)))
-    return found, copies, index
-
-
 def measure(study, trained):
     """{"numbers": {variant: {measure: {"mean", "sd", "values"}}}, ...} for results.json."""
-    reference, inception, held, found = trained["reference"], None, trained["reference"].held, {}
-    real = {**reference.controls["training images"], "images": len(held),
-            "diversity": metrics.mean_pairwise_l2(held / 255), "sharpness": metrics.sharpness(held / 255)}
-    if study.args.inception:
-        inception = metrics.inception_features(study.args.inception, study.run.device)
-        real["inception_fid"] = metrics.fid(*map(inception, (held, reference.trained)))
-    for (variant, seed), (model, kept) in trained["models"].items():
-        numbers, copies, nearest_images = measure_model(model, kept, study, reference, inception, seed)
-        rows = [each["measured"] for each in kept if each["measured"]]
-        if len(kept) % study.settings.measure_every:
-            rows.append({"epoch": len(kept), **{name: numbers[name] for name in MEASURES}})
-        found[variant, seed] = {
-            "numbers": numbers, "copying": copies, "collapse": collapse(rows, real), "measured": rows,
-            "realness": [each["realness"] for each in kept], "history": model.history}
-        trained.setdefault("nearest", {}).setdefault(variant, nearest_images)
-    return {"numbers": {variant: metrics.summarise([found[variant, seed].pop("numbers") for seed in study.seeds])
-                        for variant in study.variants},
-            **{name: {variant: {str(seed): found[variant, seed][name] for seed in study.seeds}
-                      for variant in study.variants} for name in next(iter(found.values()))},
-            "features": trained["features"][1], "features_tell": reference.tells, "controls": reference.controls,
-            "real": real}
-
-
-def draw(study, trained, results, album):
-    """Figures of the first seed's models."""
-    seed, real, train = study.args.seed, results["real"], study.train
-    models = {variant: trained["models"][variant, seed] for variant in study.variants}
-    rows = {variant: results["measured"][variant][str(seed)] for variant in models}
-    album.add("losses", figures.curves_figure({
-        variant: {name: model.curve(f"train_{name}") for name in ("generator", "discriminator")}
-        for variant, (model, _) in models.items()}, "nats"), "Losses of generator and discriminator against epochs.",
-        "Means over each epoch. D = 1/2 gives log 2 = 0.693 for the generator, 2 log 2 = 1.386 for the discriminator.")
-    album.add("realness", figures.curves_figure({
-        variant: {f"{part} images": [each["realness"][i] for each in kept]
-                  for i, part in enumerate(("training", "held-out"))} for variant, (_, kept) in models.items()},
-        "mean D(x)"), "Mean D(x) of training and of held-out images against epochs.", "After each epoch.")
-    epochs = [row["epoch"] for row in rows["described"]]
-    for beside, names in (("training images", list(MEASURES)[:3]), ("held-out images", list(MEASURES)[3:])):
-        if rows["described"][0][names[0]] is not None:
-            album.add(f"measured_{names[0]}", figures.curves_figure({name: {
-                **{variant: (epochs, [row[name] for row in found]) for variant, found in rows.items()},
-                beside: (epochs, [real[name]] * len(epochs))} for name in names}, MEASURES),
-                f"Curves against epochs: {', '.join(names)} of samples, and of {beside} for comparison.",
-                f"{real['images']:,} samples of the same noise at each measured epoch.")
-    few = study.test.at_most(64, seed)
-    album.add("samples", figures.grid_figure({
-        "held-out images": few.floats(), **{f"samples, {variant}": samples(model, len(few), seed) / 255
-                                            for variant, (model, _) in models.items()}}, 16, per_row=1),
-        f"Grids of {len(few)} images: held-out ones, and samples of each variant.",
-        "The first samples, not selected, and held-out images drawn at random.")
-    total = len(models["described"][1])
-    album.add("evolution", figures.gif_bytes((figures.grid_figure({
-        f"{variant}, epoch {i + 1}": kept[i]["frame"] / 255 for variant, (_, kept) in models.items()}, 4)
-        for i in np.unique(np.linspace(0, total - 1, MOST_FRAMES).round().astype(int))), study.args.signature),
-        f"Animation: {FRAMES} samples of each variant from epoch 1 to {total}.",
-        f"{FRAMES} samples of the same noise, not selected, through the training.")
-    for variant, found in trained["nearest"].items():
-        album.add(f"neighbours_{variant}", figures.rows_figure({
-            "sample": samples(models[variant][0], len(few), seed)[:8] / 255,
-            **{f"{space} {i + 1}": train.pixels[index[:8, i]] / 255 for space, index in found.items()
-               for i in (0, 1, 2)}}),
-            "Eight samples in the first row, below each its nearest training images by pixels and by features.",
-            f"{variant}: the first eight samples and the three training images nearest to each.")
+    reference, models, held = trained["reference"], trained["models"], trained["reference"].held
+    rows = {key: [each["measured"] for each in kept if each["measured"]] for key, (_, kept) in models.items()}
+    return {
+        "numbers": {variant: metrics.summarise([
+            {**{name: rows[variant, seed][-1][name] for name in MEASURES}, "seconds": models[variant, seed][0].seconds}
+            for seed in study.seeds]) for variant in study.variants},
+        "measured": {variant: {str(seed): rows[variant, seed] for seed in study.seeds} for variant in study.variants},
+        "history": {variant: {str(seed): models[variant, seed][0].history for seed in study.seeds}
+                    for variant in study.variants},
+        "features": trained["features"][1], "features_tell": reference.tells, "controls": reference.controls,
+        "real": {**reference.controls["training images"], "images": len(held),
+                 "diversity": metrics.mean_pairwise_l2(held / 255), "sharpness": metrics.sharpness(held / 255)}}
 
 
 # --------------------------------------------------------------------------------------------------------------- report
 
-ROWS = (  # title, key
-    ("FID ↓", "fid"), ("FID of Inception features ↓", "inception_fid"),
-    ("precision: samples among held-out images ↑", "precision"), ("recall: held-out images among samples ↑", "recall"),
-    ("mean pairwise L2", "diversity"), ("sharpness, variance of the Laplacian", "sharpness"),
-    ("generator's loss, first epoch", "first_generator"), ("  last epoch", "last_generator"),
-    ("discriminator's loss, first epoch", "first_discriminator"), ("  last epoch", "last_discriminator"),
-    ("mean D(x), training images", "train_realness"), ("  held-out images", "test_realness"),
-    ("training, seconds", "seconds"))
-
-
-def sections(results, album):
-    """The report's sections from results.json and the pictures."""
-    found, real, controls, n = results["numbers"], results["real"], results["controls"], results["data"]["train"]
-    numbers = Table(
-        f"{real['images']:,} samples against as many held-out images, last epoch; {report.seeds_text(results)}. Real "
-        "images: training images for FID, precision and recall, else held-out ones. ↓: lower is better, ↑: higher.",
-        ["measure", *found, "real images"],
-        [[title, *(report.number(each[key]) for each in found.values()), report.number(real[key]) if key in real
-          else ""] for title, key in ROWS if key in found["described"]])
+def sections(study, trained, results, picture):
+    """The report's sections; the figures are of the first seed's models."""
+    found, real, controls = results["numbers"], results["real"], results["controls"]
     highest = max(each["precision"] for name, each in controls.items() if name != "training images")
-    copies = [[f"{variant}, {space}", report.percent(each["copies"], each["copies_interval"]),
-               report.percent(each["real"], each["real_interval"]), report.number(each["ratio"], 3)]
-              for variant, seeds in results["copying"].items() for space, each in next(iter(seeds.values())).items()]
     return [
         Section("Results", [
             *["The quick version is too short to judge the pictures."] * results["quick"],
             report.features_text(results["features"]), RULE + f"Here {highest:.3f} and {real['precision']:.3f}: "
             + "not " * (not results["features_tell"]) + "reported."],
-            [numbers, Table("In the place of samples.", ["images", "FID", "precision", "recall"], [
-                [name, *(report.number(each[key]) for key in ("fid", "precision", "recall"))]
-                for name, each in controls.items()])],
-            [picture for name, picture in album.pictures.items() if name.startswith("measured")]),
-        Section("Collapse", [CRITERION], [Table("Signs of collapse.", ["variant, seed", "signs"], [
-            [f"{variant}, {seed}", each["text"]] for variant, seeds in results["collapse"].items()
-            for seed, each in seeds.items()])]),
-        Section("Samples", (), (), [album["samples"], album["evolution"]]),
-        Section("Training", (), (), [album["losses"], album["realness"]]),
-        Section("Is it copying?", [
-            "The nearest 1 % of one half of the held-out images give a distance to the training images: shares of "
-            "samples and of the other half within it, with 95 % intervals."],
-            [Table(f"First seed, {n:,} training images.", ["variant, distance by", "samples", "held-out images",
-                                                           "ratio of median distances"], copies)],
-            [album[f"neighbours_{variant}"] for variant in found])]
+            [report.compared(
+                f"{real['images']:,} samples against as many held-out images, last epoch; {report.seeds_text(results)}."
+                " Real images: training images for FID, precision and recall, else held-out ones. ↓: lower is better, "
+                "↑: higher. A collapse shows in a mean pairwise L2 or recall far below that of real images.",
+                {**found, "real images": real}, {**MEASURES, "seconds": "training, seconds"}),
+             report.compared("In the place of samples.", controls, dict(list(MEASURES.items())[:3]))]),
+        Section("Figures", (), (), pictures(study, trained, results, picture))]
+
+
+def pictures(study, trained, results, picture):
+    """The pictures of the first seed's models."""
+    seed, real, few = study.args.seed, results["real"], study.test.at_most(64, study.args.seed)
+    models = {variant: trained["models"][variant, seed] for variant in study.variants}
+    rows = {variant: results["measured"][variant][str(seed)] for variant in models}
+    drawn = {variant: samples(model, len(few), seed) for variant, (model, _) in models.items()}
+    made = [
+        picture("samples", figures.grid_figure({"held-out images": few.floats(), **{
+            f"samples, {variant}": images / 255 for variant, images in drawn.items()}}, 16, per_row=1),
+            "The first samples, not selected, and held-out images drawn at random."),
+        picture("evolution", (figures.grid_figure({
+            f"{variant}, epoch {i + 1}": kept[i]["frame"] / 255 for variant, (_, kept) in models.items()}, 4)
+            for i in figures.spread(range(study.settings.epochs))),
+            f"{FRAMES} samples of the same noise, not selected, through the training."),
+        picture("losses", figures.curves_figure({
+            variant: {name: model.curve(f"train_{name}") for name in ("generator", "discriminator")}
+            for variant, (model, _) in models.items()}, "nats"), "Losses, means over each epoch. D = 1/2 gives log 2 = "
+            "0.693 for the generator, 2 log 2 = 1.386 for the discriminator.")]
+    epochs = [row["epoch"] for row in rows["described"]]
+    for beside, names in (("training images", list(MEASURES)[:3]), ("held-out images", list(MEASURES)[3:])):
+        if rows["described"][0][names[0]] is not None:
+            made.append(picture(f"measured_{names[0]}", figures.curves_figure({MEASURES[name]: {
+                **{variant: (epochs, [row[name] for row in found]) for variant, found in rows.items()},
+                beside: (epochs, [real[name]] * len(epochs))} for name in names}),
+                f"{', '.join(names)} of {real['images']:,} samples of the same noise, against epochs."))
+    near = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(study.train.floats().flatten(1))
+    for variant, images in drawn.items():
+        index = near.kneighbors(images[:8].flatten(1) / 255, return_distance=False)
+        made.append(picture(f"neighbours_{variant}", figures.rows_figure({"sample": images[:8] / 255, **{
+            f"training {i + 1}": study.train.pixels[index[:, i]] / 255 for i in range(3)}}),
+            f"{variant}: the first eight samples and the three training images nearest to each, by pixels."))
+    return made

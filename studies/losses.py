@@ -1,4 +1,4 @@
-"""The losses of a VAE that several studies share, in nats, one value an image.
+"""The losses of a VAE, in nats, one value an image, and what the studies' VAEs share.
 
 [1] Kingma & Welling 2014, arXiv:1312.6114    [2] Higgins et al. 2017 (beta-VAE), ICLR
 """
@@ -19,7 +19,7 @@ def squared_error(y, x):
 
 def kl_divergence(mean, log_variance):
     """KL(N(mean, exp(log_variance)) || N(0, I)) = -1/2 sum_j (1 + log_variance_j - mean_j^2 - variance_j), (B,), for
-    mean and log-variance (B, D) [1, appendix B]. Training minimises reconstruction + beta * KL [2]."""
+    mean and log-variance (B, D) [1, appendix B]."""
     mean, log_variance = mean.float(), log_variance.float()  # bfloat16 has three digits
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
 
@@ -27,3 +27,31 @@ def kl_divergence(mean, log_variance):
 def reparameterize(mean, log_variance):
     """z = mean + standard deviation * noise, noise ~ N(0, I), all (B, D) [1, section 2.4]."""
     return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+
+
+class GaussianVAE:
+    """A VAE, once a StudyModule has `posterior`, images (B, C, H, W) -> mean and log-variance of q(z|x), each (B, D),
+    and `decoder`, latents (B, D) -> logits of the pixels. Training minimises reconstruction + beta KL [2]."""
+
+    def encode(self, x):
+        """Images (B, C, H, W) -> means (B, D)."""
+        return self.posterior(x)[0]
+
+    def decode(self, z):
+        """Latents (B, D) -> images (B, C, H, W) in [0, 1]."""
+        return self.decoder(z).sigmoid()
+
+    def reconstruct(self, x):
+        """Images (B, C, H, W) -> images, decoded from the means."""
+        return self.decode(self.encode(x))
+
+    def kl_weight(self):
+        """beta."""
+        return self.hparams.beta
+
+    def losses(self, x, y):
+        mean, log_variance = self.posterior(x)
+        logits = self.decoder(reparameterize(mean, log_variance))
+        reconstruction = binary_cross_entropy(logits, x).mean()
+        kl = kl_divergence(mean, log_variance).mean()
+        return {"loss": reconstruction + self.kl_weight() * kl, "reconstruction": reconstruction, "kl": kl}

@@ -17,7 +17,6 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import gaussian_blur
 
-from common.errors import InputError, one_line
 from studies.training import StudyModule, mapped
 
 
@@ -78,14 +77,15 @@ class FeatureExtractor(StudyModule):
         return torch.optim.Adam(self.parameters(), 2e-3)
 
 
-def train_feature_extractor(run, train, test, steps, seed, batch_size=128):
-    """(function from images to features, what results.json says of them), trained for about `steps` batches, 30 epochs
-    at most. The accuracy is that on the held-out images: what the FID can be trusted by."""
+def train_feature_extractor(study, batch_size=128):
+    """(function from images to features, what results.json says of them), trained for about `feature_steps` batches, 30
+    epochs at most. The accuracy is that on the held-out images: what the FID can be trusted by."""
+    train, test, seed = study.train, study.test, study.args.seed
     classes = len(train.classes) if len(train.classes) > 1 and test.classes else 0
     torch.manual_seed(seed)
     model = FeatureExtractor(train.pixels.shape[1], classes)
-    epochs = min(30, max(2, math.ceil(steps * batch_size / len(train))))
-    run.fit("features", model, train, test, epochs=epochs, batch_size=batch_size, seed=seed)
+    epochs = min(30, max(2, math.ceil(study.settings.feature_steps * batch_size / len(train))))
+    study.run.fit("features", model, train, test, epochs=epochs, batch_size=batch_size, seed=seed)
     last, n = model.history[-1], len(test)
     correct = round((1 - last["test_error_rate"]) * n)
     guessing = majority_baseline(train.labels, test.labels) if classes else 1 / len(TRANSFORMATIONS)
@@ -95,29 +95,6 @@ def train_feature_extractor(run, train, test, steps, seed, batch_size=128):
         "accuracy": correct / n, "interval": proportion_interval(correct, n), "images": n, "epochs": epochs,
         "train_accuracy": 1 - last["train_error_rate"], "guessing": guessing,
         "weak": correct / n < (1 + guessing) / 2}
-
-
-def inception_features(weights, device="cpu", batch_size=50):
-    """A function from images (N, 1 or 3, H, W), uint8 or float in [0, 1], to Inception features (N, 2048), by
-    torch-fidelity's network and the file of weights that the user names; nothing is downloaded. Raises InputError."""
-    from torchmetrics.image.fid import NoTrainInceptionV3
-    try:
-        with open(weights, "rb"):
-            pass
-        net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
-    except ModuleNotFoundError:
-        raise InputError(f"{weights}: expected the package torch-fidelity for Inception features, found none; "
-                         "pip install torch-fidelity") from None
-    except Exception as error:  # an alien file trips torch.load and load_state_dict in a dozen ways
-        raise InputError(f"{weights}: expected the Inception weights of torch-fidelity, "
-                         f"found: {one_line(error)}") from None
-
-    @torch.no_grad()
-    def features(images):
-        images = images if images.dtype == torch.uint8 else (255 * images).round().clamp(0, 255).byte()
-        return torch.cat([net(part.expand(-1, 3, -1, -1).to(device)).cpu() for part in images.split(batch_size)])
-
-    return features
 
 
 # -------------------------------------------------------------------------------------------------- sets of images
@@ -135,7 +112,7 @@ class _Identity(nn.Module):
 
 def fid(real, fake):
     """Fréchet distance of the Gaussians of two sets of features (N, D), (M, D) [1]:
-    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)). It falls as N and M grow: compare equal numbers alone. torchmetrics."""
+    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)). It falls as N and M grow: compare equal numbers alone."""
     metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]), sync_on_compute=False)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import jinja2
 import torch
 
-import bird
-from common.errors import InputError, bad_input_of, one_line
+from common.files import write_files
 from studies import printable
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "scikit-learn", "matplotlib", "pillow")
@@ -32,6 +31,14 @@ class Section(NamedTuple):
     paragraphs: list = ()
     tables: list = ()
     pictures: list = ()
+
+
+def compared(caption, columns, rows=None, digits=4):
+    """A Table of columns {title: {key: number}}, of the rows {key: title}: by default, the keys of the longest column.
+    A dash stands where a column has no such number."""
+    rows = rows or {key: key for key in max(columns.values(), key=len)}
+    return Table(caption, ["", *columns], [[title, *(number(column.get(key), digits) for column in columns.values())]
+                                           for key, title in rows.items()])
 
 
 def run_facts(args, run, settings, train, test, how):
@@ -53,17 +60,14 @@ def run_facts(args, run, settings, train, test, how):
 
 def run_section(results):
     """The report's section on data, machine and settings, from results.json."""
-    about = results["data"]
-    shown = {"data": ", ".join(about["source"]), "training images": f"{about['train']:,}",
-             "held-out images": f"{about['held_out']:,}", "held out by": about["held_out_by"],
-             "images skipped": f"{about['skipped']:,}", "classes": ", ".join(about["classes"]) or "none",
-             "seeds": ", ".join(map(str, results["seeds"])), "device": results["device"],
-             "precision": results["precision"], "whole study, this call": f"{results['seconds']:.0f} s",
-             "command": results["command"]}
-    settings = [[key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
-                for key, value in results["settings"].items()]
-    return Section("The run", [], [Table("Data and machine", ["", "value"], [list(row) for row in shown.items()]),
-                                   Table("Settings", ["setting", "value"], settings)])
+    def rows(found):
+        return [[key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
+                for key, value in found.items()]
+
+    about = {**results["data"], "seconds, this call": round(results["seconds"]),
+             **{key: results[key] for key in ("seeds", "device", "precision", "command")}}
+    return Section("The run", [], [Table("Data and machine", ["", "value"], rows(about)),
+                                   Table("Settings", ["setting", "value"], rows(results["settings"]))])
 
 
 def number(value, digits=4):
@@ -93,34 +97,28 @@ def seeds_text(results):
 
 def features_text(about):
     """A paragraph on the features of the FID, from metrics.train_feature_extractor."""
-    return (f"FID by a classifier trained here to tell {about['task']}: accuracy {percent(about['accuracy'])} on "
-            f"{about['images']:,} held-out images (95 % interval {100 * about['interval'][0]:.1f} to "
-            f"{100 * about['interval'][1]:.1f} %, guessing {percent(about['guessing'])}). Comparable within this "
-            "report alone." + " The accuracy is low, so this FID decides little." * about["weak"])
+    return (f"FID by a classifier trained here to tell {about['task']}: accuracy "
+            f"{percent(about['accuracy'], about['interval'])} on {about['images']:,} held-out images (95 % interval), "
+            f"guessing {percent(about['guessing'])}. Comparable within this report alone."
+            + " The accuracy is low, so this FID decides little." * about["weak"])
 
 
-def write_study(folder, title, lead, make_sections, pictures, results, began):
+def write_study(folder, title, lead, sections, results, began):
     """Writes FOLDER/figures/, results.json and report.html, all or none, for a study that began at that
-    time.monotonic(); make_sections(results, pictures) gives the Sections, once the results have their "seconds".
-    Returns a line that says what was written. Raises InputError."""
+    time.monotonic(). Returns a line that says what was written. Raises InputError."""
     results["seconds"], folder = time.monotonic() - began, Path(folder)
     numbers = json.loads(json.dumps(results), parse_constant=lambda name: None)  # JSON has no NaN
-    sections = [*make_sections(results, pictures), run_section(results)]
-    shown = [picture for section in sections for picture in section.pictures]
+    sections = [*sections, run_section(results)]
+    pictures = [picture for section in sections for picture in section.pictures]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     page = environment.get_template("report.html").render(
         title=title, lead=lead + (", the quick version of the study." if results["quick"] else "."), sections=sections,
         foot=", ".join(f"{name} {version}" for name, version in results["versions"].items()))
-    try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: expected a folder for the results, found: {one_line(error)}") from None
-    with bad_input_of(bird):
-        bird.write_files({
-            **{str(folder / "figures" / f"{picture.name}.{picture.kind}"): picture.content for picture in shown},
-            str(folder / "results.json"): (json.dumps(numbers, indent=1, allow_nan=False) + "\n").encode(),
-            str(folder / "report.html"): page.encode()})
+    write_files({
+        **{str(folder / "figures" / f"{picture.name}.{picture.kind}"): picture.content for picture in pictures},
+        str(folder / "results.json"): (json.dumps(numbers, indent=1, allow_nan=False) + "\n").encode(),
+        str(folder / "report.html"): page.encode()})
     skipped = f"; {results['data']['skipped']} images skipped" if results["data"]["skipped"] else ""
-    return f"wrote {printable(str(folder))}/report.html, results.json and {len(shown)} figures{skipped}"
+    return f"wrote {printable(str(folder))}/report.html, results.json and {len(pictures)} figures{skipped}"

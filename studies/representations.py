@@ -5,8 +5,8 @@ q(z|x), images from N(0, I) and their FID; a CNN that tells classes; MLPs that t
 the codes of a VQ-VAE [2]; a Gaussian mixture fitted to the latents [3], whose samples are decoded.
 --variant beta0.2: a KL weight of 0.2 in place of 1; only what depends on the VAE is trained beside.
 
-[1] Kingma & Welling 2014, arXiv:1312.6114                 [3] Ghosh et al. 2020 (density of latents), arXiv:1903.12436
-[2] van den Oord et al. 2017 (VQ-VAE), arXiv:1711.00937    [4] Burda et al. 2016 (active units), arXiv:1509.00519
+[1] Kingma & Welling 2014, arXiv:1312.6114    [3] Ghosh et al. 2020 (density of latents), arXiv:1903.12436
+[2] van den Oord et al. 2017 (VQ-VAE), arXiv:1711.00937
 """
 import dataclasses
 import math
@@ -22,8 +22,8 @@ from torchvision.transforms import v2
 
 import vae
 from studies import figures, losses, metrics, report, vq
-from studies.report import Section, Table, number, percent
-from studies.training import StudyModule, mapped
+from studies.report import Section, Table, percent
+from studies.training import StudyModule, decoded_noise, mapped
 
 TITLE = "Representations of photos: VAE, VQ-VAE, classifiers, mixture"
 LEAD = "{train:,} photos of {side} px to train on, {held_out:,} held out"
@@ -65,7 +65,6 @@ class Settings:
     mlp_epochs: int = 40
     mlp_batch_size: int = 128
     # measurement
-    test_share: float = 0.2     # of each class, held out where the data has no test files
     most_train: int = 20_000
     most_test: int = 2000
     components: Tuple[int, ...] = (1, 2, 4, 8)  # of the mixture; the likeliest on a fifth of the training latents
@@ -80,7 +79,6 @@ SHARED = ("cnn", "vqvae", "mlp_codes")  # what does not depend on the VAE
 SOURCES = {"N(0, I)": "z ~ N(0, I)", "mixture": "z ~ mixture", "latents": "z of training photos",
            "training images": "training photos"}
 LARGEST = 2.0  # smooth bound of log-variances, whose exp makes the KL of the first steps leap to thousands
-ACTIVE = 0.01  # variance over the photos from which on a latent's mean counts as used [4]
 PUBLISHED = {"accuracy": "100 %, one class", "fid": 249.12}  # Inception features, 1,000 images from N(0, I)
 
 
@@ -119,7 +117,7 @@ def convolution(width, following, kernel, stride):
     return [nn.Conv2d(width, following, kernel, stride, 1, bias=False), nn.BatchNorm2d(following), nn.SiLU()]
 
 
-class PhotoVAE(PhotoModule):
+class PhotoVAE(losses.GaussianVAE, PhotoModule):
     """Four strided convolutions, a Gaussian latent, and back."""
 
     def __init__(self, settings):
@@ -135,25 +133,17 @@ class PhotoVAE(PhotoModule):
         self.decoder = nn.Sequential(*layers)
 
     def posterior(self, x):
-        """Photos (B, 3, S, S) -> (B, 2 latent): means of q(z|x), then its log-variances."""
+        """Photos (B, 3, S, S) -> mean and log-variance of q(z|x), each (B, latent)."""
         mean, log_variance = self.encoder(x).chunk(2, dim=1)
-        return torch.cat([mean, LARGEST - F.softplus(LARGEST - log_variance)], dim=1)
+        return mean, LARGEST - F.softplus(LARGEST - log_variance)
 
-    def encode(self, x):
-        """Photos (B, 3, S, S) -> means (B, latent)."""
-        return self.posterior(x).chunk(2, dim=1)[0]
+    def moments(self, x):
+        """Photos (B, 3, S, S) -> means, then log-variances, in one tensor (B, 2 latent)."""
+        return torch.cat(self.posterior(x), dim=1)
 
-    def decode(self, z):
-        """Latents (B, latent) -> images (B, 3, S, S) in [0, 1]."""
-        return self.decoder(z).sigmoid()
-
-    def losses(self, x, y):
-        mean, log_variance = self.posterior(x).chunk(2, dim=1)
-        logits = self.decoder(losses.reparameterize(mean, log_variance))
-        reconstruction = losses.binary_cross_entropy(logits, x).mean()
-        kl = losses.kl_divergence(mean, log_variance).mean()
-        weight = self.hparams.beta * (self.warmth(self.global_step) if self.training else 1)
-        return {"loss": reconstruction + weight * kl, "reconstruction": reconstruction, "kl": kl}
+    def kl_weight(self):
+        """beta, to which it rises in training."""
+        return self.hparams.beta * (self.warmth(self.global_step) if self.training else 1)
 
 
 class VQVAE(PhotoModule):
@@ -242,12 +232,12 @@ def budget(settings, n, steps, batch_size):
 def features_of(function, images, mirrored=False):
     """data.Images whose "pixels" are features (N, D) of images; `mirrored` adds those of their mirror images."""
     pixels, times = (torch.cat([images.pixels, images.pixels.flip(3)]), 2) if mirrored else (images.pixels, 1)
-    return dataclasses.replace(images, pixels=mapped(function, pixels, 500), labels=images.labels.repeat(times))
+    return dataclasses.replace(images, pixels=mapped(function, pixels), labels=images.labels.repeat(times))
 
 
 def fit_mixture(latents, settings, seed):
-    """(vae.GaussianMixture of latents (N, D), {components: mean log-likelihood, in nats, of a fifth of them that was
-    set aside}): with the number of components that is best there, fitted to all."""
+    """vae.GaussianMixture of latents (N, D), with the number of components that gives a fifth of them, set aside, the
+    highest likelihood."""
     latents = latents.double().numpy()
     rest, aside = train_test_split(latents, test_size=0.2, random_state=seed)
 
@@ -258,18 +248,17 @@ def fit_mixture(latents, settings, seed):
                 points, kmeans_plusplus(points, components, random_state=seed)[0])
 
     likelihood = {k: fitted(k, rest).score(aside) for k in settings.components if k <= len(rest)}
-    return fitted(max(likelihood, key=likelihood.get), latents), likelihood
+    return fitted(max(likelihood, key=likelihood.get), latents)
 
 
 def train(study):
     """{"features": (function, facts), (seed, name of SHARED): module, (variant, seed, "vae" or "mlp_latents"): module,
-    (variant, seed, "mixture"): (vae.GaussianMixture, likelihoods)}."""
+    (variant, seed, "mixture"): vae.GaussianMixture}."""
     settings, photos, test, classes = study.settings, study.train, study.test, len(study.train.classes)
-    models = {"features": metrics.train_feature_extractor(study.run, photos, test, settings.feature_steps,
-                                                          study.args.seed)}
+    models = {"features": metrics.train_feature_extractor(study)}
     variance = float(photos.at_most(2000, 0).floats().var())
-    short, long = (budget(settings, len(photos), *words) for words in (
-        (settings.steps, settings.batch_size), (settings.vae_steps, settings.vae_batch_size)))
+    short = budget(settings, len(photos), settings.steps, settings.batch_size)
+    long = budget(settings, len(photos), settings.vae_steps, settings.vae_batch_size)
 
     def fit(name, seed, options, make, *words, images=(photos, test)):
         torch.manual_seed(seed)
@@ -296,7 +285,7 @@ def train(study):
 def averaged_reconstructions(model, pixels, most, seed):
     """Yields, for k = 1 to `most`, (k, images (N, 3, S, S) in [0, 1]): the mean of k decoded samples of q(z|x) of each
     of the photos (N, 3, S, S). The samples of a smaller k are among those of a larger."""
-    mean, log_variance = mapped(model.posterior, pixels).chunk(2, dim=1)
+    mean, log_variance = mapped(model.moments, pixels).chunk(2, dim=1)
     noise, total = torch.Generator().manual_seed(seed), 0
     for k in range(1, most + 1):
         z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=noise)
@@ -306,8 +295,7 @@ def averaged_reconstructions(model, pixels, most, seed):
 
 def generated(model, mixture, n, seed):
     """{source: images (n, 3, S, S)} decoded from z ~ N(0, I) and from samples of the mixture of latents."""
-    noise = torch.randn(n, model.hparams.latent, generator=torch.Generator().manual_seed(seed))
-    return {"N(0, I)": mapped(model.decode, noise),
+    return {"N(0, I)": decoded_noise(model.decode, model.hparams.latent, n, seed),
             "mixture": mapped(model.decode, torch.from_numpy(mixture.sample(n, seed)[0]).float())}
 
 
@@ -317,33 +305,28 @@ def quality(images, real, name):
             f"sharpness_{name}": metrics.sharpness(images)}
 
 
-def measure_vae(model, mlp, mixture, likelihood, study, extractors, seed):
+def measure_vae(model, mlp, mixture, study, extract, seed):
     """Numbers of a VAE and of what depends on it."""
     photos, test, real = study.train, study.test, study.test.floats()
     latents = mapped(model.encode, photos.at_most(len(test), seed).pixels)
     images = {**generated(model, mixture, len(latents), seed), "latents": mapped(model.decode, latents)}
     found = {
-        **mlp.accuracies(features_of(model.encode, test)), "active_latents": int((latents.var(0) > ACTIVE).sum()),
+        **mlp.accuracies(features_of(model.encode, test)), "seconds": model.seconds,
         **{name: model.history[-1][f"test_{name}"] for name in ("loss", "reconstruction", "kl")},
-        **quality(mapped(model.decode, mapped(model.encode, test.pixels)), real, "mean"),
-        "components": len(mixture.weights_), "log_likelihood": {str(k): value for k, value in likelihood.items()},
-        "seconds": model.seconds}
+        **quality(mapped(model.reconstruct, test.pixels), real, "mean"),
+        "components": len(mixture.weights_)}
     for k, averages in averaged_reconstructions(model, test.pixels, max(study.settings.averaged), seed):
         found.update(quality(averages, real, k))
-    for prefix, extract in extractors.items():
-        fids = metrics.fids(extract, photos, test.at_most(1000, seed), images, seed)
-        found.update({f"{prefix}fid_{name}": value for name, value in fids.items()})
-    for name, each in images.items():
-        found[f"sharpness_{name}"], found[f"diversity_{name}"] = metrics.sharpness(each), metrics.mean_pairwise_l2(each)
-    return found
+    fids = metrics.fids(extract, photos, test.at_most(1000, seed), images, seed)
+    return {**found, **{f"fid_{name}": value for name, value in fids.items()}}
 
 
 def measure_shared(cnn, model, mlp, test):
     """Numbers of the CNN, of the VQ-VAE and of the MLP on its codes."""
-    counts = mapped(model.encode, test.pixels, 500).long().flatten().bincount()
+    counts = mapped(model.encode, test.pixels).long().flatten().bincount()
     return {"cnn": {**cnn.accuracies(test), "seconds": cnn.seconds},
             "mlp_codes": mlp.accuracies(features_of(model.features, test)),
-            "vqvae": {**quality(mapped(model.reconstruct, test.pixels, 500), test.floats(), "codes"),
+            "vqvae": {**quality(mapped(model.reconstruct, test.pixels), test.floats(), "codes"),
                       "perplexity": vq.perplexity(counts), "active_codes": int((counts > 0).sum()),
                       "seconds": model.seconds}}
 
@@ -352,13 +335,11 @@ def measure(study, models):
     """{"numbers": {variant: {measure: {"mean", "sd", "values"}}}, "shared": {model: the same, of what does not depend
     on the VAE}, "accuracies": {name: {"held_out", its 95 % "interval", "sd" over seeds, "training"}}, ...}."""
     (extract, about), photos, test, seeds = models["features"], study.train, study.test, study.seeds
-    extractors, real = {"": extract}, test.floats()
-    if study.args.inception:
-        extractors["inception_"] = metrics.inception_features(study.args.inception, study.run.device)
+    real = test.floats()
     shared = metrics.summarise([measure_shared(*(models[seed, name] for name in SHARED), test) for seed in seeds])
     numbers = {variant: metrics.summarise([
-        measure_vae(models[variant, seed, "vae"], models[variant, seed, "mlp_latents"],
-                    *models[variant, seed, "mixture"], study, extractors, seed) for seed in seeds])
+        measure_vae(*(models[variant, seed, name] for name in ("vae", "mlp_latents", "mixture")), study, extract,
+                    seed) for seed in seeds])
         for variant in study.variants}
 
     def line(held_out, sd=None, training=None):
@@ -372,105 +353,90 @@ def measure(study, models):
             for name, one in (("photo, CNN", shared["cnn"]), ("VQ-VAE codes, MLP", shared["mlp_codes"]),
                               *((f"VAE latent ({variant}), MLP", one) for variant, one in numbers.items()))}},
         "real": {**quality(photos.at_most(2000, 0).floats().mean(0).expand_as(real), real, "mean_photo"),
-                 "sharpness": metrics.sharpness(real), "diversity": metrics.mean_pairwise_l2(real)},
+                 "sharpness": metrics.sharpness(real)},
         "history": {" ".join(map(str, key)): model.history for key, model in models.items()
                     if isinstance(model, StudyModule)}}
 
 
-# ---------------------------------------------------------------------------------------------------- figures and page
+# --------------------------------------------------------------------------------------------------------------- report
 
-def draw(study, models, results, album):
-    """Figures of the first seed's models, all variants."""
-    seed, test, found = study.args.seed, study.test, results["accuracies"]
-    hundred = test.subset(torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:100])
-    model, photos = models[seed, "vqvae"], hundred.floats()
-
-    def curves(panels):  # {title: (module, name of a loss)}
-        return {title: {"training": module.curve(f"train_{name}"), "held-out": module.curve(f"test_{name}")}
-                for title, (module, name) in panels.items()}
-
-    album.add("accuracies", figures.intervals_figure(
-        {name: (one["held_out"], one["interval"]) for name, one in found.items()},
-        f"accuracy on {len(test):,} held-out photos"), "Bars of accuracy with 95 % intervals: " + "; ".join(
-            f"{name} {percent(one['held_out'], one['interval'])}" for name, one in found.items()) + ".",
-        "Accuracy on held-out photos with Wilson's 95 % intervals, beside always naming the most frequent class.")
-    album.add("classifiers", figures.curves_figure(curves({
-        "photo, CNN": (models[seed, "cnn"], "error_rate"),
-        "VQ-VAE codes, MLP": (models[seed, "mlp_codes"], "error_rate"),
-        "VAE latent, MLP": (models["described", seed, "mlp_latents"], "error_rate")}), "error rate", common_scale=True),
-        "Three panels: error rate against epochs of the three classifiers, training and held-out.",
-        "In training photos are moved and mirrored, and the MLPs have dropout. The last epoch counts.")
-    album.add("vq_loss", figures.curves_figure(curves({
-        "loss": (model, "loss"), "mean squared error": (model, "mse"), "perplexity": (model, "perplexity")}), ""),
-        "Three panels against epochs: loss, squared error and perplexity of the VQ-VAE, training and held-out.",
-        f"Loss: squared error / pixel variance + {study.settings.commitment_cost:g} x commitment. Perplexity of the "
-        f"codes of a batch: {study.settings.num_embeddings} at most.")
-    album.add("vq_reconstructions", figures.rows_figure(
-        {"photo": photos[:10], "VQ-VAE": mapped(model.reconstruct, hundred.pixels[:10])}),
-        "Two rows: ten held-out photos and their reconstructions by the VQ-VAE.",
-        f"Held-out photos through {study.settings.side // 4} x {study.settings.side // 4} codes.")
-    for variant, settings in study.variants.items():
-        model, (mixture, _) = models[variant, seed, "vae"], models[variant, seed, "mixture"]
-        numbers, counts = results["numbers"][variant], range(1, max(settings.averaged) + 1)
-        album.add(f"loss_{variant}", figures.curves_figure(curves({
-            f"reconstruction + {settings.beta:g} KL": (model, "loss"), "reconstruction": (model, "reconstruction"),
-            "KL": (model, "kl")}), "nats a photo"),
-            "Three panels against epochs: total loss, reconstruction term and KL, training and held-out.",
-            f"{variant}: in training the KL weight rises to {settings.beta:g} in {settings.warm_up:.0%} of the steps.")
-        averages = {f"mean of {k}" if k > 1 else "1 sample": images for k, images in averaged_reconstructions(
-            model, hundred.pixels, counts[-1], seed) if k in settings.averaged}
-        album.add(f"reconstructions_{variant}", figures.grid_figure({"held-out photos": photos, **averages}, 10, 2),
-                  "Four grids of 10 x 10: held-out photos, and the mean of 1, 5 and 10 decoded samples of each.",
-                  f"{variant}: held-out photos drawn at random; the mean of 1, 5 and 10 decoded samples of q(z|x).")
-        rows = {name: images[:10] for name, images in {"photo": photos, **averages}.items()}
-        change = 0.5 + 4 * (averages["1 sample"][:10] - rows[f"mean of {counts[-1]}"])
-        album.add(f"averages_{variant}", figures.rows_figure({**rows, "change x 4": change}),
-                  "Rows: ten held-out photos, the mean of 1, 5 and 10 decoded samples, the first minus the last.",
-                  f"{variant}: ten of these; 4 x (1 sample - mean of {counts[-1]}), grey where nothing changes.")
-        album.add(f"averaging_{variant}", figures.curves_figure({title: {
-            "mean of k samples": (counts, [numbers[f"{key}_{k}"]["mean"] for k in counts]),
-            "decoded mean of q(z|x)": (counts, [numbers[f"{key}_mean"]["mean"]] * len(counts))}
-            for title, key in (("mean squared error", "mse"), ("sharpness", "sharpness"))}, "", "samples k"),
-            "Two panels: mean squared error and sharpness against the number of averaged samples.",
-            f"{variant}: all held-out photos. Sharpness: variance of the Laplacian; the photos themselves have "
-            f"{number(results['real']['sharpness'])}.")
-        album.add(f"samples_{variant}", figures.grid_figure(
-            {SOURCES[source]: images for source, images in generated(model, mixture, 100, seed).items()}, 10),
-            "Two grids of 10 x 10 images decoded from N(0, I) and from the mixture of latents.",
-            f"{variant}: not selected. The mixture has {len(mixture.weights_)} components.")
+def rows(settings):
+    """{key: title} of the numbers of a VAE in the report."""
+    decoded = {**{k: f"{k} decoded samples averaged" for k in settings.averaged}, "mean": "decoded mean of q(z|x)"}
+    return {"loss": "loss, nats a photo", "reconstruction": "  its reconstruction term", "kl": "  KL divergence",
+            **{f"{key}_{name}": f"{title}, {what}" for key, title, whats in (
+                ("mse", "mean squared error", decoded), ("sharpness", "sharpness", decoded),
+                ("fid", "FID", SOURCES)) for name, what in whats.items()},
+            "components": "components of the mixture", "seconds": "training, seconds"}
 
 
-def sections(results, album):
-    """The report's sections from results.json and the pictures."""
-    numbers, about, variants, codes = (results[key] for key in ("numbers", "settings", "variants", "shared"))
-    codes, averaged = codes["vqvae"], [*about["averaged"], "mean"]
-    real = {f"{measure}_{key}": results["real"][measure] for measure in ("sharpness", "diversity")
-            for key in (*averaged, *SOURCES)}
+def sections(study, models, results, picture):
+    """The report's sections; the figures are of the first seed's models."""
+    numbers, codes, real = results["numbers"], results["shared"]["vqvae"], results["real"]
     caption = f"{results['data']['held_out']:,} held-out photos; {report.seeds_text(results)}."
-    rows = [
-        ("loss, nats a photo", "loss"), ("  its reconstruction term", "reconstruction"), ("  KL divergence", "kl"),
-        ("latents used", "active_latents"),
-        *((f"{title}, {'decoded mean of q(z|x)' if k == 'mean' else f'{k} decoded samples averaged'}", f"{key}_{k}")
-          for title, key in (("mean squared error", "mse"), ("sharpness", "sharpness")) for k in averaged),
-        *((f"{title}, {source}", f"{title.lower().replace(' ', '_')}_{name}")
-          for title in ("FID", "Inception FID", "sharpness", "diversity") for name, source in SOURCES.items()),
-        ("components of the mixture", "components"), ("training, seconds", "seconds")]
+    titles = rows(study.settings)
+    photos = {key: real["sharpness"] for key in titles if key.startswith("sharpness")}
     return [
         Section("Classes", [f"Published accuracies: {PUBLISHED['accuracy']}."], [Table(
             f"Accuracy on {caption}", ["told from", "held-out (95 % interval)", "sd over seeds", "training"],
             [[name, percent(one["held_out"], one["interval"]),
               *("–" if one[key] is None else percent(one[key]) for key in ("sd", "training"))]
-             for name, one in results["accuracies"].items()])], [album["accuracies"], album["classifiers"]]),
+             for name, one in results["accuracies"].items()])]),
         Section("VAE", [
             report.features_text(results["features"]),
             f"Published: FID {PUBLISHED['fid']} of 1,000 images from N(0, I), Inception features, other photos. The "
-            f"mean training photo has a mean squared error of {number(results['real']['mse_mean_photo'])}."],
-            [Table(caption, ["measure", *variants, "real photos"], [
-                [title, *(number(numbers[variant][key]) for variant in variants), number(real.get(key))]
-                for title, key in rows if key in numbers["described"]])]),
-        *(Section(f"Figures: {variant}", (), (), [album[f"{name}_{variant}"] for name in (
-            "loss", "reconstructions", "averages", "averaging", "samples")]) for variant in variants),
-        Section("VQ-VAE", [
-            f"Held-out mean squared error {number(codes['mse_codes'])}; {number(codes['active_codes'])} of "
-            f"{about['num_embeddings']} codes occur, perplexity {number(codes['perplexity'])}; training "
-            f"{number(codes['seconds'])} seconds."], [], [album["vq_loss"], album["vq_reconstructions"]])]
+            f"mean training photo has a mean squared error of {report.number(real['mse_mean_photo'])}."],
+            [report.compared(caption, {**numbers, "real photos": photos}, titles)]),
+        *(Section(f"Figures: {variant}", (), (), pictures(variant, study, models, results, picture))
+          for variant in study.variants),
+        Section("VQ-VAE and classifiers", [], [report.compared(
+            f"VQ-VAE, {study.settings.num_embeddings} codes; {caption}", {"VQ-VAE": codes}, {
+                "mse_codes": "mean squared error", "sharpness_codes": "sharpness", "active_codes": "codes that occur",
+                "perplexity": "perplexity of the codes", "seconds": "training, seconds"})],
+            shared_pictures(study, models, picture))]
+
+
+def shared_pictures(study, models, picture):
+    """The pictures of what does not depend on the VAE."""
+    seed, settings, few = study.args.seed, study.settings, study.test.at_most(10, study.args.seed)
+    model, classifiers = models[seed, "vqvae"], {
+        "photo, CNN": models[seed, "cnn"], "VQ-VAE codes, MLP": models[seed, "mlp_codes"],
+        "VAE latent, MLP": models["described", seed, "mlp_latents"]}
+    return [
+        picture("classifiers", figures.curves_figure({
+            title: classifier.curves("error_rate") for title, classifier in classifiers.items()}, "error rate"),
+            "Error rates against epochs. In training photos are moved and mirrored, and the MLPs have dropout."),
+        picture("vq_loss", figures.curves_figure({name: model.curves(name) for name in ("loss", "mse", "perplexity")}),
+                f"VQ-VAE: squared error / pixel variance + {settings.commitment_cost:g} x commitment; mean squared "
+                f"error; perplexity of the codes of a batch, {settings.num_embeddings} at most."),
+        picture("vq_reconstructions", figures.rows_figure(
+            {"photo": few.floats(), "VQ-VAE": mapped(model.reconstruct, few.pixels)}),
+            f"Held-out photos and what the VQ-VAE makes of their {settings.side // 4} x {settings.side // 4} codes.")]
+
+
+def pictures(variant, study, models, results, picture):
+    """The pictures of a variant's VAE."""
+    seed, settings, numbers = study.args.seed, study.variants[variant], results["numbers"][variant]
+    model, mixture = models[variant, seed, "vae"], models[variant, seed, "mixture"]
+    hundred = study.test.subset(torch.randperm(len(study.test), generator=torch.Generator().manual_seed(seed))[:100])
+    counts = range(1, max(settings.averaged) + 1)
+    averages = {f"mean of {k} samples" if k > 1 else "1 sample": images for k, images in averaged_reconstructions(
+        model, hundred.pixels, counts[-1], seed) if k in settings.averaged}
+    return [
+        picture(f"loss_{variant}", figures.curves_figure({
+            title: model.curves(name) for title, name in (
+                (f"reconstruction + {settings.beta:g} KL", "loss"), ("reconstruction", "reconstruction"),
+                ("KL", "kl"))}, "nats a photo"),
+            f"{variant}: in training the KL weight rises to {settings.beta:g} in {settings.warm_up:.0%} of the steps."),
+        picture(f"reconstructions_{variant}", figures.grid_figure(
+            {"held-out photos": hundred.floats(), **averages}, 10, 2),
+            f"{variant}: held-out photos drawn at random; the mean of 1, 5 and 10 decoded samples of q(z|x)."),
+        picture(f"averaging_{variant}", figures.curves_figure({title: {
+            "mean of k samples": (counts, [numbers[f"{key}_{k}"]["mean"] for k in counts]),
+            "decoded mean of q(z|x)": (counts, [numbers[f"{key}_mean"]["mean"]] * len(counts))}
+            for title, key in (("mean squared error", "mse"), ("sharpness", "sharpness"))}, "", "samples k"),
+            f"{variant}: all held-out photos, whose own sharpness (variance of the Laplacian) is "
+            f"{report.number(results['real']['sharpness'])}."),
+        picture(f"samples_{variant}", figures.grid_figure(
+            {SOURCES[source]: images for source, images in generated(model, mixture, 100, seed).items()}, 10),
+            f"{variant}: images decoded from N(0, I) and from the mixture of {len(mixture.weights_)} components.")]

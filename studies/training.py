@@ -1,10 +1,5 @@
-"""What the studies share of training: Lightning's Trainer with their flags, and a LightningModule that logs its losses.
-
-    class Classifier(StudyModule):
-        def losses(self, x, y): ...          -> {"loss": what is minimised, any other name: scalar}
-        def configure_optimizers(self): ...
-    fitted = Run(args).fit("classifier", module, train, test, epochs=5, batch_size=128, seed=0)
-"""
+"""What the studies share of training: Lightning's Trainer with their flags, a LightningModule that logs its losses."""
+import io
 import logging
 import os
 import shutil
@@ -14,16 +9,18 @@ import warnings
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 import torch.distributed
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, DistributedSampler
 
 import bird
-from common.errors import InputError, bad_input_of, one_line
+from common.errors import InputError, one_line
+from common.files import write_files
 
 LEAST_ROWS = 8  # a smaller last batch is left out of its epoch: batch normalisation needs several images
 
@@ -34,8 +31,8 @@ class StudyModule(L.LightningModule):
 
     def __init__(self):
         super().__init__()
-        self.history, self.about, self.seed = [], {}, 0  # the latter two are set by Run.fit
-        self._sums = {}  # of the losses of the epoch so far
+        self.history = []
+        self.name, self.about, self.seed = "", {}, 0  # set by Run.fit
 
     def losses(self, x, y):
         """{"loss": the scalar that is minimised, other names: scalars} of images (B, C, H, W) and labels (B,)."""
@@ -50,28 +47,12 @@ class StudyModule(L.LightningModule):
         self.log_losses("test", self.losses(*batch), len(batch[0]))
 
     def log_losses(self, part, losses, n):
-        """Takes the losses of a batch of n images into the epoch's mean. Lightning's `log` is not called for each
-        batch: for a small network that takes a third of the time."""
-        sums = self._sums.setdefault(part, {"images": 0})
-        sums["images"] += n
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0) + n * value.detach()
-
-    def _log_means(self, part):
-        sums = self._sums.pop(part)
-        n = sums.pop("images")
-        self.log_dict({f"{part}_{name}": total / n for name, total in sums.items()}, batch_size=n,
+        """Takes the losses of a batch of n images into the epoch's mean."""
+        self.log_dict({f"{part}_{name}": value.detach() for name, value in losses.items()}, batch_size=n,
                       on_step=False, on_epoch=True, sync_dist=self.trainer.world_size > 1)
 
-    def on_train_batch_end(self, outputs, batch, index):
-        if self.trainer.is_last_batch:
-            self._log_means("train")
-
-    def on_validation_epoch_end(self):
-        self._log_means("test")
-
     def on_train_epoch_start(self):
-        self._began, self._sums = time.monotonic(), {}
+        self._began = time.monotonic()
         # An epoch's noise depends on seed and epoch alone, so that a resumed training is the uninterrupted one.
         seed = ((self.seed * 1000 + self.current_epoch) * 1000 + self.global_rank) % 2 ** 32  # the largest allowed
         L.seed_everything(seed, verbose=False)
@@ -80,12 +61,16 @@ class StudyModule(L.LightningModule):
         L.seed_everything(self.seed, verbose=False)  # the same noise after every epoch
 
     def on_train_epoch_end(self):
+        epoch, last = self.current_epoch + 1, self.trainer.max_epochs
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        for name, value in row.items():
-            if not abs(value) < float("inf"):
-                raise InputError(f"{type(self).__name__}: expected losses that are numbers, found {name} {value} in "
-                                 f"epoch {self.current_epoch + 1}; the training has diverged")
-        self.history.append({"epoch": self.current_epoch + 1, "seconds": time.monotonic() - self._began, **row})
+        if not np.isfinite(list(row.values())).all():
+            raise InputError(f"{self.name}: expected losses that are numbers, found {row} in epoch {epoch}; the "
+                             "training has diverged")
+        self.history.append({"epoch": epoch, "seconds": time.monotonic() - self._began, **row})
+        if epoch % 5 == 0 or epoch == last:
+            shown = [name for name in ("train_loss", "test_loss") if name in row] or row
+            self.print(f"{self.name}: epoch {epoch}/{last}", *(f" {name} {row[name]:.4g}" for name in shown),
+                       file=sys.stderr)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["history"], checkpoint["about"] = self.history, self.about
@@ -97,43 +82,24 @@ class StudyModule(L.LightningModule):
         """[value by epoch] of a logged loss such as "train_loss"."""
         return [row[name] for row in self.history]
 
+    def curves(self, loss, model=""):
+        """{"training MODEL": [value by epoch], "held-out MODEL": ...} of one of the losses, for figures."""
+        return {f"{part} {model}".strip(): self.curve(f"{prefix}_{loss}")
+                for prefix, part in (("train", "training"), ("test", "held-out"))}
+
     @property
     def seconds(self):
         """Duration of the training, all interrupted parts together."""
         return sum(row["seconds"] for row in self.history)
 
 
-class Progress(TQDMProgressBar):
-    """The bar of an epoch, where stdout is a terminal, and on stderr the losses every few epochs and of the last."""
-
-    def __init__(self, name, every=5):
-        super().__init__(refresh_rate=int(sys.stdout.isatty()))
-        self.name, self.every = name, every
-
-    def get_metrics(self, trainer, module):
-        """Nothing: the losses have lines of their own."""
-        return {}
-
-    def on_train_epoch_start(self, trainer, *_):
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.leave = False
-        self.train_progress_bar.set_description(f"{self.name}: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
-
-    def on_train_epoch_end(self, trainer, module):
-        super().on_train_epoch_end(trainer, module)
-        epoch, found = trainer.current_epoch + 1, trainer.callback_metrics
-        if trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
-            names = ("train_loss", "test_loss") if "test_loss" in found else tuple(found)
-            self.train_progress_bar.write(f"{self.name}: epoch {epoch}/{trainer.max_epochs}  " + "  ".join(
-                f"{name} {found[name]:.4g}" for name in names if name in found), file=sys.stderr)
-
-
 class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there, so that no stop leaves half a file."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
-        with bad_input_of(bird):
-            bird.write_files({str(path): bird.saved_bytes(checkpoint)})
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_files({str(path): buffer.getvalue()})
 
 
 class ImageData(L.LightningDataModule):
@@ -170,12 +136,8 @@ class Run:
             self.device = bird.pick_device(device)
         except bird.InputError:
             raise InputError(f"--device: expected one that is here, found {device}") from None
-        most = max(2, os.cpu_count()) if self.device.type == "cpu" else torch.cuda.device_count() or 1
-        if devices > most:
-            raise InputError(f"--devices: expected at most {most} of {self.device.type} here, found {devices}")
-        if any(word in strategy for word in ("spawn", "fork", "notebook")):  # these leave the losses in the children
-            raise InputError("--strategy: expected one whose processes all run the command, such as ddp, "
-                             f"found {strategy}")
+        if self.device.type == "cpu" and devices > max(2, os.cpu_count()):
+            raise InputError(f"--devices: expected at most {max(2, os.cpu_count())} here, found {devices}")
         if num_nodes > 1 and not {"RANK", "SLURM_PROCID", "NODE_RANK"} & set(os.environ):
             raise InputError(f"--num-nodes: expected torchrun or srun to start the command on each of {num_nodes} "
                              "machines, found neither")
@@ -187,8 +149,6 @@ class Run:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder}: expected a folder for the results, found: {one_line(error)}") from None
-        if not os.access(str(self.folder), os.W_OK):
-            raise InputError(f"{folder}: expected a folder to write in, found one closed to writing")
         for part in ("pytorch", "fabric"):
             logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning.*")  # advice on workers and logging intervals
@@ -201,10 +161,12 @@ class Run:
     def fit(self, name, module, train, test=None, *, epochs, batch_size, seed=0, callbacks=(), strategy=None):
         """Trains a StudyModule on data.Images and returns it in evaluation mode. After each epoch the whole state is in
         FOLDER/checkpoints/NAME.ckpt, from which --resume goes on. Raises InputError."""
-        path, module.seed = self.folder / "checkpoints" / f"{name}.ckpt", seed
+        path, module.name, module.seed = self.folder / "checkpoints" / f"{name}.ckpt", name, seed
         module.about = {**module.hparams, "batch_size": batch_size, "images": len(train), "seed": seed}
-        found = self._resumable(path, module.about, epochs)
-        if not found and self.leads:
+        found = str(path) if self.resume and path.exists() else None
+        if found:
+            self._check(path, module.about, epochs)
+        elif self.leads:
             shutil.rmtree(self.folder / "logs" / name, ignore_errors=True)
             path.unlink(missing_ok=True)
         if self.device.type == "mps":  # batch norms in channels_last get wrong gradients there: pytorch/pytorch#175189
@@ -213,13 +175,13 @@ class Run:
         try:
             trainer = L.Trainer(
                 **flags, max_epochs=epochs, logger=CSVLogger(self.folder / "logs", name),
-                callbacks=[*callbacks, Progress(name), ModelCheckpoint(
+                callbacks=[*callbacks, ModelCheckpoint(
                     path.parent, name, save_on_train_epoch_end=True, enable_version_counter=False)],
-                plugins=[WholeFiles()], enable_model_summary=False, num_sanity_val_steps=0,
-                use_distributed_sampler=False, sync_batchnorm=self.device.type == "cuda" and self.processes > 1,
-                limit_val_batches=1.0 if test is not None else 0)
-        except Exception as error:  # each strategy and precision has its own
-            raise InputError("--strategy, --precision, --devices: expected what Lightning's Trainer takes, found: "
+                plugins=[WholeFiles()], enable_progress_bar=sys.stdout.isatty(), enable_model_summary=False,
+                num_sanity_val_steps=0, limit_val_batches=1.0 if test is not None else 0,
+                use_distributed_sampler=False, sync_batchnorm=self.device.type == "cuda" and self.processes > 1)
+        except Exception as error:  # each precision has its own
+            raise InputError("--precision, --devices: expected what Lightning's Trainer takes, found: "
                              f"{one_line(error)}") from None
         self.precision = trainer.precision  # which may be another than asked for: a CPU has no float16
         try:
@@ -230,27 +192,23 @@ class Run:
             raise KeyboardInterrupt
         return module.to(self.device, torch.float32).eval()
 
-    def _resumable(self, path, about, epochs):
-        """The checkpoint's path where there is one of this training to go on from, else None. Raises InputError."""
-        if not (self.resume and path.exists()):
-            return None
+    def _check(self, path, about, epochs):
+        """Raises InputError where a checkpoint is not of the training that is asked for."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, of pickles
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            there, epoch = checkpoint["about"], checkpoint["epoch"] + 1
+            there, epoch, why = checkpoint["about"], checkpoint["epoch"] + 1, ""
         except Exception as error:  # broken bytes trip torch.load in a dozen ways, and so does a pickled object
-            why = one_line(str(error).split(". ")[0])  # what follows is advice to unpickle it all the same
-            raise InputError(f"{path}: expected a checkpoint of this study, found: {why}; "
-                             "start without --resume") from None
-        for key in sorted({*about, *there}):
-            if about.get(key) != there.get(key):
-                raise InputError(f"{path}: expected {key} {about.get(key)} as asked, found a training with "
-                                 f"{there.get(key)}; start without --resume")
+            there, epoch = about, 0
+            why = f"a checkpoint of this study, found: {one_line(str(error).split('. ')[0])}"  # then comes bad advice
+        for key, asked in about.items():
+            if there.get(key) != asked:
+                why = f"{key} {asked} as asked, found a training with {there.get(key)}"
         if epoch > epochs:
-            raise InputError(f"{path}: expected at most {epochs} epochs as asked, found {epoch}; "
-                             "start without --resume")
-        return str(path)
+            why = f"at most {epochs} epochs as asked, found {epoch}"
+        if why:
+            raise InputError(f"{path}: expected {why}; start without --resume")
 
 
 def leave_together():
@@ -270,3 +228,8 @@ def mapped(function, x, batch_size=1000):
              for part in x.split(batch_size)]
     return torch.cat(parts)
 
+
+def decoded_noise(decode, dimension, n, seed, scale=1.0):
+    """n images decoded from z = scale * noise, with noise (n, dimension) ~ N(0, I)."""
+    noise = torch.randn(n, dimension, generator=torch.Generator().manual_seed(seed))
+    return mapped(decode, scale * noise)

@@ -1,5 +1,4 @@
 """Study 2, fashion: the network as described, what is kept for the GIFs, and from the command line to the report."""
-import io
 import json
 import types
 
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from studies import __main__ as command
-from studies import data, fashion, figures, metrics, training
+from studies import data, fashion, figures, training
 
 STILLS = {"losses", "reconstructions", "samples", "frozen_64", "frozen_16", "beta_losses", "beta_reconstructions",
           "beta_samples", "beta_latents"}
@@ -30,20 +29,18 @@ def drawings(draw, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studied(drawings, tmp_path_factory):
-    """The whole study in this process, with the variant; other features in place of Inception's."""
-    folder, asked = tmp_path_factory.mktemp("study") / "out", []
+    """The whole study in this process, with the variant."""
+    folder = tmp_path_factory.mktemp("study") / "out"
     words = [str(drawings), "--out", str(folder), "--quick", "--epochs", "2", "--device", "cpu",
-             "--seed", "7", "--variant", "kernel3", "--inception", "weights.pth", "--signature", "drawn for a test"]
+             "--seed", "7", "--variant", "kernel3", "--signature", "drawn for a test"]
 
     def study(*more):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fashion, "QUICK", TINY)
-            patch.setattr(metrics, "inception_features", lambda *words: asked.append(words) or (
-                lambda images: training.mapped(lambda x: x.flatten(1)[:, ::97], images)))
             return command.main(["fashion", *words, *more])
 
     code = study()
-    return types.SimpleNamespace(folder=folder, code=code, asked=list(asked), study=study,
+    return types.SimpleNamespace(folder=folder, code=code, study=study,
                                  results=json.loads((folder / "results.json").read_text()))
 
 
@@ -137,7 +134,7 @@ def test_the_untrained_features_are_128_and_do_not_depend_on_what_was_drawn_befo
 
 def _train(folder, images, epochs=3, resume=False, stop_at=None):
     """(VAE, frames) of a small training, interrupted before the batch `stop_at`."""
-    watch = fashion.LatentSnapshotCallback(images.pixels[:10], images.pixels[:4], 3, 1)
+    watch = fashion.LatentSnapshotCallback(images.pixels[:10], images.pixels[:4], 3)
     if stop_at:
         def stop(trainer, *_):
             if trainer.global_step == stop_at:
@@ -149,17 +146,17 @@ def _train(folder, images, epochs=3, resume=False, stop_at=None):
                    callbacks=[watch]), watch.frames
 
 
-def test_frames_are_kept_every_few_batches_and_more_often_in_the_first_epoch_also_across_a_resumption(draw, tmp_path):
+def test_frames_are_kept_every_few_batches_also_across_a_resumption(draw, tmp_path):
     labels = torch.arange(60) % 3
     images = data.Images(torch.from_numpy(draw(labels.numpy(), 3))[:, None], labels, list("abc"), [])
     whole, frames = _train(tmp_path / "whole", images)
-    assert [frame["step"] for frame in frames] == [0, 1, 2, 3, 4, 5, 6, 9, 12, 15]  # 5 batches an epoch
-    assert [frame["epoch"] for frame in frames] == [1] * 6 + [2] * 2 + [3] * 2
+    assert [frame["step"] for frame in frames] == [0, 3, 6, 9, 12, 15]  # 5 batches an epoch
+    assert [frame["epoch"] for frame in frames] == [1, 1, 2, 2, 3, 3]
     assert frames[0]["means"].shape == (10, 2) and frames[0]["reconstructions"].shape == (4, 1, 28, 28)
     assert not torch.equal(frames[0]["means"], frames[1]["means"])
     assert torch.equal(frames[-1]["means"], training.mapped(whole.encode, images.pixels[:10]))
     kept = torch.load(tmp_path / "whole/checkpoints/beta.ckpt", weights_only=True)["callbacks"]
-    assert len(kept["LatentSnapshotCallback"]["frames"]) == 10
+    assert len(kept["LatentSnapshotCallback"]["frames"]) == 6
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path / "parts", images, stop_at=12)
     resumed, again = _train(tmp_path / "parts", images, resume=True)
@@ -173,15 +170,13 @@ def test_frames_are_kept_every_few_batches_and_more_often_in_the_first_epoch_als
 
 
 def test_a_gif_has_so_many_frames_at_most_all_with_the_axes_of_the_widest(monkeypatch):
-    points, drawn, frame = _images([0, 1], "ab"), [], figures.latent_frame
+    points = _images([0, 1], "ab")
     frames = [{"means": scale * torch.eye(2), "reconstructions": points.pixels, "epoch": 1, "step": scale}
               for scale in range(1, 80)]
-    monkeypatch.setattr(fashion, "MOST_FRAMES", 4)
-    monkeypatch.setattr(figures, "latent_frame", lambda *words: drawn.append((words[3], words[5])) or frame(*words))
-    with Image.open(io.BytesIO(fashion.latent_gif(frames, points, points, 0.5))) as gif:
-        assert gif.n_frames == len(drawn) == 4
-    assert len({limit for limit, _ in drawn}) == 1 and drawn[0][0] > 78
-    assert [title for _, title in drawn] == [f"β = 0.5, epoch 1, batch {step}" for step in (1, 27, 53, 79)]
+    monkeypatch.setattr(figures, "MOST_FRAMES", 4)
+    drawn = [figure.axes[0] for figure in fashion.latent_frames(frames, points, points, 0.5)]
+    assert len({axes.get_xlim() for axes in drawn}) == 1 and drawn[0].get_xlim()[1] > 78
+    assert [axes.get_title() for axes in drawn] == [f"β = 0.5, epoch 1, batch {step}" for step in (1, 27, 53, 79)]
 
 
 # --------------------------------------------------------------------------------------------------------- whole study
@@ -191,7 +186,6 @@ def test_the_study_leaves_numbers_checkpoints_and_logs(studied):
     found, names = studied.results, ("described", "kernel3")
     assert found["data"]["train"] == 240 and found["data"]["held_out"] == 60 and found["seeds"] == [7]
     assert found["beta"]["classes"] == ["0", "1", "2"] and found["beta"]["held_out"] == 45
-    assert len(studied.asked) == 2 and studied.asked[0][0] == "weights.pth"
     for variant in names:
         numbers = found["numbers"][variant]
         assert set(numbers["beta"]) == {"0.5", "1.0"}
@@ -201,7 +195,7 @@ def test_the_study_leaves_numbers_checkpoints_and_logs(studied):
                 assert each[f"total loss, {part}"]["mean"] == pytest.approx(total, rel=1e-5)
         frozen = [each["mean"] for each in numbers["frozen"].values()]
         assert 0 < frozen[1] < frozen[2] < frozen[3] and frozen[0] == pytest.approx(frozen[3], rel=0.1)
-        assert len(numbers["fid"]) == 9 and numbers["fid"]["samples, Inception features"]["mean"] > 0
+        assert len(numbers["fid"]) == 6 and numbers["fid"]["samples, trained features"]["mean"] > 0
         last = found["history"][f"{variant} 7 vae"][-1]
         assert last["epoch"] == 2 and numbers["by_epoch"]["epoch 2, held-out"]["mean"] == last["test_loss"]
     assert found["numbers"]["described"]["vae"] != found["numbers"]["kernel3"]["vae"]
@@ -218,9 +212,9 @@ def test_every_figure_is_drawn_and_the_gifs_move(studied):
             assert np.asarray(image.convert("L")).std() > 5, name
     for name in MOVING:
         with Image.open(str(studied.folder / "figures" / f"{name}.gif")) as image:
-            assert image.n_frames == 4, name  # before the training, 2 batches of the first epoch, one of the second
+            assert image.n_frames == 3, name  # before the training, and after each of two epochs of two batches
             first = np.asarray(image.convert("L"))
-            image.seek(3)
+            image.seek(2)
             assert (first != np.asarray(image.convert("L"))).any(), name
 
 
@@ -228,32 +222,24 @@ def test_the_report_has_every_figure_and_the_published_numbers_for_fashion_mnist
     text, tags = read_page(studied.folder / "report.html")
     assert len(images_of(tags)) == 1 + 2 * len(STILLS) + len(MOVING) and text.count("data:image/gif") == 2
     assert "60 held-out images" in text and "the prior itself" in text
-    assert studied.results["published"] is None and "240.46" not in text and "209.47" not in text
-    numbers = studied.results["numbers"]["described"]
-    garments = {**studied.results, "published": fashion.PUBLISHED, "numbers": {
-        variant: {**each, "by_epoch": {**numbers["by_epoch"], "epoch 25, held-out": {"mean": 242.18, "sd": None}}}
-        for variant, each in studied.results["numbers"].items()}}
-    tables = [table for section in fashion.sections(garments, figures.Album()) for table in section.tables]
-    assert tables[0].header == ["", "published", "described", "kernel3"]
-    assert tables[0].rows[-1] == ["epoch 25, held-out", "242.31", "242.18", "242.18"]
-    beta = dict(zip(tables[2].header, next(row for row in tables[2].rows if row[0] == "KL, training")))
-    assert beta["β = 0.5, published"] == "6.1200" and float(beta["β = 0.5, kernel3"]) > 0 and beta["real images"] == "–"
+    assert studied.results["published"] == {} and "240.46" not in text and "209.47" not in text
 
 
-def test_resuming_trains_no_more_and_gives_the_same_numbers_and_frames(studied, monkeypatch):
-    before = (studied.folder / "figures/vae_beta_0.5_evolution.gif").read_bytes()
-
-    def fail(*_, **__):
-        raise AssertionError("trained again")
-
-    def draw(study, trained, results, album):
-        frames = trained["frames"]["described", 0.5]
-        assert fashion.latent_gif(frames, trained["points"], trained["originals"], 0.5, "drawn for a test") == before
-
-    monkeypatch.setattr(fashion.VAE, "training_step", fail)
-    monkeypatch.setattr(fashion, "draw", draw)
+def test_resuming_trains_no_more_and_gives_the_same_numbers_and_frames_and_fashion_mnist_is_compared(
+        studied, monkeypatch):
+    gif = studied.folder / "figures/vae_beta_0.5_evolution.gif"
+    before = gif.read_bytes()
+    monkeypatch.setattr(fashion.VAE, "training_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(fashion.FashionMNIST, "classes", list("0123"))  # as if these were garments
+    monkeypatch.setattr(fashion, "PUBLISHED", {**fashion.PUBLISHED, "by_epoch": {
+        "epoch 2, training": 240.46, "epoch 2, held-out": 242.31}})
     assert studied.study("--resume") == 0
     assert json.loads((studied.folder / "results.json").read_text())["numbers"] == studied.results["numbers"]
+    assert gif.read_bytes() == before
+    text, _ = read_page(studied.folder / "report.html")
+    number = studied.results["numbers"]["described"]["by_epoch"]["epoch 2, held-out"]["mean"]
+    cells = [cell.split("<")[0] for cell in text.split('<th scope="row">epoch 2, held-out')[1].split("<td>")[1:4]]
+    assert cells[:2] == ["242.31", f"{number:.5g}"] and "β = 0.5, published" in text and "6.1200" in text
 
 
 def test_two_classes_are_needed_in_both_parts(tmp_path, capsys):
