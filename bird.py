@@ -56,7 +56,7 @@ WIDTHS = (64, 128, 256, 512)    # channels of each stage; each after the first h
 DEPTHS = (1, 1, 1, 1)           # residual blocks of each stage
 POOLING = ("mean", "amax")      # over the last stage's places, side by side
 BATCH_NORM = True               # after each convolution; without it each has a bias
-MARGIN = 1.25                   # side of the squares that photos are kept as, over that of the crops: room to zoom
+MARGIN = 1.5                    # side of the squares that photos are kept as, over that of the crops: room to zoom
 MOST_IN_MEMORY = 2 * 10 ** 9    # bytes of decoded photos; more lie in a temporary file
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
 
@@ -80,8 +80,8 @@ class Recipe:
     average: float = 0.998      # decay a step of the weights' running average; 0 keeps the last weights
     class_weights: bool = True  # rare classes weigh as much as common ones
     # augmentation
-    image_size: int = 192       # px, side of the square crops at the end of the schedule
-    progressive: tuple = ((0.45, 1 / 2), (0.75, 2 / 3))  # (share of the schedule, side of its crops over image_size)
+    image_size: int = 160       # px, side of the square crops at the end of the schedule
+    progressive: tuple = ((0.4, 0.6), (0.7, 0.8))  # (until that share of the schedule, crops of that share of the side)
     area: float = 0.3           # least share of the photo that a crop covers
     aspect: float = 1.33        # most stretch of a crop, either way
     rotate: float = 15.0        # degrees, each way
@@ -499,8 +499,8 @@ def crop_side(progress, recipe):
 
 
 def step_cost(progress, recipe):
-    """Time of a step over that of one with crops of full size: about a quarter does not depend on their size."""
-    return 0.23 + 0.77 * (crop_side(progress, recipe) / recipe.image_size) ** 2
+    """Time of a step over that of one with crops of full size: about a third does not depend on their size."""
+    return 0.3 + 0.7 * (crop_side(progress, recipe) / recipe.image_size) ** 2
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -217,8 +217,9 @@ def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird
                                                     torch.device("cpu"), 1)
     assert numbers.photos == 24 and numbers.scores["accuracy"] == (predicted == truth).mean()
     assert len(measured) == 23 and "10/0.jpg" in remarks[0] and "1 photos cannot be read" in remarks[0]
+    side = round(figures_birds.bird.MARGIN * 48)
     probabilities = figures_birds.bird.predict_probabilities(model, torch.from_numpy(np.stack([
-        figures_birds.bird.read_photo(path, 72) for path in paths if path != paths[unreadable[0]]])))
+        figures_birds.bird.read_photo(path, side) for path in paths if path != paths[unreadable[0]]])))
     assert sorted(example.probability for example in measured) == pytest.approx(
         sorted(probabilities.max(1).values.tolist()), abs=1e-4)
 
@@ -244,11 +245,11 @@ def test_what_a_map_measures_agrees_with_values_worked_by_hand():
     assert figures_birds.measure_maps([]) is None
 
 
-def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained):
+def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained, bird_data):
     """Channels of the last stage, each weighed by its mean gradient, rectified (Selvaraju et al. 2017, eq. 1 and 2)."""
     model = figures_birds.bird.load_model(str(bird_trained.model))
-    photos, targets = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8), np.array([2, 0, 2])
-    kept = []
+    paths, targets, kept = [bird_data.test / name / "0.jpg" for name in bird_data.classes[:3]], np.arange(3), []
+    photos = torch.from_numpy(np.stack([figures_birds.bird.read_photo(str(path), 96) for path in paths]))
     handle = model.stages[-1].register_forward_hook(lambda module, inputs, output: kept.append(output))
     logits = model(photos.float() / 255)
     handle.remove()
