@@ -82,7 +82,7 @@ def _environment():
 def _run(script, *words, cwd, **options):
     command = [sys.executable, str(script), *map(str, words)]
     return subprocess.run(command, cwd=str(cwd), env=_environment(), capture_output=True, text=True,
-                          timeout=100, **options)
+                          timeout=600, **options)  # of what hangs, not of a busy machine
 
 
 @pytest.fixture(scope="session")

@@ -390,7 +390,7 @@ def stopped(bird_alone, words, environment, tmp_path_factory):
                         break
                 assert (folder / "bird_resume.pth").exists()
                 process.send_signal(number)
-                err = process.communicate(timeout=60)[1]
+                err = process.communicate(timeout=600)[1]
             finally:
                 process.kill()
         return types.SimpleNamespace(folder=folder, code=process.returncode, err=err)
@@ -596,7 +596,7 @@ def test_a_reader_that_leaves_is_no_traceback(bird_alone, bird_data, environment
     os.close(read)
     command = map(str, (sys.executable, bird_alone, bird_data.test, "test", bird_trained.model))
     process = subprocess.run(list(command), cwd=str(tmp_path), env=environment, stdout=write, stderr=subprocess.PIPE,
-                             timeout=60)
+                             timeout=600)
     os.close(write)
     assert (process.returncode, process.stderr) == (0, b"")
     assert (tmp_path / "bird.csv").read_bytes() == bird_trained.csv.read_bytes()

@@ -242,7 +242,7 @@ def test_ctrl_c_in_training_is_one_line_and_leaves_nothing(alone, data, environm
                 if line.startswith("epoch"):
                     break
             process.send_signal(signal.SIGINT)
-            err = process.communicate(timeout=20)[1]
+            err = process.communicate(timeout=600)[1]
         finally:
             process.kill()
     assert (process.returncode, err) == (130, "vae.py: interrupted\n")
@@ -263,7 +263,7 @@ def test_a_reader_that_leaves_is_no_traceback(alone, data, environment, trained,
     os.close(read)
     command = map(str, (sys.executable, alone, data.test, "test_classifier", trained.model, trained.mixture))
     process = subprocess.run(list(command), cwd=str(tmp_path), env=environment, stdout=write, stderr=subprocess.PIPE,
-                             timeout=60)
+                             timeout=600)
     os.close(write)
     assert b"Traceback" not in process.stderr
     assert (tmp_path / "vae.csv").read_bytes() == trained.csv.read_bytes()
@@ -279,7 +279,7 @@ def test_classifying_imports_no_science_library(alone, data, environment, traine
     command = [sys.executable, "-c", code, str(alone), str(data.test), "test_classifier", str(trained.model),
                str(trained.mixture), "--quiet"]
     out = subprocess.run(command, cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, text=True,
-                         timeout=60).stdout
+                         timeout=600).stdout
     assert out.strip() == "['numpy', 'torch']"
     assert (tmp_path / "vae.csv").read_bytes() == trained.csv.read_bytes()
 

@@ -51,7 +51,7 @@ def made(words, environment, tmp_path_factory):
                     if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
     done = [subprocess.run([sys.executable, "-m", "handin", "figures", *map(str, words[part]), "--out", str(out)],
                            cwd=str(ROOT), env={**surroundings, "PYTHONHASHSEED": str(seed)}, capture_output=True,
-                           text=True, timeout=100) for seed, part in enumerate(words)]
+                           text=True, timeout=600) for seed, part in enumerate(words)]
     assert [process.returncode for process in done] == [0, 0], done
     return SimpleNamespace(out=out, processes=done, numbers=json.loads((out / "numbers.json").read_text()))
 

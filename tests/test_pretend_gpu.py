@@ -19,7 +19,7 @@ TINY = ("--epochs", "3", "--image-size", "32", "--threads", "1")
 def on(device, *words, cwd, env):
     """The finished process of scripts, or of -m modules, on a pretended device; of one on "cpu" as it is."""
     words = [sys.executable, *([] if device == "cpu" else [str(PRETEND), device]), *map(str, words)]
-    done = subprocess.run(words, cwd=str(cwd), env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(words, cwd=str(cwd), env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -149,5 +149,5 @@ sys.meta_path.insert(0, Spy())
 {way_in}
 """
     plain = {name: value for name, value in environment.items() if name != "PYTORCH_ENABLE_MPS_FALLBACK"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), env=plain, check=False, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), env=plain, check=False, timeout=600)
     assert done.returncode == 7

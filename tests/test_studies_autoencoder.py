@@ -109,7 +109,7 @@ def test_a_finished_study_is_not_trained_again(studied, monkeypatch):
 
 def test_two_processes_give_the_losses_of_one(studied, tmp_path, environment):
     words = [sys.executable, "-m", "studies", *studied.words, str(tmp_path / "two"), "--devices", "2"]
-    found = subprocess.run(words, cwd=str(ROOT), env=environment, capture_output=True, text=True, timeout=200)
+    found = subprocess.run(words, cwd=str(ROOT), env=environment, capture_output=True, text=True, timeout=600)
     assert found.returncode == 0 and found.stdout.count("wrote") == 1, found.stderr
     assert all(": epoch " in line or line == "measuring" for line in found.stderr.splitlines()), found.stderr
     results = json.loads((tmp_path / "two/results.json").read_text())
@@ -127,7 +127,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_leaves_no_half_file(studied, tmp_
     while not (tmp_path / "checkpoints/ae_described_seed3.ckpt").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    *rows, last = process.communicate(timeout=100)[1].splitlines()
+    *rows, last = process.communicate(timeout=600)[1].splitlines()
     assert process.returncode == 130 and last.endswith("interrupted; --resume goes on from the last epoch")
     assert all(": epoch " in line for line in rows)
     assert {path.name for path in tmp_path.rglob("*.*") if path.is_file()} == {

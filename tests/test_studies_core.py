@@ -368,6 +368,6 @@ def test_two_processes_that_fail_end_with_one_line(drawn, tmp_path, environment)
     words = [sys.executable, "two.py", "autoencoder", "few.npz", "--out", "out", "--quick", "--device", "cpu"]
     process = subprocess.Popen([*words, "--devices", "2"], cwd=str(tmp_path), text=True, stderr=subprocess.PIPE,
                                env={**environment, "PYTHONPATH": str(ROOT)})
-    lines = process.communicate(timeout=100)[1].splitlines()  # when no process is left that could write more
+    lines = process.communicate(timeout=600)[1].splitlines()  # when no process is left that could write more
     assert process.returncode == 2 and len(lines) == 2 and "features: epoch 2/2" in lines[0], lines
     assert lines[1].startswith("ae_described_seed0: expected losses that are numbers, found")

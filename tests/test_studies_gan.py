@@ -221,7 +221,7 @@ def test_two_processes_train_and_leave_together(studied, paintings, tmp_path, en
     (tmp_path / "study.py").write_text(SCRIPT.format(tiny=TINY))
     words = ["gan", str(paintings), "--out", "two", "--quick", "--epochs", "3", "--device", "cpu", "--devices", "2"]
     found = subprocess.run([sys.executable, "study.py", *words, "--variant", "dcgan"], cwd=str(tmp_path),
-                           env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100)
+                           env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600)
     assert found.returncode == 0, found.stderr[-2000:]
     assert found.stdout.count("wrote") == 1 and "Traceback" not in found.stderr
     two, one = json.loads((tmp_path / "two/results.json").read_text()), studied.results
