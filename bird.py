@@ -65,7 +65,7 @@ PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff
 class Recipe:
     """What training does. Each field is one ingredient: an ablation changes a value here, never the code."""
     # schedule
-    epochs: int = 140
+    epochs: int = 200
     batch: int = 32
     learning_rate: float = 2e-3
     warmup: float = 0.1         # share of the schedule
