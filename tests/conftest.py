@@ -30,8 +30,8 @@ hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
 
 
-FAST_FILES = ("test_assignment", "test_bird_parts", "test_bird_photos", "test_docs", "test_studies_data",
-              "test_vae_files", "test_vae_mixture")
+FAST_FILES = ("test_bird_parts", "test_bird_photos", "test_docs", "test_handin_scores", "test_install",
+              "test_studies_data", "test_vae_assignment", "test_vae_files", "test_vae_mixture")
 
 
 def pytest_collection_modifyitems(items):

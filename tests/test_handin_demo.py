@@ -1,11 +1,13 @@
 """python -m handin demo: the five real commands on scikit-learn's digits and drawn birds, a summary and one page."""
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 from pages import images_of, read_page
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 from handin import demo
 from handin.__main__ import main
 
@@ -42,3 +44,8 @@ def test_the_demo_scores_well_and_ends_with_a_summary_and_one_page(tmp_path, cap
     assert latent == (tmp_path / "figures" / "latent.html").read_text(encoding="utf-8")
     assert not [name for tag, attributes in tags for name in ("href", "src")
                 if attributes.get(name, "data:").startswith(("http", "/", "file"))]
+
+
+def test_handin_without_a_command_says_what_there_is():
+    done = subprocess.run([sys.executable, "-m", "handin"], cwd=str(ROOT), stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2 and b"demo" in done.stderr

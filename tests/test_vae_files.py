@@ -1,5 +1,6 @@
 """Reading images in every form they come in, and keeping models and mixtures."""
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+MODELS = Path(__file__).resolve().parent.parent / "models"
 CONTAINERS = {
     "npz": lambda path, array: np.savez(path + ".npz", data=array),
     "compressed npz": lambda path, array: np.savez_compressed(path + ".npz", data=array),
@@ -111,3 +113,13 @@ def test_write_files_follows_a_link(vae, tmp_path):
     os.symlink("real", str(tmp_path / "link"))
     vae.write_files({str(tmp_path / "link"): b"new"})
     assert os.path.islink(str(tmp_path / "link")) and (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_the_committed_model_loads_and_predicts(vae):
+    path = MODELS / "vae.pth"
+    model, (mixture, labels) = vae.load_model(str(path)), vae.load_mixture(str(MODELS / "gmm_params.pkl"))
+    assert path.stat().st_size < 4_000_000 and labels.tolist() == [1, 4, 8]
+    drawn = model.decode(vae.torch.tensor(mixture.means_, dtype=vae.torch.float32)).detach().numpy()
+    assert drawn.shape == (3, 784) and drawn.max() > 0.5
+    found = vae.classify(model, mixture, labels, vae.reconstruct(model, drawn, refined=False).reshape(-1, 784))
+    assert found.shape == (3,) and set(found) <= {1, 4, 8}

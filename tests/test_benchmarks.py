@@ -1,0 +1,14 @@
+"""benchmarks/: the usual solutions beside the scripts."""
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import plain_vae
+
+
+def test_the_plain_vae_of_the_benchmark_trains():
+    images = np.random.default_rng(0).random((64, 784)).astype(np.float32)
+    model = plain_vae.train(images, epochs=1)
+    assert model.decode(model.encode(plain_vae.torch.from_numpy(images))[0]).shape == (64, 784)
