@@ -28,6 +28,8 @@ hypothesis.settings.register_profile("suite", max_examples=25, deadline=None, de
                                      suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell, which the commands would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 FAST_FILES = ("test_bird_parts", "test_bird_photos", "test_docs", "test_handin_scores", "test_install",
