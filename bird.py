@@ -516,8 +516,9 @@ def make_optimizer(model, recipe):
 
 def in_one_pass(make, parameters, **options):
     """make(parameters, **options), an optimizer; in one pass over the weights where this torch can (2.4 on CPU)."""
+    copies = [dict(group) if isinstance(group, dict) else group for group in parameters]
     try:
-        return make(parameters, fused=True, **options)
+        return make(copies, fused=True, **options)  # which leaves "fused" in the groups, even where it then refuses
     except (RuntimeError, TypeError):  # not on this device, not of this optimizer
         return make(parameters, **options)
 

@@ -601,10 +601,14 @@ def test_an_optimizer_in_one_pass_steps_as_that_of_torch(bird, name):
 
 
 def test_an_old_torch_gets_the_usual_optimizer(bird):
+    """As torch 2.0 does on a CPU, whose step would fail: it enters "fused" into the groups, then refuses it."""
     def old(parameters, lr, fused=False):
+        optimizer = torch.optim.AdamW(parameters, lr)
+        for group in parameters:
+            group.setdefault("use_fused", fused)
         if fused:
             raise RuntimeError("`fused=True` requires all the params to be CUDA, floating point Tensor")
-        return torch.optim.SGD(parameters, lr)
+        return optimizer
 
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    assert isinstance(bird.in_one_pass(old, [parameter], lr=0.1), torch.optim.SGD)
+    optimizer = bird.in_one_pass(old, [{"params": [torch.nn.Parameter(torch.zeros(1))]}], lr=0.1)
+    assert [group["use_fused"] for group in optimizer.param_groups] == [False]
