@@ -1,4 +1,7 @@
 """What it means that a script refuses its input, the same for both."""
+import io
+
+import torch
 
 SENTINEL = b"what an earlier run left here"
 
@@ -13,6 +16,20 @@ class Bomb:
         return open, (self.path, "w")
 
 
+class FullDisk(io.BytesIO):
+    """A file on a full disk."""
+
+    def write(self, _):
+        raise OSError(28, "No space left on device")
+
+
+def saved(content, **options):
+    """What torch.save makes of it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
 def contents(folder):
     """{path: bytes, None for a folder} of all below a folder."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
@@ -25,3 +42,17 @@ def refused(found, name, code=2):
     assert name in found.err and "Traceback" not in found.err
     assert all(character.isprintable() for character in found.err.rstrip("\n")), found.err
     assert len(found.err) < 500
+
+
+def refuser(call, folder):
+    """refuse(name, *words): runs the command, asserts that it is refused with what was expected and found, and that it
+    changes no file of the folder."""
+    def refuse(name, *words):
+        before = contents(folder)
+        found = call(*words)
+        refused(found, name)
+        assert "expected" in found.err and "found" in found.err
+        assert contents(folder) == before
+        return found
+
+    return refuse

@@ -3,7 +3,6 @@ import ast
 import copy
 import dataclasses
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -50,40 +49,25 @@ def exact(bird, monkeypatch):
 # -------------------------------------------------------------------------------------------------------------- scores
 
 @given(seed=seeds, n=st.integers(1, 60), n_classes=st.integers(1, 7))
-def test_average_f1_is_that_of_scikit_learn(bird, seed, n, n_classes):
+def test_confusion_matrix_and_average_f1_are_those_of_scikit_learn(bird, seed, n, n_classes):
     """Classes that are neither there nor predicted included: they do not count."""
     metrics = pytest.importorskip("sklearn.metrics")
     truth, predicted = torch.randint(0, n_classes, (2, n), generator=_generator(seed))
     matrix = bird.confusion(truth, predicted, n_classes + 2)
+    assert (matrix.numpy() == metrics.confusion_matrix(truth, predicted, labels=range(n_classes + 2))).all()
     expected = [metrics.f1_score(truth, predicted, average=average) for average in ("macro", "micro")]
     assert bird.average_f1(matrix) == pytest.approx(np.mean(expected))
 
 
-@given(seed=seeds, n=st.integers(0, 60), n_classes=st.integers(2, 7))
-def test_confusion_matrix_is_that_of_scikit_learn(bird, seed, n, n_classes):
-    metrics = pytest.importorskip("sklearn.metrics")
-    truth, predicted = torch.randint(0, n_classes, (2, n), generator=_generator(seed))
-    matrix = bird.confusion(truth, predicted, n_classes)
-    assert matrix.shape == (n_classes, n_classes) and matrix.sum() == n
-    if n:
-        expected = metrics.confusion_matrix(truth, predicted, labels=range(n_classes))
-        assert (matrix.numpy() == expected).all()
-
-
 # ---------------------------------------------------------------------------------------------------------------- loss
 
-@given(counts=st.lists(st.integers(1, 2000), min_size=1, max_size=12))
+@given(counts=st.lists(st.integers(0, 2000), min_size=1, max_size=12).filter(any))
 def test_balanced_weights_are_those_of_scikit_learn(bird, counts):
+    """A class without photos weighs nothing and changes no other."""
     utils = pytest.importorskip("sklearn.utils.class_weight")
-    labels = np.repeat(np.arange(len(counts)), counts)
-    expected = utils.compute_class_weight("balanced", classes=np.arange(len(counts)), y=labels)
+    labels, expected = np.repeat(np.arange(len(counts)), counts), np.zeros(len(counts))
+    expected[np.unique(labels)] = utils.compute_class_weight("balanced", classes=np.unique(labels), y=labels)
     assert bird.balanced_weights(counts).numpy() == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_class_without_photos_weighs_nothing_and_changes_no_other(bird):
-    weights = bird.balanced_weights([0, 30, 0, 10])
-    assert weights.tolist() == pytest.approx([0, 2 / 3, 0, 2])
-    assert weights[[1, 3]].tolist() == bird.balanced_weights([30, 10]).tolist()
 
 
 # --------------------------------------------------------------------------------------------------------------- split
@@ -101,16 +85,12 @@ def test_split_parts_the_photos_and_holds_out_the_share_of_each_class(bird, coun
     assert torch.equal(again[0], train) and torch.equal(again[1], val)
 
 
-def test_another_seed_splits_otherwise(bird):
-    labels = torch.arange(50) % 3
-    first, second = (bird.stratified_split(labels, 0.2, _generator(seed))[1].tolist() for seed in (0, 1))
-    assert first != second
-
-
-def test_photos_aside_are_drawn_not_the_last_of_each_folder(bird):
+def test_photos_aside_are_drawn_by_the_seed_and_are_not_the_last_of_each_folder(bird):
     """Photos of one bird often stand side by side."""
-    val = bird.stratified_split(torch.zeros(100, dtype=torch.long), 0.2, _generator())[1]
+    labels = torch.zeros(100, dtype=torch.long)
+    val, other = (bird.stratified_split(labels, 0.2, _generator(seed))[1] for seed in (0, 1))
     assert val.min() < 20 and val.max() >= 80 and val.diff().max() > 1
+    assert not torch.equal(val, other)
 
 
 # -------------------------------------------------------------------------------------------------------- augmentation
@@ -139,12 +119,6 @@ def test_each_photo_of_a_batch_is_changed_in_its_own_way(bird):
     assert apart.min() > 0.005
 
 
-def test_with_everything_off_a_crop_is_the_photo_itself(bird):
-    photos = _photos(4)
-    crops = bird.augment(photos, 40, _recipe(bird, **PLAIN), _generator())
-    assert crops.numpy() == pytest.approx(photos.numpy() / 255, abs=2e-3)
-
-
 def test_mirroring_turns_about_half_of_the_photos_and_does_nothing_else(bird):
     photos = _photos(1).repeat(200, 1, 1, 1)
     crops = bird.augment(photos, 40, _recipe(bird, **{**PLAIN, "mirror": True}), _generator())
@@ -160,23 +134,24 @@ def test_a_crop_of_full_size_shows_what_the_photo_shows(bird):
     assert crops.numpy() == pytest.approx(F.avg_pool2d(photos / 255, 2).numpy(), abs=0.02)
 
 
-def test_crops_cover_the_share_asked_for(bird):
-    """On a photo whose colour is its place, a crop's range of colours is the share of the side that it shows."""
+def _shown(bird, **changes):
+    """Shares (300,) of width and height that crops show of a photo whose colour is its place: their range of it."""
     ramp = torch.linspace(0, 255, 200).round().to(torch.uint8)
     photos = torch.stack([ramp.expand(200, 200), ramp[:, None].expand(200, 200), ramp.expand(200, 200)])
-    crops = bird.augment(photos.expand(300, 3, 200, 200), 32, _recipe(bird, **{**PLAIN, "area": 0.25}), _generator())
-    width, height = (crops[:, channel].amax((1, 2)) - crops[:, channel].amin((1, 2)) for channel in (0, 1))
+    recipe = _recipe(bird, **{**PLAIN, **changes})
+    crops = bird.augment(photos.expand(300, 3, 200, 200), 32, recipe, _generator())
+    return (crops[:, channel].amax((1, 2)) - crops[:, channel].amin((1, 2)) for channel in (0, 1))
+
+
+def test_crops_cover_the_share_asked_for(bird):
+    width, height = _shown(bird, area=0.25)
     area = width * height / (31 / 32) ** 2
     assert 0.23 < area.min() < 0.32 and 0.93 < area.max() < 1.02
     assert (width - height).abs().max() < 0.02
 
 
 def test_stretching_changes_the_shape_and_not_the_mean_area(bird):
-    ramp = torch.linspace(0, 255, 200).round().to(torch.uint8)
-    photos = torch.stack([ramp.expand(200, 200), ramp[:, None].expand(200, 200), ramp.expand(200, 200)])
-    recipe = _recipe(bird, **{**PLAIN, "area": 0.3, "aspect": 1.5})
-    crops = bird.augment(photos.expand(300, 3, 200, 200), 32, recipe, _generator())
-    width, height = (crops[:, channel].amax((1, 2)) - crops[:, channel].amin((1, 2)) for channel in (0, 1))
+    width, height = _shown(bird, area=0.3, aspect=1.5)
     assert 1.3 < (width / height).max() < 1.55 and 0.65 < (width / height).min() < 0.77
     assert (width * height).min() > 0.25
 
@@ -202,13 +177,7 @@ def test_mixed_targets_stay_distributions_and_photos_stay_photos(bird, seed, mix
     assert new.sum(1).numpy() == pytest.approx(1) and (new >= 0).all()
     assert mixed.shape == photos.shape and mixed.min() >= 0 and mixed.max() <= 1
     assert torch.equal(photos, before[0]) and torch.equal(targets, before[1])
-
-
-def test_mixing_switched_off_gives_back_what_came_in(bird):
-    photos, targets = torch.rand(4, 3, 32, 32), torch.eye(4)
-    for seed in range(20):
-        mixed, new = bird.mix(photos, targets, _recipe(bird, mixup=0.0, cutmix=0.0), _generator(seed))
-        assert torch.equal(mixed, photos) and torch.equal(new, targets)
+    assert mixup or cutmix or torch.equal(mixed, photos) and torch.equal(new, targets)
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
@@ -240,15 +209,7 @@ def test_rate_warms_up_to_its_peak_and_comes_down_to_0(bird):
     assert rates[0] == pytest.approx(0, abs=1e-9) and rates[-1] == pytest.approx(0, abs=1e-9)
     assert rates.argmax() == 100 and rates[100] == pytest.approx(0.5)
     assert (np.diff(rates[:101]) > 0).all() and (np.diff(rates[100:]) < 0).all()
-
-
-def test_rate_without_warm_up_starts_at_its_peak(bird):
     assert bird.learning_rate(0.0, _recipe(bird, learning_rate=0.5, warmup=0.0)) == pytest.approx(0.5)
-
-
-@given(progress=st.floats(0, 1), warmup=st.floats(0, 0.5))
-def test_rate_is_never_negative_nor_above_its_peak(bird, progress, warmup):
-    assert 0 <= bird.learning_rate(progress, _recipe(bird, learning_rate=0.5, warmup=warmup)) <= 0.5
 
 
 def test_crops_grow_to_their_full_size(bird):
@@ -303,27 +264,20 @@ def test_only_weights_of_more_than_one_dimension_decay(bird, model):
 
 # ------------------------------------------------------------------------------------------------------------- network
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 33), (48, 48), (97, 97), (64, 96), (160, 40)],
-                         ids="{0[0]} x {0[1]}".format)
-@pytest.mark.parametrize("n", [1, 3])
-def test_network_takes_photos_of_any_size_from_32(model, size, n):
-    logits = model(torch.rand(n, 3, *size))
-    assert logits.shape == (n, 5) and logits.dtype == torch.float32 and logits.isfinite().all()
+@pytest.mark.parametrize("size", [(32, 32), (33, 33), (97, 97), (160, 40)], ids="{0[0]} x {0[1]}".format)
+def test_network_takes_photos_of_any_size_from_32(model, size):
+    logits = model(torch.rand(1, 3, *size))
+    assert logits.shape == (1, 5) and logits.dtype == torch.float32 and logits.isfinite().all()
 
 
-def test_network_at_rest_is_deterministic_and_takes_each_photo_by_itself(model):
+def test_network_at_rest_takes_each_photo_by_itself_in_any_memory_layout(model):
     photos = torch.rand(4, 3, 48, 48, generator=_generator())
     with torch.no_grad():
         together = model(photos)
         assert torch.equal(model(photos), together)
-        assert torch.cat([model(photo[None]) for photo in photos]).numpy() == pytest.approx(together.numpy(), abs=1e-4)
-
-
-def test_network_cares_for_memory_layout_only_in_speed(model):
-    photos = torch.rand(2, 3, 48, 48, generator=_generator())
-    with torch.no_grad():
-        assert model(photos.contiguous(memory_format=torch.channels_last)).numpy() == pytest.approx(
-            model(photos).numpy(), abs=1e-4)
+        for found in (torch.cat([model(photo[None]) for photo in photos]),
+                      model(photos.contiguous(memory_format=torch.channels_last))):
+            assert found.numpy() == pytest.approx(together.numpy(), abs=1e-4)
 
 
 def test_gradient_reaches_all_parameters(bird):
@@ -335,13 +289,6 @@ def test_gradient_reaches_all_parameters(bird):
     F.cross_entropy(model(torch.rand(6, 3, 48, 48, generator=_generator())), torch.arange(6) % 3).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
-
-
-def test_a_new_classifier_follows_from_the_seed_alone(bird):
-    def weights(seed):
-        return bird.saved_bytes(bird.new_classifier(list("ab"), [1, 1], _recipe(bird, seed=seed)).state_dict())
-
-    assert weights(0) == weights(0) != weights(1)
 
 
 @settings(max_examples=8)  # each makes two whole networks
@@ -356,16 +303,6 @@ def test_what_travels_with_the_weights_comes_back(bird, classes, size):
     assert second.head.out_features == len(classes)
 
 
-def test_a_model_is_reread_as_it_was_kept(bird, model, tmp_path):
-    path = tmp_path / "m.pth"
-    path.write_bytes(bird.saved_bytes(model.state_dict()))
-    again = bird.load_model(str(path))
-    path.unlink()
-    assert not again.training and again.about == model.about
-    for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_model_saved_on_a_gpu_loads_on_the_cpu(bird, model, tmp_path):
     path, photos = tmp_path / "m.pth", torch.rand(2, 3, 48, 48)
@@ -378,11 +315,6 @@ def test_a_model_saved_on_a_gpu_loads_on_the_cpu(bird, model, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction
-
-def test_probabilities_sum_to_1(bird, model):
-    found = bird.predict_probabilities(model, _photos(5))
-    assert found.shape == (5, 5) and found.sum(1).numpy() == pytest.approx(1, abs=1e-5) and (found >= 0).all()
-
 
 def test_a_mirrored_photo_gets_the_same_probabilities(bird, model, exact):
     photos = _photos(5)
@@ -421,7 +353,7 @@ def test_the_plain_view_is_the_network_alone(bird, model, exact):
         assert found.numpy() == pytest.approx(expected[mirrored].numpy(), abs=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("batch", [3, 64])
 def test_evaluation_is_that_of_the_plain_definition(bird, model, exact, batch):
     photos, labels = _photos(20, 32), torch.arange(20) % 5
     index = torch.tensor([0, 3, 4, 5, 11, 12, 19])
@@ -466,16 +398,12 @@ def test_every_field_of_the_recipe_is_an_ingredient_or_a_setting(bird):
     assert {field.name for field in dataclasses.fields(bird.Recipe)} == switched | settings
 
 
-def test_without_an_average_the_last_weights_are_kept(bird):
-    state = _train(bird, average=0.0)[2][-1]
-    for name, value in state["model"].items():
-        if value.is_floating_point():
-            assert torch.allclose(value, state["average"][name], atol=1e-6), name
-
-
-def test_with_an_average_other_weights_are_kept(bird):
-    state = _train(bird, average=0.9)[2][-1]
-    assert not torch.allclose(state["model"]["head.weight"], state["average"]["head.weight"], atol=1e-6)
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_without_an_average_the_last_weights_are_kept(bird, decay):
+    state = _train(bird, average=decay)[2][-1]
+    same = {name: torch.allclose(value, state["average"][name], atol=1e-6) for name, value in state["model"].items()
+            if value.is_floating_point()}
+    assert all(same.values()) if decay == 0 else not same["head.weight"]
 
 
 def test_training_stops_when_nothing_gets_better(bird, monkeypatch):
@@ -517,54 +445,11 @@ def test_precision_of_the_cpu_is_one_that_autocast_knows(bird):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == bird.pick_precision(CPU)
 
 
-def test_auto_picks_a_device_that_works(bird):
-    assert torch.ones(2, device=bird.pick_device("auto")).sum() == 2
-    assert bird.pick_device("cpu") == CPU
-
-
 # ------------------------------------------------------------------------------------------------------------- sources
 
-ALLOWED = {"torch", "torchvision", "numpy", "PIL", "sklearn", "skimage", "matplotlib", "scipy"}
-
-
-@pytest.fixture(scope="module")
-def tree(bird_script):
-    return ast.parse(bird_script.read_text())
-
-
-def _imported(tree):
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="needs sys.stdlib_module_names")
-def test_the_script_imports_only_what_the_grader_has(tree):
-    for name in _imported(tree):
-        assert name.split(".")[0] in sys.stdlib_module_names | ALLOWED, name
-
-
-def test_the_script_takes_no_ready_made_network_and_nothing_from_the_net(tree, bird_script):
-    for name in _imported(tree):
-        assert not name.startswith(("torchvision.models", "torch.hub", "torch.utils.model_zoo", "urllib", "http",
-                                    "socket", "ftplib", "requests", "timm")), name
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not names & {"models", "hub", "model_zoo", "load_state_dict_from_url", "pretrained", "urlopen"}
-    assert "http" not in bird_script.read_text()
-
-
-def test_the_script_seeds_torch_with_0(tree):
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-    assert any(call.func.attr == "manual_seed" and [getattr(arg, "value", None) for arg in call.args] == [0]
-               for call in calls)
-
-
-def test_importing_the_script_does_no_work(tree):
+def test_importing_the_script_does_no_work(bird_script):
     """Imports, definitions, constants, and the two guards against being imported."""
-    guards = []
+    tree, guards = ast.parse(bird_script.read_text()), []
     for node in tree.body[1:]:
         if isinstance(node, ast.If):
             guards.append(ast.dump(node.test))
@@ -577,12 +462,6 @@ def test_importing_the_script_does_no_work(tree):
     assert len(guards) == 2 and all("__name__" in guard and "__main__" in guard for guard in guards)
 
 
-def test_the_docstring_gives_the_two_commands(tree):
-    lines = ast.get_docstring(tree).splitlines()
-    assert any("python bird.py DATASET train bird.pth" in line for line in lines)
-    assert any("python bird.py DATASET test bird.pth" in line for line in lines)
-
-
 def _stepped(optimizer, parameter, gradients):
     for gradient in gradients:
         parameter.grad = gradient.clone()
@@ -590,7 +469,7 @@ def _stepped(optimizer, parameter, gradients):
     return parameter.detach()
 
 
-@pytest.mark.parametrize("name", ("Adam", "SGD", "AdamW", "RMSprop"))
+@pytest.mark.parametrize("name", ["AdamW", "RMSprop"])  # one in one pass, one that has none
 def test_an_optimizer_in_one_pass_steps_as_that_of_torch(bird, name):
     begin, gradients = torch.randn(2, 5, 40, dtype=torch.float64, generator=_generator(1))
     one, other = (torch.nn.Parameter(begin[0].clone()) for _ in range(2))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from refusals import FullDisk, refused
 
 SIDE = 64
 COLOURS = np.array([[200, 60, 50], [60, 180, 70], [50, 80, 200], [230, 220, 190]], np.uint8)  # of the quarters
@@ -67,89 +68,48 @@ def _saved(image, format, **options):
 
 # ---------------------------------------------------------------------------------------------------- formats and modes
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.jpeg", "a.png", "a.webp", "a.bmp", "a.tif", "a.tiff", "a.ppm", "A.JPG",
-                                  "A.Jpeg", "A.PNG", "A.TIF"])
-def test_every_format_in_colour(read, name):
-    _assert_shows(read(name, _upright()))
+def _grey(values):
+    return np.asarray(values)[:, None].repeat(3, 1)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif", "a.pgm", "a.webp"])
-def test_every_format_in_grey(read, name):
-    image = _upright().convert("L")
-    _assert_shows(read(name, image if name != "a.webp" else image.convert("RGB")), GREYS[:, None].repeat(3, 1))
+def _with_alpha(image, *alphas):
+    image.putalpha(Image.fromarray(_quarters(values=np.array(alphas, np.uint8))))
+    return image
 
 
-@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"quality": 100}, {"optimize": True}],
-                         ids=str)
-def test_jpeg_of_every_making(read, options):
-    _assert_shows(read("a.jpg", _upright(), **options))
+PALETTE = _upright().quantize(16)
+FIRST, LAST = PALETTE.getpixel((1, 1)), PALETTE.getpixel((118, 78))
+ONE_BIT = Image.fromarray(_quarters(values=np.array([0, 255, 255, 0], np.uint8))).convert("1")
+FIRST_ON_WHITE = [WHITE, *COLOURS[1:]]
+FORMS = {  # image, formats, how it is saved, the colours that it shows: transparent ones lie on white
+    "colour": (_upright(), "JPEG PNG WEBP BMP TIFF PPM", {}, COLOURS),
+    "progressive": (_upright(), "JPEG", {"progressive": True}, COLOURS),
+    "lzw": (_upright(), "TIFF", {"compression": "tiff_lzw"}, COLOURS),
+    "jpeg": (_upright(), "TIFF", {"compression": "jpeg"}, COLOURS),
+    "lossless": (_upright(), "WEBP", {"lossless": True}, COLOURS),
+    "grey": (_upright().convert("L"), "JPEG PNG BMP TIFF PPM", {}, _grey(GREYS)),
+    "one bit": (ONE_BIT, "PNG BMP TIFF", {}, _grey([0, 255, 255, 0])),
+    "CMYK": (_upright().convert("CMYK"), "JPEG TIFF", {}, COLOURS),
+    "palette": (PALETTE, "PNG BMP TIFF", {}, COLOURS),
+    "a transparent entry": (PALETTE, "PNG", {"transparency": FIRST}, FIRST_ON_WHITE),
+    "two transparent entries": (PALETTE, "PNG", {"transparency": bytes(
+        {FIRST: 0, LAST: 51}.get(entry, 255) for entry in range(16))},
+        [WHITE, *COLOURS[1:3], 0.2 * COLOURS[3] + 0.8 * WHITE]),
+    "alpha": (_with_alpha(_upright(), 0, 255, 102, 255), "PNG WEBP TIFF", {},
+              [WHITE, COLOURS[1], 0.4 * COLOURS[2] + 0.6 * WHITE, COLOURS[3]]),
+    "grey with alpha": (_with_alpha(_upright().convert("L"), 0, 255, 255, 255), "PNG", {},
+                        [WHITE, *_grey(GREYS[1:])]),
+    "a transparent colour": (_upright(), "PNG", {"transparency": tuple(COLOURS[0].tolist())}, FIRST_ON_WHITE),
+    "a transparent grey": (_upright().convert("L"), "PNG", {"transparency": int(GREYS[0])},
+                           [WHITE, *_grey(GREYS[1:])]),
+}
 
 
-@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"},
-                                     {"compression": "tiff_deflate"}], ids=str)
-def test_tiff_of_every_making(read, options):
-    _assert_shows(read("a.tif", _upright(), **options))
-
-
-def test_lossless_webp(read):
-    _assert_shows(read("a.webp", _upright(), lossless=True))
-
-
-def test_a_format_behind_the_ending_of_another(read):
-    _assert_shows(read("a.jpg", _saved(_upright(), "PNG")))
-    _assert_shows(read("a.png", _saved(_upright(), "JPEG")))
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif"])
-def test_palette(read, name):
-    _assert_shows(read(name, _upright().quantize(16)))
-
-
-def test_palette_with_one_transparent_colour_lies_on_white(read):
-    image = _upright().quantize(16)
-    photo = read("a.png", image, transparency=image.getpixel((1, 1)))
-    _assert_shows(photo, [WHITE, *COLOURS[1:]])
-
-
-def test_palette_with_many_transparent_colours_lies_on_white(read):
-    image = _upright().quantize(16)
-    alphas = bytearray(b"\xff" * 16)
-    alphas[image.getpixel((1, 1))], alphas[image.getpixel((118, 78))] = 0, 51
-    photo = read("a.png", image, transparency=bytes(alphas))
-    _assert_shows(photo, [WHITE, *COLOURS[1:3], 0.2 * COLOURS[3] + 0.8 * WHITE])
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
-def test_alpha_lies_on_white(read, name):
-    alpha = _quarters(values=np.array([[0], [255], [102], [255]], np.uint8))
-    photo = read(name, Image.fromarray(np.concatenate([_quarters(), alpha], axis=2)))
-    _assert_shows(photo, [WHITE, COLOURS[1], 0.4 * COLOURS[2] + 0.6 * WHITE, COLOURS[3]])
-
-
-def test_grey_with_alpha_lies_on_white(read):
-    image = _upright().convert("LA")
-    image.putalpha(Image.fromarray(_quarters(values=np.array([0, 255, 255, 255], np.uint8))))
-    _assert_shows(read("a.png", image), [WHITE, *GREYS[1:, None].repeat(3, 1)])
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_transparent_colour_without_a_palette_lies_on_white(read, mode):
-    colours = COLOURS if mode == "RGB" else GREYS[:, None].repeat(3, 1)
-    key = tuple(int(value) for value in COLOURS[0]) if mode == "RGB" else int(GREYS[0])
-    _assert_shows(read("a.png", _upright().convert(mode), transparency=key), [WHITE, *colours[1:]])
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
-def test_cmyk(read, name):
-    _assert_shows(read(name, _upright().convert("CMYK")))
-
-
-def test_one_bit(read):
-    image = Image.fromarray(_quarters(values=np.array([0, 255, 255, 0], np.uint8))).convert("1")
-    for name in ("a.png", "a.bmp", "a.tif"):
-        _assert_shows(read(name, image), np.array([0, 255, 255, 0])[:, None].repeat(3, 1))
-
-
+@pytest.mark.parametrize("form, format", [(form, format) for form in FORMS for format in FORMS[form][1].split()])
+def test_every_format_and_mode(read, form, format):
+    """Whatever the name ends in."""
+    image, _, options, colours = FORMS[form]
+    _assert_shows(read("a.jpg", _saved(image, format, **options)), colours)
 
 
 def _png(pixels, kind):
@@ -163,8 +123,10 @@ def _png(pixels, kind):
             + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-def test_colour_of_16_bits(read):
+def test_16_bits(read):
+    """Of grey ones versions of Pillow make different things, each a photo."""
     _assert_shows(read("a.png", _png(_quarters().astype(int) * 257, 2)))
+    assert read("b.png", _png(_quarters(values=GREYS.astype(int) * 257), 0)).shape == (3, SIDE, SIDE)
 
 
 # ------------------------------------------------------------------------------------------------ orientation and size
@@ -181,8 +143,8 @@ def _turned(orientation):
     return image, exif
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(read, orientation):
+@pytest.mark.parametrize("orientation", [0, 1, *BACK, 9, 65535])
+def test_exif_orientation_is_undone_and_a_senseless_one_is_none(read, orientation):
     image, exif = _turned(orientation)
     _assert_shows(read("a.jpg", image, exif=exif, quality=95))
 
@@ -203,28 +165,20 @@ def test_a_broken_exif_block_costs_no_photo(read, exif):
     _assert_shows(read("a.jpg", jpeg[:2] + block + jpeg[2:]))
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_a_senseless_orientation_is_none(read, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    _assert_shows(read("a.jpg", _upright(), exif=exif))
-
-
-@pytest.mark.parametrize("size", [(60, 200), (900, 60), (6000, 40), (40, 6000), (2400, 1800), (16, 16), (63, 65)],
+@pytest.mark.parametrize("size", [(60, 200), (6000, 40), (40, 6000), (2400, 1800), (16, 16), (63, 65)],
                          ids="{0[0]} x {0[1]}".format)
-@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
-def test_every_size_and_shape(read, name, size):
-    _assert_shows(read(name, _upright(*size)), within=12)
+def test_every_size_and_shape(read, size):
+    for name in ("a.jpg", "a.png"):
+        _assert_shows(read(name, _upright(*size)), within=12)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (1, 6000), (2, 2)], ids="{0[0]} x {0[1]}".format)
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-def test_down_to_one_pixel(read, name, size):
-    photo = read(name, Image.new("RGB", size, (90, 140, 200)))
-    _assert_shows(photo, [[90, 140, 200]] * 4)
+@pytest.mark.parametrize("size", [(1, 1), (90, 1), (1, 6000)], ids="{0[0]} x {0[1]}".format)
+def test_down_to_one_pixel(read, size):
+    for name in ("a.jpg", "a.png", "a.webp"):
+        _assert_shows(read(name, Image.new("RGB", size, (90, 140, 200))), [[90, 140, 200]] * 4)
 
 
-@pytest.mark.parametrize("side", [32, 72, 192, 301])
+@pytest.mark.parametrize("side", [32, 301])
 def test_photos_are_read_at_any_side(bird, tmp_path, side):
     _upright().save(str(tmp_path / "a.jpg"))
     photo = bird.read_photo(str(tmp_path / "a.jpg"), side)
@@ -265,11 +219,10 @@ def _no_photos():
             "the head of a PNG": png[:20], "the tail of a JPEG": jpeg[300:], "noise": os.urandom(3000)}
 
 
-@pytest.mark.parametrize("kind", sorted(_no_photos()))
-@pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_what_is_no_photo_is_an_error_of_the_kind_promised(read, kind, ending):
+@pytest.mark.parametrize("kind", _no_photos())
+def test_what_is_no_photo_is_an_error_of_the_kind_promised(read, kind):
     with pytest.raises((OSError, ValueError, Image.DecompressionBombError)):
-        read(f"a.{ending}", _no_photos()[kind])
+        read("a.jpg", _no_photos()[kind])
 
 
 def test_a_file_of_bytes_that_claims_gigabytes_is_not_decoded(bird, monkeypatch, tmp_path):
@@ -498,22 +451,9 @@ def test_empty_classes_are_warned_of_in_training_and_keep_their_index(bird_call,
 def test_a_handful_of_photos_is_enough(bird_call, bird_draw, bird_fast, tmp_path):
     """One a class: nothing can be set aside, which is said."""
     bird_draw(tmp_path / "photos", {f"{name}/0.jpg": kind for kind, name in enumerate("ab")})
-    found = bird_call("photos", "train", "bird.pth", *bird_fast, "--epochs", "2")
+    found = bird_call("photos", "train", "bird.pth", *bird_fast, "--epochs", "1")
     assert found.code == 0 and len(found.err.splitlines()) == 1
     assert bird_call("photos", "test", "bird.pth").code == 0
-
-
-def test_photos_of_every_mode_train_together(bird_call, bird_fast, tmp_path):
-    for name in "ab":
-        folder = tmp_path / "photos" / name
-        folder.mkdir(parents=True)
-        for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-            image = _upright().convert(mode) if mode != "I;16" else Image.fromarray(
-                _quarters(values=np.array([4000, 20000, 40000, 65000])).astype(np.uint16))
-            image.save(str(folder / f"{mode.replace(';', '')}.png"))
-        _upright().convert("CMYK").save(str(folder / "cmyk.jpg"))
-    found = bird_call("photos", "train", "bird.pth", *bird_fast, "--epochs", "1")
-    assert (found.code, found.err) == (0, "")
 
 
 # -------------------------------------------------------------------------------------------------------------- images
@@ -533,19 +473,13 @@ def test_images_on_disk_are_those_in_memory(bird, bird_data, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("operation", ["open", "write"])
-def test_images_that_find_no_room_are_one_line(bird, bird_call, bird_data, bird_fast, monkeypatch, tmp_path,
-                                               operation):
-    class Full(io.BytesIO):
-        def write(self, _):
-            raise OSError(28, "No space left on device")
-
+def test_images_that_find_no_room_are_one_line(bird, bird_call, bird_few, bird_fast, monkeypatch, tmp_path, operation):
     def full(*_, **__):
         if operation == "open":
             raise OSError(28, "No space left on device")
-        return Full()
+        return FullDisk()
 
     monkeypatch.setattr(bird, "MOST_IN_MEMORY", 0)
     monkeypatch.setattr(bird.tempfile, "TemporaryFile", full)
-    found = bird_call(bird_data.train, "train", "bird.pth", *bird_fast)
-    assert found.code == 2 and len(found.err.splitlines()) == 1 and "No space left" in found.err
+    refused(bird_call(bird_few, "train", "bird.pth", *bird_fast), "No space left")
     assert os.listdir(str(tmp_path)) == []

@@ -1,5 +1,5 @@
 """The three commands as the grader gives them: what they write, from what they learn, that they repeat themselves."""
-import ast
+import functools
 import os
 import pickle
 import signal
@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 
 def _labels(path):
@@ -18,16 +17,6 @@ def _labels(path):
 
 
 # ------------------------------------------------------------------------------------------------------------- outputs
-
-def test_the_commands_succeed_in_silence_on_stderr(trained):
-    for process in trained.processes:
-        assert (process.returncode, process.stderr) == (0, "")
-
-
-def test_they_write_the_four_files_where_told_and_nothing_beside_the_script(trained, alone):
-    assert sorted(os.listdir(str(trained.folder))) == ["gmm_params.pkl", "vae.csv", "vae.pth", "vae_reconstructed.npz"]
-    assert os.listdir(str(alone.parent)) == ["vae.py"]
-
 
 def test_csv_has_the_header_and_one_label_of_the_validation_file_an_image(trained, data):
     labels = _labels(trained.csv)
@@ -42,17 +31,6 @@ def test_npz_holds_only_data_of_floats_between_0_and_1(trained):
     assert images.shape == (50, 28, 28) and images.dtype == np.float32
     assert np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1
     assert images.std(axis=0).max() > 0.01  # not one picture for all
-
-
-def test_model_file_is_a_state_dict_that_needs_no_trust(trained, vae):
-    state = torch.load(str(trained.model), weights_only=True)
-    assert set(state) == set(vae.VAE().state_dict())
-    assert set(torch.load(str(trained.model))) == set(state)
-    model = vae.VAE()
-    model.load_state_dict(state)
-    assert all(value.isfinite().all() for value in model.state_dict().values())
-    assert sum(value.numel() for value in state.values()) <= 20_000_000
-    assert sum(parameter.numel() for parameter in model.parameters()) <= 20_000_000
 
 
 def test_mixture_file_is_a_plain_dict_of_arrays(trained):
@@ -98,23 +76,6 @@ def test_any_number_of_classes_with_any_labels(names, draw, call, tmp_path):
     assert np.mean(np.array(_labels(tmp_path / "vae.csv")) == np.array(names)[val]) >= 0.9
 
 
-@pytest.mark.parametrize("line, mode, files", [
-    ("a b train c d", "train", "a b c d"),
-    ("train a b c d", "train", "a b c d"),
-    ("train b train c d", "train", "train b c d"),  # a file of that name: the documented order comes first
-    ("train train train c d", "train", "train train c d"),
-    ("a test_reconstruction c", "test_reconstruction", "a c"),
-    ("test_reconstruction a c", "test_reconstruction", "a c"),
-    ("train test_reconstruction c", "test_reconstruction", "train c"),
-    ("a test_classifier c d", "test_classifier", "a c d"),
-    ("test_classifier a c d", "test_classifier", "a c d"),
-    ("test_classifier test_classifier c d", "test_classifier", "test_classifier c d"),
-])
-def test_the_mode_stands_after_the_data_or_in_first_place(vae, line, mode, files):
-    args = vae.parse_arguments(line.split())
-    assert (args.mode, args.files) == (mode, files.split())
-
-
 def test_one_image_goes_through_both_test_commands(call, data, trained, tmp_path):
     np.savez("one.npz", data=np.load(str(data.test))["data"][:1])
     assert call("one.npz", "test_reconstruction", trained.model).code == 0
@@ -130,20 +91,19 @@ def test_labels_do_not_depend_on_how_many_images_there_are(call, data, trained, 
     assert _labels(tmp_path / "vae.csv") == _labels(trained.csv) * 100
 
 
-def test_reconstructions_do_not_depend_on_how_many_images_there_are(call, data, trained):
-    """1,050 images cross the search's batches of 1,024."""
-    np.savez("many.npz", data=np.tile(np.load(str(data.test))["data"], (21, 1, 1)))
+def test_reconstructions_do_not_depend_on_how_many_images_there_are(vae, call, data, trained, monkeypatch):
+    """150 images cross two borders of batches of 64."""
+    monkeypatch.setattr(vae, "refine", functools.partial(vae.refine, rows=64))
+    np.savez("many.npz", data=np.tile(np.load(str(data.test))["data"], (3, 1, 1)))
     assert call("many.npz", "test_reconstruction", trained.model, "--device", "cpu").code == 0
     expected = np.load(str(trained.npz))["data"]
-    assert np.load("vae_reconstructed.npz")["data"].reshape(21, 50, 28, 28) == pytest.approx(
-        np.broadcast_to(expected, (21, 50, 28, 28)), abs=1e-3)
+    assert np.load("vae_reconstructed.npz")["data"].reshape(3, 50, 28, 28) == pytest.approx(
+        np.broadcast_to(expected, (3, 50, 28, 28)), abs=1e-3)
 
 
-def test_flags_output_mean_and_quiet(call, data, trained, tmp_path):
-    found = call(data.test, "test_reconstruction", trained.model, "--mean", "--quiet", "--output", "mine.npz")
-    assert (found.code, found.out, found.err) == (0, "", "")
-    assert os.listdir(str(tmp_path)) == ["mine.npz"]
-    assert np.abs(np.load("mine.npz")["data"] - np.load(str(trained.npz))["data"]).max() > 0.01
+def test_reconstructing_from_the_mean_is_another(call, data, trained):
+    assert call(data.test, "test_reconstruction", trained.model, "--mean").code == 0
+    assert np.abs(np.load("vae_reconstructed.npz")["data"] - np.load(str(trained.npz))["data"]).max() > 0.01
 
 
 def test_plain_training_has_one_component_and_its_files_serve_the_test_commands(call, data, vae):
@@ -152,12 +112,6 @@ def test_plain_training_has_one_component_and_its_files_serve_the_test_commands(
     assert vae.load_model("a.pth").prior_means.tolist() == [[0, 0]] and not vae.load_model("a.pth").frequencies.any()
     assert call(data.test, "test_reconstruction", "a.pth").code == 0
     assert call(data.test, "test_classifier", "a.pth", "a.pkl").code == 0
-
-
-def test_flags_may_stand_anywhere(call, data, trained, tmp_path):
-    found = call("--quiet", data.test, "--output", "mine.csv", "test_classifier", trained.model, trained.mixture)
-    assert (found.code, found.out) == (0, "")
-    assert (tmp_path / "mine.csv").read_bytes() == trained.csv.read_bytes()
 
 
 # ----------------------------------------------------------------------------------- what is learned, and repeatability
@@ -169,8 +123,8 @@ def _train(call, tmp_path, train, data, *flags):
 
 
 @pytest.mark.parametrize("labels", [
-    None, lambda true: np.random.default_rng(0).permutation(true), lambda true: np.zeros(7),
-    lambda true: np.array([{"an": "object"}], dtype=object)], ids=["absent", "shuffled", "senseless", "objects"])
+    None, lambda true: np.random.default_rng(0).permutation(true),
+    lambda true: np.array([{"an": "object"}], dtype=object)], ids=["absent", "shuffled", "objects"])
 def test_training_never_sees_the_labels_of_the_training_file(labels, call, data, trained, tmp_path):
     with np.load(str(data.train)) as content:
         images, true = content["data"], content["labels"]
@@ -215,21 +169,10 @@ def test_a_collapsed_latent_is_said_and_the_files_are_written(value, call, data,
     assert sorted(os.listdir(str(tmp_path))) == ["a.pkl", "a.pth", "same.npz", "vae.csv", "vae_reconstructed.npz"]
 
 
-def test_varied_images_are_not_called_collapsed(trained):
-    assert "collapsed" not in "".join(process.stderr + process.stdout for process in trained.processes)
-
-
-@pytest.mark.parametrize("count", [3, 4, 5, 8])
+@pytest.mark.parametrize("count", [3, 5])
 def test_a_handful_of_images_is_enough(count, call, data):
     np.savez("few.npz", data=np.load(str(data.train))["data"][:count])
     assert call("few.npz", data.val, "train", "a.pth", "a.pkl", "--epochs", "1", "--device", "cpu").code == 0
-
-
-def test_fewer_images_than_classes_are_refused(call, data, tmp_path):
-    np.savez("few.npz", data=np.load(str(data.train))["data"][:2])
-    found = call("few.npz", data.val, "train", "a.pth", "a.pkl")
-    assert found.code == 2 and len(found.err.splitlines()) == 1 and "few.npz" in found.err
-    assert os.listdir(str(tmp_path)) == ["few.npz"]
 
 
 def test_ctrl_c_in_training_is_one_line_and_leaves_nothing(alone, data, environment, tmp_path):
@@ -249,26 +192,6 @@ def test_ctrl_c_in_training_is_one_line_and_leaves_nothing(alone, data, environm
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_ctrl_c_while_the_libraries_load_is_one_line_too(script_path, run, tmp_path):
-    """A numpy.py beside the script that presses Ctrl-C stands for the second that the imports take."""
-    (tmp_path / "vae.py").write_bytes(script_path.read_bytes())
-    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
-    process = run(tmp_path / "vae.py", "test.npz", "test_reconstruction", "vae.pth", cwd=tmp_path)
-    assert (process.returncode, process.stderr) == (130, "vae.py: interrupted\n")
-
-
-def test_a_reader_that_leaves_is_no_traceback(alone, data, environment, trained, tmp_path):
-    """As in `vae.py ... | head -1`: whoever read the output has closed the pipe."""
-    read, write = os.pipe()
-    os.close(read)
-    command = map(str, (sys.executable, alone, data.test, "test_classifier", trained.model, trained.mixture))
-    process = subprocess.run(list(command), cwd=str(tmp_path), env=environment, stdout=write, stderr=subprocess.PIPE,
-                             timeout=600)
-    os.close(write)
-    assert b"Traceback" not in process.stderr
-    assert (tmp_path / "vae.csv").read_bytes() == trained.csv.read_bytes()
-
-
 # -------------------------------------------------------------------------------------------------------- dependencies
 
 def test_classifying_imports_no_science_library(alone, data, environment, trained, tmp_path):
@@ -282,32 +205,6 @@ def test_classifying_imports_no_science_library(alone, data, environment, traine
                          timeout=600).stdout
     assert out.strip() == "['numpy', 'torch']"
     assert (tmp_path / "vae.csv").read_bytes() == trained.csv.read_bytes()
-
-
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="needs sys.stdlib_module_names")
-def test_the_script_imports_only_what_the_grader_has(script_path):
-    for node in ast.walk(ast.parse(script_path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            names = [node.module]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            root = name.split(".")[0]
-            assert root in sys.stdlib_module_names or root in ("numpy", "torch", "scipy") or name == "sklearn.metrics"
-
-
-def test_the_script_seeds_torch_with_0(script_path):
-    calls = [node for node in ast.walk(ast.parse(script_path.read_text())) if isinstance(node, ast.Call)]
-    assert any(isinstance(call.func, ast.Attribute) and call.func.attr == "manual_seed"
-               and isinstance(call.func.value, ast.Name) and call.func.value.id == "torch"
-               and [getattr(arg, "value", None) for arg in call.args] == [0] for call in calls)
-
-
-def test_the_script_is_python_3_8(script_path):
-    ast.parse(script_path.read_text(), feature_version=(3, 8))
 
 
 # -------------------------------------------------------------------------------------------------------- the real data

@@ -4,9 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 CONTAINERS = {
@@ -32,32 +29,23 @@ SCALES = {
 SHAPES = {"rows": (-1, 784), "images": (-1, 28, 28), "channel first": (-1, 1, 28, 28), "channel last": (-1, 28, 28, 1)}
 
 
-@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_every_form_of_a_file_gives_the_same_images(vae, draw, tmp_path, container, scale, shape):
+@pytest.mark.parametrize("container, scale, shape", [
+    *((container, "uint8", "images") for container in CONTAINERS),
+    *(("npz", scale, shape) for scale in SCALES for shape in SHAPES)])
+def test_every_form_of_a_file_gives_the_same_images(vae, tmp_path, container, scale, shape):
     """In one memory order too: sums in another order have other last bits, and so would the model."""
-    array = draw([0, 1, 2, 3, 1])
-    container(str(tmp_path / "images"), scale(array.reshape(shape)))
+    array = np.random.default_rng(0).permutation(np.arange(5 * 784) % 256).astype(np.uint8)  # pixels of every value
+    CONTAINERS[container](str(tmp_path / "images"), SCALES[scale](array.reshape(SHAPES[shape])))
     found = vae.load_images(str(tmp_path / os.listdir(str(tmp_path))[0]))
     assert found.dtype == np.float32 and found.shape == (5, 784) and found.flags.c_contiguous
     assert found == pytest.approx(array.reshape(5, 784) / 255, abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (1, 784), (1, 1, 28, 28)])
-def test_one_image_in_every_shape(vae, draw, tmp_path, shape):
+@pytest.mark.parametrize("shape", [(28, 28), (1, 784)])
+def test_one_image(vae, draw, tmp_path, shape):
     array = draw([2])
     np.savez(str(tmp_path / "one.npz"), data=array.reshape(shape))
     assert vae.load_images(str(tmp_path / "one.npz")) == pytest.approx(array.reshape(1, 784) / 255, abs=1e-6)
-
-
-@given(array=st.integers(0, 2 ** 32 - 1).map(
-    lambda seed: np.random.default_rng(seed).integers(0, 256, (3, 784)).astype(np.uint8)),
-    scale=st.sampled_from(sorted(SCALES)))
-def test_pixels_of_every_value_are_kept(vae, tmp_path_factory, array, scale):
-    path = str(tmp_path_factory.mktemp("random") / "random.npz")
-    np.savez(path, data=SCALES[scale](array))
-    assert vae.load_images(path) == pytest.approx(array / 255, abs=1e-6)
 
 
 def test_bool_images_are_black_and_white(vae, draw, tmp_path):
@@ -67,30 +55,15 @@ def test_bool_images_are_black_and_white(vae, draw, tmp_path):
 
 
 @pytest.mark.parametrize("labels", [
-    np.array([7, 3, 7]), np.array([7, 3, 7], np.uint8), np.array([7.0, 3.0, 7.0]), np.array([[7], [3], [7]])],
-    ids=["int64", "uint8", "whole floats", "column"])
+    np.array([7, -3, 7]), np.array([7, 3, 7], np.uint8), np.array([7.0, 3.0, 7.0]), np.array([[7], [3], [7]])],
+    ids=["int64, one negative", "uint8", "whole floats", "column"])
 def test_labels_in_every_form(vae, draw, tmp_path, labels):
     np.savez(str(tmp_path / "val.npz"), data=draw([0, 1, 0]), labels=labels)
     images, found = vae.load_labelled(str(tmp_path / "val.npz"))
-    assert images.shape == (3, 784) and found.dtype == np.int64 and found.tolist() == [7, 3, 7]
-
-
-def test_negative_labels_are_labels(vae, draw, tmp_path):
-    np.savez(str(tmp_path / "val.npz"), data=draw([0, 1]), labels=np.array([-1, 1]))
-    assert vae.load_labelled(str(tmp_path / "val.npz"))[1].tolist() == [-1, 1]
+    assert images.shape == (3, 784) and found.dtype == np.int64 and (found == labels.flatten()).all()
 
 
 # ------------------------------------------------------------------------------------------------------ kept and reread
-
-def test_a_model_is_reread_as_it_was_kept(vae, tmp_path):
-    model = vae.VAE().eval()
-    (tmp_path / "m.pth").write_bytes(vae.model_bytes(model))
-    again = vae.load_model(str(tmp_path / "m.pth"))
-    assert not again.training
-    for name, value in vae.stored_weights(model).items():
-        assert torch.equal(again.state_dict()[name], value.to(again.state_dict()[name].dtype)), name
-    assert vae.model_bytes(again) == vae.model_bytes(model)
-
 
 def test_a_mixture_is_reread_as_it_was_kept(vae, tmp_path):
     X = np.random.default_rng(0).normal(size=(200, 2))
@@ -99,20 +72,6 @@ def test_a_mixture_is_reread_as_it_was_kept(vae, tmp_path):
     again, labels = vae.load_mixture(str(tmp_path / "m.pkl"))
     assert labels.tolist() == [4, 900]
     assert (again.predict_log_proba(X) == mixture.predict_log_proba(X)).all()
-
-
-def test_write_files_replaces_all_of_a_file_and_leaves_nothing_beside(vae, tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"a long old content")
-    vae.write_files({str(path): b"new"})
-    assert path.read_bytes() == b"new" and os.listdir(str(tmp_path)) == ["file"]
-
-
-def test_write_files_follows_a_link(vae, tmp_path):
-    (tmp_path / "real").write_bytes(b"old")
-    os.symlink("real", str(tmp_path / "link"))
-    vae.write_files({str(tmp_path / "link"): b"new"})
-    assert os.path.islink(str(tmp_path / "link")) and (tmp_path / "real").read_bytes() == b"new"
 
 
 def test_the_committed_model_loads_and_predicts(vae):

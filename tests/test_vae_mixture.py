@@ -3,8 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
-import scipy.special
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture as Reference
 
@@ -71,6 +70,7 @@ def test_each_em_step_is_that_of_sklearn(vae, start, problem, steps):
 
 
 @pytest.mark.filterwarnings("ignore")
+@settings(max_examples=10)  # each takes up to a thousand steps
 @given(problem=problems)
 def test_the_likelihood_reached_is_that_of_sklearn(vae, start, problem):
     X, (_, means, _) = problem
@@ -86,31 +86,6 @@ def test_predictions_are_those_of_sklearn(vae, problem):
     assert mine.predict_log_proba(X) == pytest.approx(np.log(np.maximum(theirs.predict_proba(X), 1e-300)), abs=1e-6)
     assert mine.score(X) == pytest.approx(theirs.score(X), abs=1e-8)
     assert mine.predict(X).tolist() == theirs.predict(X).tolist()
-
-
-@given(weight=st.floats(0.001, 0.999))
-def test_mixing_weights_count(vae, weight):
-    """Halfway between two equal Gaussians the weights alone decide."""
-    weights = np.array([weight, 1 - weight])
-    mixture = vae.GaussianMixture.from_parameters(weights, np.array([[-1.0, 0], [1, 0]]), np.array([np.eye(2)] * 2))
-    assert mixture.predict_log_proba(np.zeros((1, 2)))[0] == pytest.approx(np.log(weights))
-    edge = np.log(weights[0] / weights[1]) / 2  # where both are equally probable
-    assert mixture.predict(np.array([[edge - 1e-6, 0], [edge + 1e-6, 0]])).tolist() == [0, 1]
-
-
-def test_one_component_is_the_sample_mean_and_covariance(vae):
-    X = _problem(1, 2, 3, 200)[0]
-    mixture = vae.GaussianMixture().fit(X, X[:1])
-    assert mixture.weights_.tolist() == [1] and mixture.converged_
-    assert mixture.means_[0] == pytest.approx(X.mean(0))
-    assert mixture.covariances_[0] == pytest.approx(np.cov(X.T, bias=True) + 1e-6 * np.eye(3))
-
-
-def test_one_dimension(vae):
-    X = np.concatenate([np.linspace(-6, -4, 40), np.linspace(4, 6, 60)])[:, None]
-    mixture = vae.GaussianMixture().fit(X, [[-1], [1]])
-    assert mixture.means_[:, 0] == pytest.approx([-5, 5]) and mixture.weights_ == pytest.approx([0.4, 0.6])
-    assert mixture.covariances_.shape == (2, 1, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- likelihood
@@ -249,22 +224,6 @@ def test_bad_points_to_predict_are_a_value_error(vae, method, X):
         getattr(mixture, method)(X)
 
 
-# ------------------------------------------------------------------------------------------------------------- helpers
-
-@given(seed=st.integers(0, 1000), D=st.integers(1, 5))
-def test_precision_cholesky_is_a_root_of_the_inverse(vae, seed, D):
-    covariances = _covariances(np.random.default_rng(seed), 3, D)
-    root = vae.precision_cholesky(covariances)
-    assert root == pytest.approx(np.triu(root))
-    assert root @ root.transpose(0, 2, 1) == pytest.approx(np.linalg.inv(covariances), rel=1e-6, abs=1e-9)
-
-
 def test_precision_cholesky_refuses_what_is_no_covariance(vae):
     with pytest.raises(ValueError, match="positive definite"):
         vae.precision_cholesky(np.array([[[1.0, 2], [2, 1]]]))
-
-
-@given(seed=st.integers(0, 1000), scale=st.sampled_from([1, 1e3, 1e6]))
-def test_log_sum_exp_is_that_of_scipy(vae, seed, scale):
-    a = np.random.default_rng(seed).normal(size=(4, 9)) * scale
-    assert vae.log_sum_exp(a) == pytest.approx(scipy.special.logsumexp(a, axis=0), rel=1e-12)
