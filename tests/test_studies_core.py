@@ -311,11 +311,11 @@ def test_a_report_opens_by_itself_in_a_browser_and_is_not_wider_than_it(page):
 
 
 def test_words_and_data_that_are_not_taken_are_one_line_and_help_shows_an_example(capsys, tmp_path):
-    np.save(str(tmp_path / "bare.npy"), np.random.default_rng(0).integers(255, size=(60, 8, 8), dtype=np.uint8))
+    np.save(str(tmp_path / "bare.npy"), np.random.default_rng(0).integers(255, size=(90, 8, 8), dtype=np.uint8))
     bare = [str(tmp_path / "bare.npy"), "--out", str(tmp_path), "--device", "cpu"]
     for words, word in (*(([name, *bare], "two classes, found 0") for name in (
         "autoencoder", "fashion", "representations")),
-                        (["gan", *bare], "at least 50 images to train on, found 48"),
+                        (["gan", *bare], "at least 50 images to hold out, found 18"),
                         (["none"], "invalid choice: 'none'"), (["autoencoder", "x"], "--out"),
                         (["autoencoder", "x", "--out", "y", "--nope"], "unrecognized arguments: --nope"),
                         (["autoencoder", "x", "--out", "y", "--seeds", "0"], "expected 1 or more, found 0"),
