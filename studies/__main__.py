@@ -68,6 +68,8 @@ def _parser(name, module):
 
 def run(module, args):
     """Trains, measures and reports a study."""
+    from torch import distributed
+
     from studies import data, figures, report, training
     began = time.monotonic()
     settings = module.Settings(**(module.QUICK if args.quick else {}))
@@ -81,12 +83,13 @@ def run(module, args):
         test.at_most(settings.most_test, args.seed), list(range(args.seed, args.seed + args.seeds)),
         training.Run(args.out, args.device, args.devices, args.num_nodes, args.strategy, args.precision, args.resume))
     trained = module.train(study)
-    training.leave_together()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()  # what follows, the first process does alone
     if not study.run.leads:
         return
     print("measuring", file=sys.stderr)
-    results = {**report.run_facts(args, study.run, settings, study.train, study.test, how),
-               **module.measure(study, trained)}
+    results = {**report.run_facts(study, how), **module.measure(study, trained)}
     sections = module.sections(study, trained, results, functools.partial(figures.picture, args.signature))
     lead = module.LEAD.format(**results["data"], **results["settings"])
     print(report.write_study(args.out, module.TITLE, lead, sections, results, began))

@@ -7,15 +7,14 @@ squared error + KL, each summed over an image; Adam 1e-3, batches of 128, 50 epo
 [1] Kingma & Welling 2014, arXiv:1312.6114
 """
 import dataclasses
-from typing import Tuple
+import itertools
 
 import torch
 from sklearn.manifold import TSNE
 from torch import nn
 
 from studies import figures, losses, metrics, report
-from studies.report import Section
-from studies.training import StudyModule, decoded_noise, mapped
+from studies.training import StudyModule, decoded_noise, mapped, mlp
 
 TITLE = "An autoencoder and a VAE of the same layers"
 LEAD = "784-128-64-32 and back, {epochs} epochs on {train:,} images"
@@ -27,14 +26,13 @@ CHANNELS, LABELLED = 1, True
 class Settings:
     """Greyscale images of 28 x 28 px, as 784 numbers in [0, 1]."""
     side: int = 28
-    widths: Tuple[int, ...] = (128, 64)
+    widths: tuple = (128, 64)
     latent: int = 32
     loss: str = "mse"           # or bce; summed over the pixels
     lr: float = 1e-3
     batch_size: int = 128
     epochs: int = 50
     seed: int = 0
-    # measurement
     most_train: int = 60_000
     most_test: int = 10_000
     tsne_points: int = 2000
@@ -46,16 +44,6 @@ QUICK = {"most_train": 4000, "most_test": 1000, "tsne_points": 600, "feature_ste
 MODELS = ("AE", "VAE")
 
 
-# --------------------------------------------------------------------------------------------------------------- model
-
-def mlp(*widths):
-    """Linear layers with ReLU between."""
-    layers = []
-    for width, following in zip(widths, widths[1:]):
-        layers += [nn.Linear(width, following), nn.ReLU()]
-    return layers[:-1]
-
-
 class Autoencoder(losses.GaussianVAE, StudyModule):
     """784-128-64-32-64-128-784; the VAE's encoder gives 32 means and 32 log-variances of q(z|x) [1]."""
 
@@ -64,7 +52,7 @@ class Autoencoder(losses.GaussianVAE, StudyModule):
         self.save_hyperparameters({"variational": variational, "loss": settings.loss, "lr": settings.lr,
                                    "widths": list(settings.widths), "latent": settings.latent})
         self.variational, pixels = variational, settings.side ** 2
-        self.encoder = nn.Sequential(*mlp(pixels, *settings.widths, settings.latent * (2 if variational else 1)))
+        self.encoder = nn.Sequential(*mlp(pixels, *settings.widths, settings.latent * (1 + variational)))
         self.decoder = nn.Sequential(*mlp(settings.latent, *settings.widths[::-1], pixels),
                                      nn.Unflatten(1, (1, settings.side, settings.side)))
 
@@ -75,39 +63,35 @@ class Autoencoder(losses.GaussianVAE, StudyModule):
 
     def losses(self, x, y):
         mean, log_variance = self.posterior(x)
-        z, kl, found = mean, 0.0, {}
-        if self.variational:
-            z = losses.reparameterize(mean, log_variance)
-            kl = found["kl"] = losses.kl_divergence(mean, log_variance).mean()
+        z = losses.reparameterize(mean, log_variance) if self.variational else mean
         if self.hparams.loss == "bce":
             reconstruction = losses.binary_cross_entropy(self.decoder(z), x).mean()
         else:
             reconstruction = (self.decode(z) - x).square().flatten(1).sum(1).mean()
-        return {"loss": reconstruction + kl, "reconstruction": reconstruction, **found}
+        if not self.variational:
+            return {"loss": reconstruction, "reconstruction": reconstruction}
+        kl = losses.kl_divergence(mean, log_variance).mean()
+        return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), self.hparams.lr)
 
 
-# --------------------------------------------------------------------------------------------------- train and measure
-
 def train(study):
     """{"features": (function, facts), (variant, seed, "AE" or "VAE"): Autoencoder}."""
     models = {"features": metrics.train_feature_extractor(study)}
-    for variant, settings in study.variants.items():
-        for seed in study.seeds:
-            for kind in MODELS:
-                torch.manual_seed(seed)
-                models[variant, seed, kind] = study.run.fit(
-                    f"{kind.lower()}_{variant}_seed{seed}", Autoencoder(settings, kind == "VAE"), study.train,
-                    study.test, epochs=settings.epochs, batch_size=settings.batch_size, seed=seed)
+    for (variant, settings), seed, kind in itertools.product(study.variants.items(), study.seeds, MODELS):
+        torch.manual_seed(seed)
+        models[variant, seed, kind] = study.run.fit(
+            f"{kind.lower()}_{variant}_seed{seed}", Autoencoder(settings, kind == "VAE"), study.train, study.test,
+            epochs=settings.epochs, batch_size=settings.batch_size, seed=seed)
     return models
 
 
 def measure_model(model, study, extract, seed):
     """Numbers of one trained model on the held-out images."""
     train, test, last = study.train, study.test, model.history[-1]
-    train_z, test_z = mapped(model.encode, train.pixels), mapped(model.encode, test.pixels)
+    train_z, test_z = (mapped(model.encode, images.pixels) for images in (train, test))
     samples = decoded_noise(model.decode, model.hparams.latent, len(test), seed)
     return {
         "mse": float(losses.squared_error(mapped(model.reconstruct, test.pixels), test.floats()).mean()),
@@ -129,8 +113,6 @@ def measure(study, models):
         "history": {" ".join(map(str, key)): model.history for key, model in models.items() if key != "features"}}
 
 
-# --------------------------------------------------------------------------------------------------------------- report
-
 ROWS = {
     "mse": "mean squared error of reconstructions ↓", "loss": "loss, summed over an image",
     "reconstruction": "  its reconstruction term", "kl": "  KL divergence, nats",
@@ -143,13 +125,13 @@ def sections(study, models, results, picture):
     numbers, data = results["numbers"], results["data"]
     columns = {f"{kind}, {variant}": numbers[variant][kind] for variant in study.variants for kind in MODELS}
     return [
-        Section("Results", [
+        report.Section("Results", [
             report.features_text(results["features"]),
             "Real images: the FID of training images; for k-NN, the accuracy of always naming the most frequent class. "
             "↓: lower is better, ↑: higher is better."],
             [report.compared(f"{data['held_out']:,} held-out images; {report.seeds_text(results)}.",
                              {**columns, "real images": results["real"]}, ROWS)]),
-        *(Section(f"Figures: {variant}", (), (), pictures(variant, study, models, picture))
+        *(report.Section(f"Figures: {variant}", (), (), pictures(variant, study, models, picture))
           for variant in study.variants)]
 
 
@@ -159,8 +141,8 @@ def pictures(variant, study, models, picture):
     few, some = test.at_most(12, seed), test.at_most(study.settings.tsne_points, seed)
     pair = {kind: models[variant, seed, kind] for kind in MODELS}
     unit = "squared errors" if study.variants[variant].loss == "mse" else "nats"
-    terms = {title: {name: values for kind, model in pair.items() for name, values in model.curves(term, kind).items()}
-             for title, term in (("loss", "loss"), ("reconstruction", "reconstruction"))}
+    terms = {term: {**pair["AE"].curves(term, "AE"), **pair["VAE"].curves(term, "VAE")}
+             for term in ("loss", "reconstruction")}
     tsne = {f"{kind}, {len(some):,} held-out images": TSNE(
         2, perplexity=min(30, (len(some) - 1) / 3), init="pca", random_state=seed).fit_transform(
             mapped(model.encode, some.pixels).numpy()) for kind, model in pair.items()}

@@ -1,8 +1,5 @@
-"""Images of any usual source as one uint8 tensor in memory.
-
-A source is a torchvision name (MNIST, FashionMNIST, KMNIST), a folder of class folders, a flat folder of images, or a
-.npz or .npy file. Nothing is unpickled; images that cannot be read are skipped and counted.
-"""
+"""Images of any usual source as one uint8 tensor in memory: a torchvision name, a folder of class folders, a flat
+folder of images, a .npz or a .npy file. Nothing is unpickled; images that cannot be read are skipped and counted."""
 import contextlib
 import dataclasses
 import io
@@ -11,7 +8,6 @@ import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
@@ -34,24 +30,21 @@ TEST_SHARE = 0.2  # of each class, held out where a source has no test files
 @dataclasses.dataclass(frozen=True)
 class Images(Dataset):
     """A dataset in memory, for DataLoader: batches are float32 (B, C, H, W) in [0, 1] and labels int64 (B,)."""
-    pixels: torch.Tensor            # uint8 (N, C, H, W); or float32 features (N, ...), in batches as they are
-    labels: Optional[torch.Tensor]  # int64 (N,), indices into `classes`; None where the source has none
-    classes: list                   # names, in the order of the labels
-    skipped: list                   # "name: why" of each image that was left out
+    pixels: torch.Tensor  # uint8 (N, C, H, W); or float32 features (N, ...), in batches as they are
+    labels: torch.Tensor  # int64 (N,), indices into `classes`; -1 where the source has none
+    classes: list         # names, in the order of the labels
+    skipped: list         # "name: why" of each image that was left out
 
     def __len__(self):
         return len(self.pixels)
 
     def __getitems__(self, index):
-        index = torch.as_tensor(index)
         pixels = self.pixels[index]
-        return (pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels,
-                torch.full((len(index),), -1) if self.labels is None else self.labels[index])
+        return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels, self.labels[index]
 
     def subset(self, index):
         """The images `index` (M,)."""
-        return dataclasses.replace(self, pixels=self.pixels[index],
-                                   labels=None if self.labels is None else self.labels[index])
+        return dataclasses.replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
     def at_most(self, n, seed):
         """All images, or n of them drawn with `seed`, in their order."""
@@ -66,10 +59,9 @@ class Images(Dataset):
 
 
 def read_split(sources, side, channels, seed=0, labelled=False, least=50):
-    """(training Images, held-out Images, how they were held out) as squares of `side` px with 1 or 3 `channels`. Two
-    sources are training and held-out data; one source gives its own test files or, lacking them, TEST_SHARE of each
-    class, drawn with `seed`. `labelled` asks for two classes or more, `least` for as many images in each. Raises
-    InputError."""
+    """(training Images, held-out Images, how they were held out) as squares of `side` px with 1 or 3 `channels`. One
+    source gives its own test files or, lacking them, TEST_SHARE of each class, drawn with `seed`. `labelled` asks for
+    two classes or more, `least` for as many images in each. Raises InputError."""
     if len(sources) > 2:
         raise InputError(f"{sources[2]}: expected one source, or one to train on and one held out, found "
                          f"{len(sources)} of them")
@@ -86,7 +78,7 @@ def read_split(sources, side, channels, seed=0, labelled=False, least=50):
             raise InputError(f"{source}: expected at least {least} images to {what}, found {len(images)}")
         if labelled and len(images.classes) < 2:
             raise InputError(f"{source}: expected labels of at least two classes, found {len(images.classes)}")
-    if train.classes and test.classes and train.classes != test.classes:
+    if train.classes and test.classes:
         unknown = sorted(set(test.classes) - set(train.classes))
         if unknown:
             raise InputError(f"{sources[-1]}: expected the classes of training alone, found {', '.join(unknown)} too")
@@ -101,16 +93,16 @@ def _held_out(images, seed):
     every = np.arange(len(images))
     if len(every) < 2:
         return images, images.subset(every[:0])
+    classes = images.labels if images.classes else None
     try:
-        kept, held = train_test_split(every, test_size=TEST_SHARE, random_state=seed, stratify=images.labels)
+        kept, held = train_test_split(every, test_size=TEST_SHARE, random_state=seed, stratify=classes)
     except ValueError:  # a class of one image
         kept, held = train_test_split(every, test_size=TEST_SHARE, random_state=seed)
     return images.subset(np.sort(kept)), dataclasses.replace(images.subset(np.sort(held)), skipped=[])
 
 
 def read(source, side, channels):
-    """{"train": Images} of a source, with "test" where it has files of its own for that; `side` and `channels` as in
-    read_split. Raises InputError."""
+    """{"train": Images} of a source, with "test" where it has files of its own for that. Raises InputError."""
     path = Path(source)
     try:
         if source in NAMES and not path.exists():
@@ -159,8 +151,7 @@ def _torchvision(name):
 
 
 def _array(path):
-    """Images of a .npz file with "data" and perhaps "labels", or of a .npy file: numbers in 0..255 or 0..1, of shape
-    (N, H, W) or (N, H, W, 3)."""
+    """Images of a .npz file with "data" and perhaps "labels", or of a .npy file."""
     try:
         content = np.load(path, allow_pickle=False)
         content = {"data": content} if isinstance(content, np.ndarray) else dict(content)
@@ -172,18 +163,20 @@ def _array(path):
     array, labels = content["data"], content.get("labels")
     if 0 in array.shape or array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,), (3,)):
         raise InputError(f"{path}: expected images of shape (N, H, W) or (N, H, W, 3), found {array.shape}")
-    if array.dtype.kind not in "buif":
-        raise InputError(f"{path}: expected pixels in 0..1 or 0..255, found {array.dtype}")
-    low, high = array.min(), array.max()
-    if not (low >= 0 and high <= 255):  # NaN is neither
-        raise InputError(f"{path}: expected pixels in 0..1 or 0..255, found {low}..{high}")
-    array = (array * np.float32(255) if high <= 1 else array).round().astype(np.uint8)
+    numbers = array.dtype.kind in "buif"
+    if not numbers or not (array.min() >= 0 and array.max() <= 255):  # NaN is neither
+        found = f"{array.min()}..{array.max()}" if numbers else array.dtype
+        raise InputError(f"{path}: expected pixels in 0..1 or 0..255, found {found}")
+    array = (array * np.float32(255) if array.max() <= 1 else array).round().astype(np.uint8)
     pixels = torch.from_numpy(array.reshape(*array.shape[:3], -1)).movedim(3, 1)
     pixels = pixels.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel in channels_last
-    return Images(pixels, None, [], []) if labels is None else _labelled(pixels, labels, path)
+    return _labelled(pixels, labels, path)
 
 
 def _labelled(pixels, labels, source, skipped=()):
+    """Images with labels, whole numbers or names, or None."""
+    if labels is None:
+        return Images(pixels, torch.full((len(pixels),), -1), [], sorted(skipped))
     if labels.shape != (len(pixels),) or labels.dtype.kind not in "biuU":
         raise InputError(f"{source}: expected labels, a whole number or a name for each of {len(pixels)} images, found "
                          f"{labels.dtype} of shape {labels.shape}")
@@ -192,14 +185,11 @@ def _labelled(pixels, labels, source, skipped=()):
                   sorted(skipped))
 
 
-# --------------------------------------------------------------------------------------------------------------- photos
-
 def _folder(folder, side, channels):
     """{"train": Images} of a folder, with "test" where its sub-folders are parts such as train and valid."""
     below = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
-    train = next((below[name] for name in TRAIN_FOLDERS if name in below), None)
-    test = next((below[name] for name in TEST_FOLDERS if name in below), None)
-    parts = {"train": train, "test": test} if train and test else {"train": folder}
+    found = [[below[name] for name in names if name in below] for names in (TRAIN_FOLDERS, TEST_FOLDERS)]
+    parts = {"train": found[0][0], "test": found[1][0]} if all(found) else {"train": folder}
     return {part: _photos(path, side, channels) for part, path in parts.items()}
 
 
@@ -233,6 +223,5 @@ def _photos(folder, side, channels):
         warnings.simplefilter("ignore")  # Pillow's, of odd files
         photos = {path: photo for path, photo in zip(files, pool.map(load, files)) if photo is not None}
     pixels = torch.stack(list(photos.values())) if photos else torch.empty(0, channels, side, side)
-    if flat:
-        return Images(pixels, None, [], sorted(skipped))
-    return _labelled(pixels, np.array([path.relative_to(folder).parts[0] for path in photos], str), folder, skipped)
+    labels = None if flat else np.array([path.relative_to(folder).parts[0] for path in photos], str)
+    return _labelled(pixels, labels, folder, skipped)

@@ -11,7 +11,6 @@ beta 0.1, 0.5 and 1 with two latent dimensions on T-shirts, trousers and sneaker
 """
 import dataclasses
 import itertools
-from typing import Tuple
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -21,7 +20,6 @@ from torchvision.datasets import FashionMNIST
 import bird
 from common.errors import InputError
 from studies import figures, losses, metrics, report
-from studies.report import Section
 from studies.training import StudyModule, decoded_noise, mapped
 
 TITLE = "A convolutional VAE on Fashion-MNIST, and what β does"
@@ -43,12 +41,12 @@ class Settings:
     batch_size: int = 128
     epochs: int = 25
     seed: int = 42
-    betas: Tuple[float, ...] = (0.1, 0.5, 1.0)
-    beta_classes: Tuple[int, ...] = (0, 1, 7)
+    betas: tuple = (0.1, 0.5, 1.0)
+    beta_classes: tuple = (0, 1, 7)
     beta_latent: int = 2
     beta_epochs: int = 20
     save_interval: int = 50     # batches from frame to frame of the GIFs
-    sigmas: Tuple[float, ...] = (0.1, 0.5, 1.0)  # of the frozen latents
+    sigmas: tuple = (0.1, 0.5, 1.0)  # of the frozen latents
     most_train: int = 60_000
     most_test: int = 10_000
     feature_steps: int = 1500   # batches that the classifier behind the FID is trained for
@@ -65,8 +63,6 @@ PUBLISHED = {
         ("0.1", 209.47, 8.76), ("0.5", 209.79, 6.12), ("1.0", 210.55, 5.28))}}
 SCATTER_POINTS = 500  # held-out images in the GIFs
 
-
-# --------------------------------------------------------------------------------------------------------------- model
 
 class VAE(losses.GaussianVAE, StudyModule):
     """Images (B, 1, 28, 28) -> q(z|x) = N(mean, exp(log-variance)) -> Bernoulli pixels [1]."""
@@ -98,8 +94,8 @@ class VAE(losses.GaussianVAE, StudyModule):
 
 
 class LatentSnapshotCallback(Callback):
-    """Keeps a frame {"epoch", "step", "means" (N, D), "reconstructions" uint8} of some held-out images and of a few
-    originals before the training, every `save_interval` batches and after the last."""
+    """Keeps a frame {"epoch", "step", "means" (N, D) of `points`, "reconstructions" uint8 of `originals`} before the
+    training, every `save_interval` batches and after the last."""
 
     def __init__(self, points, originals, save_interval):
         self.points, self.originals, self.save_interval, self.frames = points, originals, save_interval, []
@@ -130,8 +126,8 @@ class LatentSnapshotCallback(Callback):
 
 
 def common_classes(train, test, wanted):
-    """Sorted indices of the classes for the beta-VAEs: `wanted` if both sets have them, else the first three that both
-    have. Raises InputError for fewer than two."""
+    """Sorted indices of classes: `wanted` if both sets have them, else the first three that both have. Raises
+    InputError for fewer than two."""
     common = sorted(set(train.labels.tolist()) & set(test.labels.tolist()))
     if len(common) < 2:
         raise InputError(f"fashion: expected two classes or more both trained on and held out, found {len(common)}")
@@ -151,39 +147,36 @@ def first_of_each(images, n):
     return images.subset(torch.cat([(images.labels == i).nonzero().flatten()[:n] for i in range(len(images.classes))]))
 
 
-# --------------------------------------------------------------------------------------------------- train and measure
-
 def train(study):
     """{"features": (function, facts), "few": (training, held-out) images of the beta-VAEs, "points" and "originals":
-    images of the GIFs, "frames": {beta: frames} of the described network's first seed, "models": {(variant, seed, "vae"
-    or beta): VAE}}."""
+    images of the GIFs, "frames": {beta: frames}, "models": {(variant, seed, "vae" or beta): VAE}}."""
     settings = study.settings
     chosen = common_classes(study.train, study.test, settings.beta_classes)
     few = of_classes(study.train, chosen), of_classes(study.test, chosen)
     points, originals = few[1].at_most(SCATTER_POINTS, 0), first_of_each(few[1], 9 // len(chosen))
     features, models, frames = metrics.train_feature_extractor(study), {}, {}
 
-    def fit(name, variant, seed, latent, beta, epochs, images, callbacks=()):
-        network = study.variants[variant]
+    def fit(name, variant, seed, images, latent, beta, epochs, callbacks=()):
         torch.manual_seed(seed)
+        network = study.variants[variant]
         model = VAE(latent, beta, network.lr, network.kernel, network.fc_relu, network.norm_bias)
         return study.run.fit(f"{name}_{variant}_seed{seed}", model, *images, epochs=epochs, seed=seed,
                              batch_size=settings.batch_size, callbacks=callbacks)
 
     for variant, seed in itertools.product(study.variants, study.seeds):
-        models[variant, seed, "vae"] = fit("vae", variant, seed, settings.latent, settings.beta, settings.epochs,
-                                           (study.train, study.test))
+        models[variant, seed, "vae"] = fit("vae", variant, seed, (study.train, study.test), settings.latent,
+                                           settings.beta, settings.epochs)
         for beta in settings.betas:
             watch = LatentSnapshotCallback(points.pixels, originals.pixels, settings.save_interval)
-            models[variant, seed, beta] = fit(f"beta{beta}", variant, seed, settings.beta_latent, beta,
-                                              settings.beta_epochs, few, [watch])
-            frames.setdefault(beta, watch.frames)
+            models[variant, seed, beta] = fit(f"beta{beta}", variant, seed, few, settings.beta_latent, beta,
+                                              settings.beta_epochs, [watch])
+            frames.setdefault(beta, watch.frames)  # of the described network's first seed
     return {"features": features, "few": few, "points": points, "originals": originals, "frames": frames,
             "models": models}
 
 
 def samples(model, n, seed, sigma=1.0):
-    """n images (n, 1, 28, 28) in [0, 1], decoded from z = sigma * noise, noise ~ N(0, I)."""
+    """n images (n, 1, 28, 28) in [0, 1], decoded from z = sigma * noise."""
     return decoded_noise(model.decode, model.hparams.latent_dim, n, seed, sigma)
 
 
@@ -203,7 +196,7 @@ def untrained_features(seed):
 def measure_model(model, train, test, seed):
     """Losses of the last epoch, and numbers of reconstructions, of samples of the prior, and of the means."""
     reconstructed, drawn = mapped(model.reconstruct, test.pixels), samples(model, len(test), seed)
-    train_z, test_z = mapped(model.encode, train.pixels), mapped(model.encode, test.pixels)
+    train_z, test_z = (mapped(model.encode, images.pixels) for images in (train, test))
     return {**{f"{name}, {part}": values[-1] for name, term in TERMS.items()
                for part, values in model.curves(term).items()},
             "mean squared error": float(losses.squared_error(reconstructed, test.floats()).mean()),
@@ -216,7 +209,7 @@ def measure_model(model, train, test, seed):
 
 
 def real_numbers(train, test):
-    """The same numbers of the held-out images themselves; for k-NN, that of always naming the most frequent class."""
+    """The same of the held-out images themselves; for k-NN, that of always naming the most frequent class."""
     sharpness = metrics.sharpness(test.floats())
     return {"sharpness of reconstructions": sharpness, "sharpness of samples": sharpness,
             "diversity of samples": metrics.mean_pairwise_l2(test.at_most(1000, 0).floats()),
@@ -253,8 +246,6 @@ def measure(study, trained):
         "history": {" ".join(map(str, key)): model.history for key, model in trained["models"].items()}}
 
 
-# --------------------------------------------------------------------------------------------------------------- report
-
 def loss_curves(models):
     """A Figure of the total loss, reconstruction and KL of models {name: VAE}, training and held-out."""
     return figures.curves_figure({
@@ -285,7 +276,7 @@ def sections(study, trained, results, picture):
              for name, found in sources.items() if found}
     garments = dict(zip(study.train.classes[:10], first_of_each(study.train, 1).floats()[:, None]))
     return [
-        Section("Training", (), [
+        report.Section("Training", (), [
             compared("by_epoch", f"Total loss, nats an image; {data['train']:,} training and {data['held_out']:,} "
                      f"held-out images (published: 60,000 and 10,000); {report.seeds_text(results)}."),
             compared("vae", "Last epoch. Losses in nats an image; sharpness: variance of the Laplacian; diversity: "
@@ -293,7 +284,7 @@ def sections(study, trained, results, picture):
                      **{"real images": results["real"]})],
             [picture("dataset", figures.grid_figure(garments, 1, 5),
                      "The first training image of each class, under its name.")]),
-        Section("β-VAE", [
+        report.Section("β-VAE", [
             f"{study.settings.beta_latent} latent dimensions, {study.settings.beta_epochs} epochs on {few['train']:,} "
             f"images of {', '.join(few['classes'])}; {few['held_out']:,} held out."],
             [report.compared("As above. The published numbers do not say of which images they are.",
@@ -302,15 +293,15 @@ def sections(study, trained, results, picture):
                      f"β = {beta}: means of {len(points):,} held-out images in the course of training, all frames on "
                      "the same axes. Grey circles: one and two standard deviations of N(0, I).")
              for beta, frames in trained["frames"].items()]),
-        Section("Frozen latent parameters", [
+        report.Section("Frozen latent parameters", [
             "z = μ + σ ε with μ = 0. For σ = 1 that is N(0, I), the prior itself: its row differs from the first by "
             "the noise drawn."], [compared("frozen", "Mean pairwise L2 of 1,000 images each.")]),
-        Section("FID", [
+        report.Section("FID", [
             report.features_text(results["features"]),
             "Untrained: three convolutions with random weights and pooling to 128 features, as published. Its FID has "
             "the scale of the random features, so that only the ratios of its rows mean something."],
             [compared("fid", f"FID of {min(1000, data['held_out']):,} images each against as many held-out ones.")]),
-        *(Section(f"Figures: {variant}", (), (), pictures(variant, study, trained, picture))
+        *(report.Section(f"Figures: {variant}", (), (), pictures(variant, study, trained, picture))
           for variant in study.variants)]
 
 

@@ -1,8 +1,4 @@
-"""How the figures of all studies look: curves, grids of images, scatter plots, GIFs.
-
-Each function takes arrays and returns a matplotlib Figure; none needs a display. Images are (N, C, H, W) in [0, 1].
-"""
-import functools
+"""How the figures of all studies look: curves, grids of images (N, C, H, W) in [0, 1], scatter plots, GIFs."""
 import io
 from typing import NamedTuple
 
@@ -23,7 +19,8 @@ STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "lines.linewidth": 1.4, "image.interpolation": "nearest", "figure.dpi": 100,
-    "text.parse_math": False}  # names of classes may hold a $
+    "figure.constrained_layout.use": True, "text.parse_math": False}  # names of classes may hold a $
+matplotlib.style.use(["default", STYLE])  # whatever the user's own settings are
 
 
 class Picture(NamedTuple):
@@ -40,8 +37,7 @@ class Picture(NamedTuple):
     @property
     def size(self):
         """(width, height) in px."""
-        height, width = imageio.improps(self.content, index=0).shape[:2]
-        return width, height
+        return Image.open(io.BytesIO(self.content)).size
 
 
 def picture(signature, name, figure, caption):
@@ -50,24 +46,8 @@ def picture(signature, name, figure, caption):
     return Picture(name, make(figure, signature), caption)
 
 
-def styled(function):
-    """Runs a function under STYLE, whatever the user's own matplotlib settings are."""
-    @functools.wraps(function)
-    def inner(*args, **kwargs):
-        with matplotlib.style.context(["default", STYLE]):
-            return function(*args, **kwargs)
-    return inner
-
-
-def new_figure(width, height):
-    """An empty Figure of this size in inches; it lays itself out when drawn."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-@styled
 def png_bytes(figure, signature="", crop="tight", dpi=160):
-    """PNG of a Figure, cropped to what is drawn unless `crop` is None, without dates and versions; the signature stands
-    in a line above."""
+    """PNG of a Figure, cropped to what is drawn unless `crop` is None; the signature stands in a line above."""
     if signature:
         figure.set_figheight(figure.get_figheight() + 0.15)
         figure.suptitle(signature, x=0.995, ha="right", fontsize=7, color="#555555")
@@ -92,17 +72,14 @@ def spread(frames):
 
 def tiled(images, columns):
     """Images side by side in rows of `columns`, white between them, as an array (H', W', 3)."""
-    images = torch.as_tensor(images).float().clamp(0, 1)
-    return make_grid(images, columns, 1, pad_value=1).permute(1, 2, 0).numpy()
+    return make_grid(images.clamp(0, 1), columns, 1, pad_value=1).permute(1, 2, 0).numpy()
 
 
-@styled
 def grid_figure(groups, columns=8, per_row=None):
     """Groups {title: images} of equal N, each a grid of so many columns, side by side or `per_row` in a row."""
-    per_row = per_row or len(groups)
-    lines, n = -(-len(groups) // per_row), len(next(iter(groups.values())))
-    width = WIDTH / max(per_row, 2 if columns < 16 else 1)
-    figure = new_figure(width * per_row, lines * (width * -(-n // columns) / columns + 0.3))
+    per_row, n = per_row or len(groups), len(next(iter(groups.values())))
+    lines, width = -(-len(groups) // per_row), WIDTH / max(per_row, 2 if columns < 16 else 1)
+    figure = Figure((width * per_row, lines * (width * -(-n // columns) / columns + 0.3)))
     for axes, (title, images) in zip(figure.subplots(lines, per_row, squeeze=False).flat, groups.items()):
         axes.imshow(tiled(images, columns))
         axes.set_title(title)
@@ -111,18 +88,17 @@ def grid_figure(groups, columns=8, per_row=None):
     return figure
 
 
-@styled
 def rows_figure(rows):
     """Rows {name: images} one below the other, such as originals and reconstructions."""
     n = len(next(iter(rows.values())))
-    figure = new_figure(WIDTH, 0.2 + (WIDTH - 1.0) / n * len(rows))
+    figure = Figure((WIDTH, 0.2 + (WIDTH - 1.0) / n * len(rows)))
     figure.get_layout_engine().set(w_pad=0.12)  # images of a fixed shape leave long names too little room
     _draw_rows(figure.subplots(), rows)
     return figure
 
 
 def _draw_rows(axes, rows):
-    tiles = tiled(torch.cat([torch.as_tensor(images) for images in rows.values()]), len(next(iter(rows.values()))))
+    tiles = tiled(torch.cat(list(rows.values())), len(next(iter(rows.values()))))
     axes.imshow(tiles)
     axes.set_yticks([tiles.shape[0] / len(rows) * (i + 0.5) for i in range(len(rows))], list(rows))
     axes.set_xticks([])
@@ -130,11 +106,10 @@ def _draw_rows(axes, rows):
     axes.spines[:].set_visible(False)
 
 
-@styled
 def curves_figure(panels, unit="", x_label="epoch"):
     """Panels {title: {label: values by epoch, or (x, y)}} side by side, one legend below; `unit` labels the vertical
     axes. Labels that begin with "held-out" are dashed; colours follow the rest of the label."""
-    figure, lines, colours = new_figure(WIDTH, 2.8), {}, {}
+    figure, lines, colours = Figure((WIDTH, 2.8)), {}, {}
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for label, values in curves.items():
             x, y = values if isinstance(values, tuple) else (range(1, len(values) + 1), values)
@@ -167,10 +142,9 @@ def _scatter(figure, axes, points, labels, classes, size):
                       markerscale=1.8, handletextpad=0.1, columnspacing=1.0)
 
 
-@styled
 def scatter_figure(panels, labels, classes):
     """Panels {title: points (N, 2)} side by side, coloured and marked by labels (N,), one legend below."""
-    figure = new_figure(WIDTH, WIDTH / max(len(panels), 2) + 0.5)
+    figure = Figure((WIDTH, WIDTH / max(len(panels), 2) + 0.5))
     for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         _scatter(figure, axes, points, labels, classes, 7)
         axes.set(title=title, xticks=[], yticks=[])
@@ -178,11 +152,10 @@ def scatter_figure(panels, labels, classes):
     return figure
 
 
-@styled
 def latent_frame(points, labels, classes, limit, rows, title):
     """Points (N, 2) by class within -limit..limit, with the circles of one and two standard deviations of N(0, I), and
     under them `rows` {name: images}: a frame of a GIF."""
-    figure, turn = new_figure(4.4, 5.3), np.linspace(0, 2 * np.pi, 200)
+    figure, turn = Figure((4.4, 5.3)), np.linspace(0, 2 * np.pi, 200)
     above, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": [4, 1]})
     for radius in (1, 2):
         above.plot(radius * np.cos(turn), radius * np.sin(turn), color="#999999", linewidth=0.7, zorder=3)

@@ -9,7 +9,7 @@ turn, 100 epochs. --variant dcgan: a generator of transposed convolutions, and b
 [2] Radford et al. 2016, arXiv:1511.06434
 """
 import dataclasses
-from typing import Tuple
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 import bird
 from studies import figures, metrics, report
-from studies.report import Section
-from studies.training import StudyModule, decoded_noise
+from studies.training import StudyModule, decoded_noise, mlp
 
 TITLE = "A generative adversarial network on paintings"
 LEAD = "{epochs} epochs on {train:,} images"
@@ -34,17 +33,16 @@ class Settings:
     """Colour images of 64 x 64 px, in [-1, 1] inside the networks."""
     side: int = 64
     noise: int = 100
-    hidden: Tuple[int, ...] = (256, 512)  # of the generator's linear layers
+    hidden: tuple = (256, 512)  # of the generator's linear layers
     convolutional: bool = False  # generator of transposed convolutions, batch norm in both networks
     width: int = 64             # channels of the convolutions at half the side; they double as it halves, down to 4 px
     slope: float = 0.2          # of the LeakyReLU
     init_std: float = 0.02
     lr: float = 2e-4
-    betas: Tuple[float, float] = (0.5, 0.999)
+    betas: tuple = (0.5, 0.999)
     batch_size: int = 64
     epochs: int = 100
     seed: int = 0
-    # measurement
     most_train: int = 60_000
     most_test: int = 2000       # as many samples are measured
     measure_every: int = 5      # epochs
@@ -62,16 +60,11 @@ RULE = ("FID, precision and recall (Kynkäänniemi et al. 2019) are reported whe
         "images. ")
 
 
-# --------------------------------------------------------------------------------------------------------------- model
-
 def linear_generator(settings):
     """Noise (B, 100) -> images (B, 3, S, S) in [-1, 1]: 100-256-512-(3 x S x S)."""
-    layers, width = [], settings.noise
-    for following in settings.hidden:
-        layers += [nn.Linear(width, following), nn.ReLU()]
-        width = following
-    shape = (3, settings.side, settings.side)
-    return nn.Sequential(*layers, nn.Linear(width, 3 * settings.side ** 2), nn.Tanh(), nn.Unflatten(1, shape))
+    side = settings.side
+    return nn.Sequential(*mlp(settings.noise, *settings.hidden, 3 * side ** 2), nn.Tanh(),
+                         nn.Unflatten(1, (3, side, side)))
 
 
 def convolutional_generator(settings):
@@ -96,19 +89,9 @@ def discriminator(settings):
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 1))
 
 
-def discriminator_loss(real, fake):
-    """-log D(x) - log(1 - D(G(z))) in nats, the mean over logits (B, 1) of real images and of samples [1, eq. 1]."""
-    return (F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
-            + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake)))
-
-
-def generator_loss(fake):
-    """-log D(G(z)) in nats, the mean over logits (B, 1) of samples [1, section 3]."""
-    return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
-
-
 class GAN(StudyModule):
-    """Generator G and discriminator D."""
+    """Generator G and discriminator D, which minimise -log D(G(z)) and -log D(x) - log(1 - D(G(z))) [1]."""
+    strategy = "ddp_find_unused_parameters_true"  # each step uses some of the parameters
 
     def __init__(self, settings):
         super().__init__()
@@ -129,15 +112,15 @@ class GAN(StudyModule):
 
     def training_step(self, batch, index):
         x, (generator_step, discriminator_step) = 2 * batch[0] - 1, self.optimizers()
-        fake = self.generator(torch.randn(len(x), self.hparams.noise, device=self.device))
-        real_logits, fake_logits = self.discriminator(x), self.discriminator(fake.detach())
-        losses = {"discriminator": discriminator_loss(real_logits, fake_logits)}
-        self._step(discriminator_step, losses["discriminator"])
+        real, fake, entropy = x.new_ones(len(x), 1), x.new_zeros(len(x), 1), F.binary_cross_entropy_with_logits
+        drawn = self.generator(torch.randn(len(x), self.hparams.noise, device=self.device))
+        d_loss = entropy(self.discriminator(x), real) + entropy(self.discriminator(drawn.detach()), fake)
+        self._step(discriminator_step, d_loss)
         self.toggle_optimizer(generator_step)  # the discriminator's gradients are not needed
-        losses["generator"] = generator_loss(self.discriminator(fake))
-        self._step(generator_step, losses["generator"])
+        g_loss = entropy(self.discriminator(drawn), real)
+        self._step(generator_step, g_loss)
         self.untoggle_optimizer(generator_step)
-        self.log_losses("train", losses, len(x))
+        self.log_losses("train", {"discriminator": d_loss, "generator": g_loss}, len(x))
 
     def _step(self, optimizer, loss):
         optimizer.zero_grad()
@@ -149,16 +132,14 @@ class GAN(StudyModule):
                                  betas=self.hparams.betas) for part in (self.generator, self.discriminator)]
 
 
-# --------------------------------------------------------------------------------------------------------- measurement
-
 def samples(model, n, seed):
     """n images uint8 (n, 3, S, S) from z ~ N(0, I)."""
     return decoded_noise(model.generate, model.hparams.noise, n, seed).mul(255).round().byte()
 
 
 class Reference:
-    """What samples are compared with: as many held-out as training images, and what the latter and negative controls
-    get in the place of samples. Where RULE is not met, `tells` is False, and FID, precision and recall are None."""
+    """What samples are compared with: held-out images, and what as many training images and negative controls get in
+    the place of samples. Where RULE is not met, `tells` is False, and FID, precision and recall are None."""
 
     def __init__(self, study, extract):
         seed, n = study.args.seed, min(len(study.train), len(study.test))
@@ -183,8 +164,7 @@ class Reference:
 
 
 class Watch(Callback):
-    """After each epoch keeps {"frame": uint8 (16, 3, S, S) of the same noise, "measured": numbers of samples, every
-    `measure_every` epochs and after the last, else None}."""
+    """Keeps {"frame": uint8 (16, 3, S, S) of the same noise, "measured": numbers of samples, or None} of each epoch."""
 
     def __init__(self, reference, settings, seed):
         self.reference, self.settings, self.seed, self.epochs = reference, settings, seed, []
@@ -207,21 +187,17 @@ class Watch(Callback):
         self.epochs = state["epochs"]
 
 
-# --------------------------------------------------------------------------------------------------- train and measure
-
 def train(study):
     """{"features": (function, facts), "reference": Reference, None but in the first process,
     "models": {(variant, seed): (GAN, what Watch has kept)}}."""
     features = metrics.train_feature_extractor(study)
     reference, models = Reference(study, features[0]) if study.run.leads else None, {}
-    for variant, settings in study.variants.items():
-        for seed in study.seeds:
-            torch.manual_seed(seed)
-            watch = Watch(reference, settings, seed)
-            models[variant, seed] = study.run.fit(
-                f"gan_{variant}_seed{seed}", GAN(settings), study.train, epochs=settings.epochs, seed=seed,
-                batch_size=settings.batch_size, callbacks=[watch],
-                strategy="ddp_find_unused_parameters_true"), watch.epochs  # each step uses some of the parameters
+    for (variant, settings), seed in itertools.product(study.variants.items(), study.seeds):
+        torch.manual_seed(seed)
+        watch = Watch(reference, settings, seed)
+        models[variant, seed] = study.run.fit(
+            f"gan_{variant}_seed{seed}", GAN(settings), study.train, epochs=settings.epochs, seed=seed,
+            batch_size=settings.batch_size, callbacks=[watch]), watch.epochs
     return {"features": features, "reference": reference, "models": models}
 
 
@@ -241,14 +217,12 @@ def measure(study, trained):
                  "diversity": metrics.mean_pairwise_l2(held / 255), "sharpness": metrics.sharpness(held / 255)}}
 
 
-# --------------------------------------------------------------------------------------------------------------- report
-
 def sections(study, trained, results, picture):
     """The report's sections; the figures are of the first seed's models."""
     found, real, controls = results["numbers"], results["real"], results["controls"]
     highest = max(each["precision"] for name, each in controls.items() if name != "training images")
     return [
-        Section("Results", [
+        report.Section("Results", [
             *["The quick version is too short to judge the pictures."] * results["quick"],
             report.features_text(results["features"]), RULE + f"Here {highest:.3f} and {real['precision']:.3f}: "
             + "not " * (not results["features_tell"]) + "reported."],
@@ -258,7 +232,7 @@ def sections(study, trained, results, picture):
                 "↑: higher. A collapse shows in a mean pairwise L2 or recall far below that of real images.",
                 {**found, "real images": real}, {**MEASURES, "seconds": "training, seconds"}),
              report.compared("In the place of samples.", controls, dict(list(MEASURES.items())[:3]))]),
-        Section("Figures", (), (), pictures(study, trained, results, picture))]
+        report.Section("Figures", (), (), pictures(study, trained, results, picture))]
 
 
 def pictures(study, trained, results, picture):

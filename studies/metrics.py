@@ -54,17 +54,15 @@ class FeatureExtractor(StudyModule):
     def __init__(self, channels, classes):
         super().__init__()
         self.save_hyperparameters()
-        layers, width = [], channels
-        for out in (32, 64, 128):
+        layers = []
+        for width, out in ((channels, 32), (32, 64), (64, 128)):
             layers += [nn.Conv2d(width, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
-            width = out
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 64),
-                                      nn.ReLU())
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, 64), nn.ReLU())
         self.head = nn.Linear(64, classes or len(TRANSFORMATIONS))
 
     def extract(self, x):
-        """Images (B, C, H, W) in [0, 1] -> features (B, 64). Each image is standardised: else its brightness and
-        contrast alone decide where its features lie, and blurred or plain grey images lie among real ones."""
+        """Images (B, C, H, W) in [0, 1] -> features (B, 64). Each image is standardised: else brightness and contrast
+        decide, and blurred or plain grey images lie among real ones."""
         return self.features(F.layer_norm(x, x.shape[1:]))
 
     def losses(self, x, y):
@@ -79,25 +77,23 @@ class FeatureExtractor(StudyModule):
 
 def train_feature_extractor(study, batch_size=128):
     """(function from images to features, what results.json says of them), trained for about `feature_steps` batches, 30
-    epochs at most. The accuracy is that on the held-out images: what the FID can be trusted by."""
+    epochs at most. By the accuracy, on held-out images, the FID can be trusted."""
     train, test, seed = study.train, study.test, study.args.seed
     classes = len(train.classes) if len(train.classes) > 1 and test.classes else 0
     torch.manual_seed(seed)
     model = FeatureExtractor(train.pixels.shape[1], classes)
     epochs = min(30, max(2, math.ceil(study.settings.feature_steps * batch_size / len(train))))
     study.run.fit("features", model, train, test, epochs=epochs, batch_size=batch_size, seed=seed)
-    last, n = model.history[-1], len(test)
+    last, n, guessing = model.history[-1], len(test), 1 / len(TRANSFORMATIONS)
+    task = f"which of {len(TRANSFORMATIONS)} transformations an image was given ({', '.join(TRANSFORMATIONS)})"
+    if classes:
+        task, guessing = f"the {classes} classes", majority_baseline(train.labels, test.labels)
     correct = round((1 - last["test_error_rate"]) * n)
-    guessing = majority_baseline(train.labels, test.labels) if classes else 1 / len(TRANSFORMATIONS)
     return (lambda images: mapped(model.extract, images)), {
-        "task": f"the {classes} classes" if classes else
-                f"which of {len(TRANSFORMATIONS)} transformations an image was given ({', '.join(TRANSFORMATIONS)})",
-        "accuracy": correct / n, "interval": proportion_interval(correct, n), "images": n, "epochs": epochs,
-        "train_accuracy": 1 - last["train_error_rate"], "guessing": guessing,
+        "task": task, "accuracy": correct / n, "interval": proportion_interval(correct, n), "images": n,
+        "epochs": epochs, "train_accuracy": 1 - last["train_error_rate"], "guessing": guessing,
         "weak": correct / n < (1 + guessing) / 2}
 
-
-# -------------------------------------------------------------------------------------------------- sets of images
 
 class _Identity(nn.Module):
     """Hands features through to torchmetrics, whose older versions ask with an image how many there are."""
@@ -111,8 +107,7 @@ class _Identity(nn.Module):
 
 
 def fid(real, fake):
-    """Fréchet distance of the Gaussians of two sets of features (N, D), (M, D) [1]:
-    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)). It falls as N and M grow: compare equal numbers alone."""
+    """Fréchet distance of features (N, D) and (M, D) [1]. It falls as these grow: compare equal numbers alone."""
     metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]), sync_on_compute=False)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
@@ -120,8 +115,8 @@ def fid(real, fake):
 
 
 def fids(features, train, test, fakes, seed=0):
-    """{name: FID} of each set of `fakes` {name: images (M, C, H, W) in [0, 1]} against the held-out images, and of
-    "training images" for comparison; all sets are cut to the same size."""
+    """{name: FID} against the held-out images of "training images" and of each of `fakes` {name: images (M, C, H, W) in
+    [0, 1]}; all sets are cut to the same size."""
     n = min(len(train), len(test), *map(len, fakes.values()))
     real = features(test.at_most(n, seed).pixels)
     return {"training images": fid(real, features(train.at_most(n, seed).pixels)),
@@ -129,9 +124,9 @@ def fids(features, train, test, fakes, seed=0):
 
 
 def precision_recall(real, fake, k=3):
-    """(share of the fake points (M, D) within the real ones' neighbourhoods, share of the real ones (N, D) within the
-    fake ones') [3]: a neighbourhood is the ball around a point that reaches to its k-th nearest of its own kind, and no
-    farther than the median of these distances: the balls of the few points far from all others would hold anything."""
+    """(share of the fake points (M, D) in the real ones' neighbourhoods, share of the real ones (N, D) in the fake
+    ones') [3]. A neighbourhood is a ball that reaches to the k-th nearest of its own kind, and no farther than the
+    median of these distances: the balls of the few points far from all others would hold anything."""
     def within(points, others):
         points, others = points.double(), others.double()
         radius = torch.cdist(others, others).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
@@ -147,13 +142,10 @@ def mean_pairwise_l2(images, most=1000):
 
 
 def sharpness(images):
-    """Mean over the images (N, C, H, W) in [0, 1] of the variance of the Laplacian (4 neighbours) of their grey
-    values [4]. Noise is sharp too: read it beside the value for real images."""
+    """Mean over the images (N, C, H, W) in [0, 1] of the variance of the Laplacian of their grey values [4]."""
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
     return float(F.conv2d(images.float().mean(1, keepdim=True), kernel).flatten(1).var(1, unbiased=False).mean())
 
-
-# ------------------------------------------------------------------------------------------------ latents and classes
 
 def knn_accuracy(train_z, train_y, test_z, test_y, k=5):
     """Share of the held-out points whose label is that of most of their k nearest training points."""
@@ -161,8 +153,7 @@ def knn_accuracy(train_z, train_y, test_z, test_y, k=5):
 
 
 def silhouette(z, y, most=5000):
-    """Mean silhouette coefficient of points (N, D) by their labels, -1..1, over at most `most` of them; None for fewer
-    than two classes or no class of two."""
+    """Mean silhouette coefficient of at most `most` points (N, D); None for one class, or one a point."""
     if not 2 <= len(np.unique(y)) < len(y):
         return None
     return float(silhouette_score(z, y, sample_size=min(most, len(z)), random_state=0))
@@ -180,9 +171,9 @@ def proportion_interval(successes, n):
 
 def summarise(numbers):
     """Nested dicts of numbers, one a seed, as one dict with leaves {"mean", "sd", "values"}; sd (n - 1) is None for a
-    single seed, and all is None where a number is."""
+    single seed, and both are None where a number is."""
     if isinstance(numbers[0], dict):
         return {key: summarise([one[key] for one in numbers]) for key in numbers[0]}
     known = None not in numbers
     return {"mean": statistics.fmean(numbers) if known else None,
-            "sd": statistics.stdev(numbers) if known and len(numbers) > 1 else None, "values": list(numbers)}
+            "sd": statistics.stdev(numbers) if known and len(numbers) > 1 else None, "values": numbers}

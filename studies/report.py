@@ -34,49 +34,48 @@ class Section(NamedTuple):
 
 
 def compared(caption, columns, rows=None, digits=4):
-    """A Table of columns {title: {key: number}}, of the rows {key: title}: by default, the keys of the longest column.
-    A dash stands where a column has no such number."""
+    """A Table of columns {title: {key: number}} and rows {key: title}, by default the keys of the longest column."""
     rows = rows or {key: key for key in max(columns.values(), key=len)}
     return Table(caption, ["", *columns], [[title, *(number(column.get(key), digits) for column in columns.values())]
                                            for key, title in rows.items()])
 
 
-def run_facts(args, run, settings, train, test, how):
-    """What results.json says of any study's run: data, settings (a dataclass), seeds, device, versions, command."""
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
-    cuda = run.device.type == "cuda"
+def run_facts(study, how):
+    """What results.json says of any study's run: data, settings, seeds, device, versions, command."""
+    args, run, train, test = study.args, study.run, study.train, study.test
+    cuda, skipped = run.device.type == "cuda", [*train.skipped, *test.skipped]
     name = torch.cuda.get_device_name(run.device) if cuda else f"{run.device} ({platform.machine()})"
-    skipped = [*train.skipped, *test.skipped]
     return {
-        "study": args.study, "quick": args.quick, "variants": ["described", *args.variant],
+        "study": args.study, "quick": args.quick, "variants": list(study.variants),
         "data": {"source": [printable(Path(source).name or source) for source in args.data], "train": len(train),
                  "held_out": len(test), "held_out_by": how, "shape": list(train.pixels.shape[1:]),
                  "classes": train.classes, "skipped": len(skipped), "skipped_first": skipped[:20]},
-        "settings": dataclasses.asdict(settings), "seeds": list(range(args.seed, args.seed + args.seeds)),
+        "settings": dataclasses.asdict(study.settings), "seeds": study.seeds,
         "device": name if run.processes == 1 else f"{run.processes} x {name}", "precision": run.precision,
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         "command": " ".join(map(shlex.quote, ["python", "-m", "studies", args.study, *args.words]))}
 
 
 def run_section(results):
     """The report's section on data, machine and settings, from results.json."""
-    def rows(found):
-        return [[key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
-                for key, value in found.items()]
+    def table(caption, heading, found):
+        return Table(caption, [heading, "value"], [
+            [key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value]
+            for key, value in found.items()])
 
     about = {**results["data"], "seconds, this call": round(results["seconds"]),
              **{key: results[key] for key in ("seeds", "device", "precision", "command")}}
-    return Section("The run", [], [Table("Data and machine", ["", "value"], rows(about)),
-                                   Table("Settings", ["setting", "value"], rows(results["settings"]))])
+    return Section("The run", [], [table("Data and machine", "", about),
+                                   table("Settings", "setting", results["settings"])])
 
 
 def number(value, digits=4):
     """A number for a table: 4 significant digits; a dash for None. Of {"mean", "sd"} both."""
+    if value is None:
+        return "–"
     if isinstance(value, dict):
         mean = number(value["mean"], digits)
         return mean if value["sd"] is None else f"{mean} ± {number(value['sd'], 2)}"
-    if value is None:
-        return "–"
     if isinstance(value, int):
         return f"{value:,}"
     text = f"{value:#.{digits}g}"
@@ -104,8 +103,7 @@ def features_text(about):
 
 
 def write_study(folder, title, lead, sections, results, began):
-    """Writes FOLDER/figures/, results.json and report.html, all or none, for a study that began at that
-    time.monotonic(). Returns a line that says what was written. Raises InputError."""
+    """Writes FOLDER/figures/, results.json and report.html, all or none; returns a line on that. Raises InputError."""
     results["seconds"], folder = time.monotonic() - began, Path(folder)
     numbers = json.loads(json.dumps(results), parse_constant=lambda name: None)  # JSON has no NaN
     sections = [*sections, run_section(results)]

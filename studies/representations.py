@@ -11,7 +11,6 @@ the codes of a VQ-VAE [2]; a Gaussian mixture fitted to the latents [3], whose s
 import dataclasses
 import math
 import warnings
-from typing import Tuple
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +46,12 @@ class Settings:
     shift: int = 4              # px, at most, by which a photo is moved in training; it is also mirrored
     seed: int = 0
     # VAE: 3-32-64-128-256, kernel 4, stride 2, batch norm; binary cross-entropy + beta KL
-    widths: Tuple[int, ...] = (32, 64, 128, 256)
+    widths: tuple = (32, 64, 128, 256)
     latent: int = 128
     beta: float = 1.0
-    averaged: Tuple[int, ...] = (1, 5, 10)  # samples of q(z|x) whose decoded images are averaged
+    averaged: tuple = (1, 5, 10)  # samples of q(z|x) whose decoded images are averaged
     # VQ-VAE: 3-32-64, stride 2, two residual blocks; squared error / pixel variance + commitment_cost * commitment
-    vq_widths: Tuple[int, ...] = (32, 64)
+    vq_widths: tuple = (32, 64)
     num_embeddings: int = 256
     embedding_dim: int = 64
     commitment_cost: float = 0.25
@@ -64,10 +63,9 @@ class Settings:
     hidden: int = 256
     mlp_epochs: int = 40
     mlp_batch_size: int = 128
-    # measurement
     most_train: int = 20_000
     most_test: int = 2000
-    components: Tuple[int, ...] = (1, 2, 4, 8)  # of the mixture; the likeliest on a fifth of the training latents
+    components: tuple = (1, 2, 4, 8)  # of the mixture; the likeliest on a fifth of the training latents
     ridge: float = 1e-3         # added to each variance of the mixture
     feature_steps: int = 1500   # batches that the classifier behind the FID is trained for
 
@@ -82,10 +80,8 @@ LARGEST = 2.0  # smooth bound of log-variances, whose exp makes the KL of the fi
 PUBLISHED = {"accuracy": "100 %, one class", "fid": 249.12}  # Inception features, 1,000 images from N(0, I)
 
 
-# -------------------------------------------------------------------------------------------------------------- models
-
 class PhotoModule(StudyModule):
-    """What the networks share: photos moved and mirrored at random in training, and the optimizer with its schedule."""
+    """What the networks share: photos moved and mirrored in training, and the optimizer with its schedule."""
 
     def __init__(self, settings):
         super().__init__()
@@ -170,8 +166,8 @@ class VQVAE(PhotoModule):
         return self.decoder(self.quantizer.look_up(self.encode(x))).sigmoid()
 
     def features(self, x):
-        """What the MLP gets of photos (B, 3, S, S): square roots of each code's share in each quarter of the map, and
-        the code vectors averaged over 4 x 4 squares of it, (B, 4 K + 16 D)."""
+        """Photos (B, 3, S, S) -> square roots of each code's share in each quarter of the map, and the code vectors
+        averaged over 4 x 4 squares of it, (B, 4 K + 16 D)."""
         index = self.encode(x)
         shares = F.adaptive_avg_pool2d(F.one_hot(index, self.hparams.num_embeddings).movedim(3, 1).float(), 2)
         pooled = F.adaptive_avg_pool2d(self.quantizer.look_up(index), 4)
@@ -221,23 +217,19 @@ def feature_classifier(settings, width, classes):
                       nn.Linear(settings.hidden, classes))
 
 
-# --------------------------------------------------------------------------------------------------------------- train
-
 def budget(settings, n, steps, batch_size):
     """{"epochs", "batch_size"} that give about so many steps of n photos, within the settings' bounds."""
     epochs = math.ceil(steps / math.ceil(n / batch_size))
     return {"epochs": min(max(epochs, settings.fewest_epochs), settings.most_epochs), "batch_size": batch_size}
 
 
-def features_of(function, images, mirrored=False):
-    """data.Images whose "pixels" are features (N, D) of images; `mirrored` adds those of their mirror images."""
-    pixels, times = (torch.cat([images.pixels, images.pixels.flip(3)]), 2) if mirrored else (images.pixels, 1)
-    return dataclasses.replace(images, pixels=mapped(function, pixels), labels=images.labels.repeat(times))
+def features_of(function, images):
+    """data.Images whose "pixels" are features (N, D) of images."""
+    return dataclasses.replace(images, pixels=mapped(function, images.pixels))
 
 
 def fit_mixture(latents, settings, seed):
-    """vae.GaussianMixture of latents (N, D), with the number of components that gives a fifth of them, set aside, the
-    highest likelihood."""
+    """vae.GaussianMixture of latents (N, D), with the number of components that is likeliest on a fifth set aside."""
     latents = latents.double().numpy()
     rest, aside = train_test_split(latents, test_size=0.2, random_state=seed)
 
@@ -257,6 +249,8 @@ def train(study):
     settings, photos, test, classes = study.settings, study.train, study.test, len(study.train.classes)
     models = {"features": metrics.train_feature_extractor(study)}
     variance = float(photos.at_most(2000, 0).floats().var())
+    mirrored = dataclasses.replace(photos, pixels=torch.cat([photos.pixels, photos.pixels.flip(3)]),
+                                   labels=photos.labels.repeat(2))
     short = budget(settings, len(photos), settings.steps, settings.batch_size)
     long = budget(settings, len(photos), settings.vae_steps, settings.vae_batch_size)
 
@@ -265,7 +259,7 @@ def train(study):
         return study.run.fit(f"{name}_seed{seed}", make(*words), *images, seed=seed, **options)
 
     def fit_mlp(name, seed, function):
-        images = features_of(function, photos, mirrored=True), features_of(function, test)
+        images = features_of(function, mirrored), features_of(function, test)
         return fit(name, seed, {"epochs": settings.mlp_epochs, "batch_size": settings.mlp_batch_size},
                    feature_classifier, settings, images[1].pixels.shape[1], classes, images=images)
 
@@ -280,11 +274,8 @@ def train(study):
     return models
 
 
-# ------------------------------------------------------------------------------------------------------------- measure
-
 def averaged_reconstructions(model, pixels, most, seed):
-    """Yields, for k = 1 to `most`, (k, images (N, 3, S, S) in [0, 1]): the mean of k decoded samples of q(z|x) of each
-    of the photos (N, 3, S, S). The samples of a smaller k are among those of a larger."""
+    """Yields (k, images (N, 3, S, S)) for k = 1 to `most`: the mean of k decoded samples of q(z|x) of each photo."""
     mean, log_variance = mapped(model.moments, pixels).chunk(2, dim=1)
     noise, total = torch.Generator().manual_seed(seed), 0
     for k in range(1, most + 1):
@@ -305,8 +296,9 @@ def quality(images, real, name):
             f"sharpness_{name}": metrics.sharpness(images)}
 
 
-def measure_vae(model, mlp, mixture, study, extract, seed):
+def measure_vae(models, study, variant, seed):
     """Numbers of a VAE and of what depends on it."""
+    model, mlp, mixture = (models[variant, seed, name] for name in ("vae", "mlp_latents", "mixture"))
     photos, test, real = study.train, study.test, study.test.floats()
     latents = mapped(model.encode, photos.at_most(len(test), seed).pixels)
     images = {**generated(model, mixture, len(latents), seed), "latents": mapped(model.decode, latents)}
@@ -317,12 +309,13 @@ def measure_vae(model, mlp, mixture, study, extract, seed):
         "components": len(mixture.weights_)}
     for k, averages in averaged_reconstructions(model, test.pixels, max(study.settings.averaged), seed):
         found.update(quality(averages, real, k))
-    fids = metrics.fids(extract, photos, test.at_most(1000, seed), images, seed)
+    fids = metrics.fids(models["features"][0], photos, test.at_most(1000, seed), images, seed)
     return {**found, **{f"fid_{name}": value for name, value in fids.items()}}
 
 
-def measure_shared(cnn, model, mlp, test):
+def measure_shared(models, study, seed):
     """Numbers of the CNN, of the VQ-VAE and of the MLP on its codes."""
+    (cnn, model, mlp), test = (models[seed, name] for name in SHARED), study.test
     counts = mapped(model.encode, test.pixels).long().flatten().bincount()
     return {"cnn": {**cnn.accuracies(test), "seconds": cnn.seconds},
             "mlp_codes": mlp.accuracies(features_of(model.features, test)),
@@ -332,15 +325,12 @@ def measure_shared(cnn, model, mlp, test):
 
 
 def measure(study, models):
-    """{"numbers": {variant: {measure: {"mean", "sd", "values"}}}, "shared": {model: the same, of what does not depend
-    on the VAE}, "accuracies": {name: {"held_out", its 95 % "interval", "sd" over seeds, "training"}}, ...}."""
-    (extract, about), photos, test, seeds = models["features"], study.train, study.test, study.seeds
-    real = test.floats()
-    shared = metrics.summarise([measure_shared(*(models[seed, name] for name in SHARED), test) for seed in seeds])
-    numbers = {variant: metrics.summarise([
-        measure_vae(*(models[variant, seed, name] for name in ("vae", "mlp_latents", "mixture")), study, extract,
-                    seed) for seed in seeds])
-        for variant in study.variants}
+    """{"numbers": {variant: {measure: {"mean", "sd", "values"}}}, "shared": {model: the same},
+    "accuracies": {name: {"held_out", its 95 % "interval", "sd" over seeds, "training"}}, ...} for results.json."""
+    about, photos, test, real = models["features"][1], study.train, study.test, study.test.floats()
+    shared = metrics.summarise([measure_shared(models, study, seed) for seed in study.seeds])
+    numbers = {variant: metrics.summarise([measure_vae(models, study, variant, seed) for seed in study.seeds])
+               for variant in study.variants}
 
     def line(held_out, sd=None, training=None):
         return {"held_out": held_out, "interval": metrics.proportion_interval(round(held_out * len(test)), len(test)),
@@ -358,23 +348,17 @@ def measure(study, models):
                     if isinstance(model, StudyModule)}}
 
 
-# --------------------------------------------------------------------------------------------------------------- report
-
-def rows(settings):
-    """{key: title} of the numbers of a VAE in the report."""
-    decoded = {**{k: f"{k} decoded samples averaged" for k in settings.averaged}, "mean": "decoded mean of q(z|x)"}
-    return {"loss": "loss, nats a photo", "reconstruction": "  its reconstruction term", "kl": "  KL divergence",
-            **{f"{key}_{name}": f"{title}, {what}" for key, title, whats in (
-                ("mse", "mean squared error", decoded), ("sharpness", "sharpness", decoded),
-                ("fid", "FID", SOURCES)) for name, what in whats.items()},
-            "components": "components of the mixture", "seconds": "training, seconds"}
-
-
 def sections(study, models, results, picture):
     """The report's sections; the figures are of the first seed's models."""
     numbers, codes, real = results["numbers"], results["shared"]["vqvae"], results["real"]
     caption = f"{results['data']['held_out']:,} held-out photos; {report.seeds_text(results)}."
-    titles = rows(study.settings)
+    decoded = {**{k: f"{k} decoded samples averaged" for k in study.settings.averaged},
+               "mean": "decoded mean of q(z|x)"}
+    titles = {"loss": "loss, nats a photo", "reconstruction": "  its reconstruction term", "kl": "  KL divergence",
+              **{f"{key}_{name}": f"{title}, {what}" for key, title, whats in (
+                  ("mse", "mean squared error", decoded), ("sharpness", "sharpness", decoded),
+                  ("fid", "FID", SOURCES)) for name, what in whats.items()},
+              "components": "components of the mixture", "seconds": "training, seconds"}
     photos = {key: real["sharpness"] for key in titles if key.startswith("sharpness")}
     return [
         Section("Classes", [f"Published accuracies: {PUBLISHED['accuracy']}."], [Table(

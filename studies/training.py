@@ -1,6 +1,8 @@
 """What the studies share of training: Lightning's Trainer with their flags, a LightningModule that logs its losses."""
+import contextlib
 import io
 import logging
+import math
 import os
 import shutil
 import sys
@@ -9,13 +11,12 @@ import warnings
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
-import torch.distributed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 import bird
@@ -26,17 +27,17 @@ LEAST_ROWS = 8  # a smaller last batch is left out of its epoch: batch normalisa
 
 
 class StudyModule(L.LightningModule):
-    """A model with its losses. Each is logged as train_NAME, the mean over the epoch, and as test_NAME, the mean over
-    the held-out images after it; `history` has a dict an epoch, which also holds "epoch" and "seconds"."""
+    """A model with its losses. `history` has a dict an epoch: "epoch", "seconds" and of each loss train_NAME, the mean
+    over the epoch, and test_NAME, the mean over the held-out images after it."""
+    name, about, seed = "", {}, 0  # set by Run.fit
+    strategy = None                # of several processes, where the one asked for does not do
 
     def __init__(self):
         super().__init__()
         self.history = []
-        self.name, self.about, self.seed = "", {}, 0  # set by Run.fit
 
     def losses(self, x, y):
         """{"loss": the scalar that is minimised, other names: scalars} of images (B, C, H, W) and labels (B,)."""
-        raise NotImplementedError
 
     def training_step(self, batch, index):
         losses = self.losses(*batch)
@@ -63,7 +64,7 @@ class StudyModule(L.LightningModule):
     def on_train_epoch_end(self):
         epoch, last = self.current_epoch + 1, self.trainer.max_epochs
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        if not np.isfinite(list(row.values())).all():
+        if not all(map(math.isfinite, row.values())):
             raise InputError(f"{self.name}: expected losses that are numbers, found {row} in epoch {epoch}; the "
                              "training has diverged")
         self.history.append({"epoch": epoch, "seconds": time.monotonic() - self._began, **row})
@@ -83,13 +84,13 @@ class StudyModule(L.LightningModule):
         return [row[name] for row in self.history]
 
     def curves(self, loss, model=""):
-        """{"training MODEL": [value by epoch], "held-out MODEL": ...} of one of the losses, for figures."""
-        return {f"{part} {model}".strip(): self.curve(f"{prefix}_{loss}")
-                for prefix, part in (("train", "training"), ("test", "held-out"))}
+        """{"training MODEL": [value by epoch], "held-out MODEL": ...} of one of the losses."""
+        return {f"training {model}".strip(): self.curve(f"train_{loss}"),
+                f"held-out {model}".strip(): self.curve(f"test_{loss}")}
 
     @property
     def seconds(self):
-        """Duration of the training, all interrupted parts together."""
+        """Duration of the training, all parts together."""
         return sum(row["seconds"] for row in self.history)
 
 
@@ -103,21 +104,18 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class ImageData(L.LightningDataModule):
-    """Batches of data.Images to train on, in an order that depends on seed and epoch alone, and of those held out.
-    `batch_size` is of all processes together."""
+    """Batches of data.Images, those to train on in an order by seed and epoch alone; all processes share a batch."""
 
     def __init__(self, train, test, batch_size, seed):
         super().__init__()
         self.train, self.test, self.batch_size, self.seed = train, test, batch_size, seed
 
     def _loader(self, images, shuffle):
-        world = self.trainer.world_size
-        batch_size = max(1, self.batch_size // world)
-        sampler = DistributedSampler(images, world, self.trainer.global_rank, shuffle, self.seed)
-        rest = len(sampler) % batch_size
+        batch_size = max(1, self.batch_size // self.trainer.world_size)
+        sampler = DistributedSampler(images, self.trainer.world_size, self.trainer.global_rank, shuffle, self.seed)
+        few = len(sampler) > batch_size and 0 < len(sampler) % batch_size < LEAST_ROWS  # in the last batch
         return DataLoader(images, batch_size, sampler=sampler, collate_fn=lambda batch: batch,
-                          drop_last=shuffle and len(sampler) > batch_size and 0 < rest < LEAST_ROWS,
-                          generator=torch.Generator())
+                          drop_last=shuffle and few, generator=torch.Generator())
 
     def train_dataloader(self):
         return self._loader(self.train, True)
@@ -127,8 +125,7 @@ class ImageData(L.LightningDataModule):
 
 
 class Run:
-    """Where and how a study trains: the flags of Lightning's Trainer and an existing folder for what it leaves.
-    Raises InputError."""
+    """Where and how a study trains: the flags of Lightning's Trainer and a folder. Raises InputError."""
 
     def __init__(self, folder, device="auto", devices=1, num_nodes=1, strategy="auto", precision="32-true",
                  resume=False):
@@ -142,9 +139,9 @@ class Run:
             raise InputError(f"--num-nodes: expected torchrun or srun to start the command on each of {num_nodes} "
                              "machines, found neither")
         self.folder, self.resume, self.precision = Path(folder), resume, precision
+        self.processes = devices * num_nodes
         self.flags = {"accelerator": {"cuda": "gpu"}.get(self.device.type, self.device.type), "devices": devices,
                       "num_nodes": num_nodes, "strategy": strategy, "precision": precision}
-        self.processes = devices * num_nodes
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -158,12 +155,12 @@ class Run:
         """Whether this process is the one that measures and writes."""
         return (rank_zero_only.rank or 0) == 0
 
-    def fit(self, name, module, train, test=None, *, epochs, batch_size, seed=0, callbacks=(), strategy=None):
+    def fit(self, name, module, train, test=None, *, epochs, batch_size, seed=0, callbacks=()):
         """Trains a StudyModule on data.Images and returns it in evaluation mode. After each epoch the whole state is in
         FOLDER/checkpoints/NAME.ckpt, from which --resume goes on. Raises InputError."""
         path, module.name, module.seed = self.folder / "checkpoints" / f"{name}.ckpt", name, seed
         module.about = {**module.hparams, "batch_size": batch_size, "images": len(train), "seed": seed}
-        found = str(path) if self.resume and path.exists() else None
+        found, several = str(path) if self.resume and path.exists() else None, self.processes > 1
         if found:
             self._check(path, module.about, epochs)
         elif self.leads:
@@ -171,7 +168,7 @@ class Run:
             path.unlink(missing_ok=True)
         if self.device.type == "mps":  # batch norms in channels_last get wrong gradients there: pytorch/pytorch#175189
             module.to(memory_format=torch.contiguous_format)
-        flags = {**self.flags, **({"strategy": strategy} if strategy and self.processes > 1 else {})}
+        flags = {**self.flags, "strategy": module.strategy or self.flags["strategy"]} if several else self.flags
         try:
             trainer = L.Trainer(
                 **flags, max_epochs=epochs, logger=CSVLogger(self.folder / "logs", name),
@@ -179,16 +176,14 @@ class Run:
                     path.parent, name, save_on_train_epoch_end=True, enable_version_counter=False)],
                 plugins=[WholeFiles()], enable_progress_bar=sys.stdout.isatty(), enable_model_summary=False,
                 num_sanity_val_steps=0, limit_val_batches=1.0 if test is not None else 0,
-                use_distributed_sampler=False, sync_batchnorm=self.device.type == "cuda" and self.processes > 1)
+                use_distributed_sampler=False, sync_batchnorm=self.device.type == "cuda" and several)
         except Exception as error:  # each precision has its own
             raise InputError("--precision, --devices: expected what Lightning's Trainer takes, found: "
                              f"{one_line(error)}") from None
         self.precision = trainer.precision  # which may be another than asked for: a CPU has no float16
-        try:
+        with contextlib.suppress(SystemExit):  # what Lightning makes of Ctrl-C since version 2.4
             trainer.fit(module, datamodule=ImageData(train, test, batch_size, seed), ckpt_path=found)
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from None
-        if trainer.interrupted:  # in versions before 2.4 it is made nothing of
+        if trainer.interrupted:
             raise KeyboardInterrupt
         return module.to(self.device, torch.float32).eval()
 
@@ -198,35 +193,31 @@ class Run:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, of pickles
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            there, epoch, why = checkpoint["about"], checkpoint["epoch"] + 1, ""
+            there, epoch = checkpoint["about"], checkpoint["epoch"] + 1
+            why = [f"{key} {asked} as asked, found a training with {there.get(key)}"
+                   for key, asked in about.items() if there.get(key) != asked]
+            why += [f"at most {epochs} epochs as asked, found {epoch}"] * (epoch > epochs)
         except Exception as error:  # broken bytes trip torch.load in a dozen ways, and so does a pickled object
-            there, epoch = about, 0
-            why = f"a checkpoint of this study, found: {one_line(str(error).split('. ')[0])}"  # then comes bad advice
-        for key, asked in about.items():
-            if there.get(key) != asked:
-                why = f"{key} {asked} as asked, found a training with {there.get(key)}"
-        if epoch > epochs:
-            why = f"at most {epochs} epochs as asked, found {epoch}"
+            why = [f"a checkpoint of this study, found: {one_line(str(error).split('. ')[0])}"]  # then comes bad advice
         if why:
-            raise InputError(f"{path}: expected {why}; start without --resume")
-
-
-def leave_together():
-    """Ends the connections between several processes when all have trained; what follows, the first does alone."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+            raise InputError(f"{path}: expected {why[-1]}; start without --resume")
 
 
 @torch.no_grad()
 def mapped(function, x, batch_size=1000):
     """function over a tensor (N, ...) in batches, as float32 on the CPU; images uint8 become [0, 1] first. The method
     of a module gets them on the module's device."""
-    owner = getattr(function, "__self__", function)
-    device = owner.device if isinstance(owner, L.LightningModule) else "cpu"
-    parts = [function(part.to(device).float() / (255 if part.dtype == torch.uint8 else 1)).float().cpu()
-             for part in x.split(batch_size)]
-    return torch.cat(parts)
+    device = getattr(getattr(function, "__self__", None), "device", "cpu")
+    return torch.cat([function(part.to(device).float() / (255 if x.dtype == torch.uint8 else 1)).float().cpu()
+                      for part in x.split(batch_size)])
+
+
+def mlp(*widths):
+    """Linear layers with ReLU between."""
+    layers = []
+    for width, following in zip(widths, widths[1:]):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    return layers[:-1]
 
 
 def decoded_noise(decode, dimension, n, seed, scale=1.0):

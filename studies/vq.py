@@ -2,9 +2,8 @@
 
 The codebook is no parameter. It follows the encoder by exponential moving averages ([1], appendix A.1):
     N_k <- decay N_k + (1 - decay) n_k,   m_k <- decay m_k + (1 - decay) sum of the z nearest to k,   e_k = m_k / N_k
-A code that hardly any place is nearest to is dead; it starts again as a place of the batch, drawn at random [2]. At
-first all are dead, so the codebook begins as encoder outputs. With several processes DistributedDataParallel hands the
-first one's codebook, a buffer, to the others before each step: it follows the first one's share of the batch.
+A code that hardly any place is nearest to is dead, as all are at first; it starts again as a place of the batch, drawn
+at random [2]. Several processes have the codebook of the first, a buffer, which DistributedDataParallel hands on.
 
 [1] van den Oord, Vinyals & Kavukcuoglu 2017, arXiv:1711.00937    [2] Dhariwal et al. 2020 (Jukebox), arXiv:2005.00341
 """
@@ -22,11 +21,8 @@ def perplexity(counts):
 
 
 class VectorQuantizer(nn.Module):
-    """K code vectors (K, D), buffers that learn in the forward pass of training mode.
-
-    decay        of the moving averages
-    dead_below   a code is dead if its average count is below this share of an even one, B * H * W / K
-    """
+    """K code vectors (K, D), buffers that learn in the forward pass of training mode. A code is dead if its average
+    count is below the share `dead_below` of an even one, B * H * W / K."""
 
     def __init__(self, num_embeddings, embedding_dim, decay=0.99, dead_below=0.02):
         super().__init__()
@@ -45,9 +41,8 @@ class VectorQuantizer(nn.Module):
         return self.codebook[index].permute(0, 3, 1, 2)
 
     def forward(self, z):
-        """Maps z (B, D, H, W) -> quantised maps (B, D, H, W), whose gradient goes to z as if it had not been quantised
-        (straight through [1]); the mean squared difference of z from its codes, whose gradient moves z alone; index
-        (B, H, W)."""
+        """Maps z (B, D, H, W) -> quantised maps, whose gradient goes straight through to z [1]; the mean squared
+        difference of z from its codes, whose gradient moves z alone; index (B, H, W)."""
         rows = z.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
         if self.training:
             self._revive(rows)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_studies
 import small_training
 import torch
-from lightning.pytorch.callbacks import Callback
 from pages import images_of, read_page
 from PIL import Image
 from refusals import Bomb
@@ -36,8 +36,6 @@ def drawn(draw):
     pixels = torch.from_numpy(draw(labels, 5))[:, None]
     return data.Images(pixels, torch.from_numpy(labels), ["bar", "ring", "cross"], [])
 
-
-# ------------------------------------------------------------------------------------------------------------- numerics
 
 def test_losses_agree_with_the_distributions_of_torch():
     from torch.distributions import Bernoulli, Normal, kl_divergence
@@ -80,10 +78,7 @@ def test_measures_agree_with_values_worked_by_hand():
     assert metrics.silhouette(z, y) == pytest.approx((2 * (1 - 1 / 10.5) + 2 * (1 - 1 / 9.5)) / 4)
     assert metrics.silhouette(z, y * 0) is None and metrics.silhouette(z, torch.arange(4)) is None
     assert metrics.knn_accuracy(z, y, torch.tensor([[2.0], [9], [9.5]]), torch.tensor([0, 1, 0]), k=1) == 2 / 3
-    p, z, n = 0.8, 1.959964, 10  # Wilson 1927
-    centre, reach = p + z * z / 2 / n, z * math.sqrt(p * (1 - p) / n + z * z / 4 / n ** 2)
-    expected = [(centre - reach) / (1 + z * z / n), (centre + reach) / (1 + z * z / n)]
-    assert metrics.proportion_interval(8, 10) == pytest.approx(expected, abs=1e-6)
+    assert metrics.proportion_interval(8, 10) == pytest.approx([0.490162, 0.943318], abs=1e-6)  # Wilson 1927
     assert metrics.proportion_interval(0, 10)[0] == 0 and metrics.proportion_interval(10, 10)[1] == 1
     assert metrics.summarise([{"a": {"b": 1.0, "c": None}}, {"a": {"b": 3.0, "c": 2.0}}]) == {"a": {
         "b": {"mean": 2, "sd": math.sqrt(2), "values": [1, 3]}, "c": {"mean": None, "sd": None, "values": [None, 2]}}}
@@ -100,13 +95,11 @@ def test_the_features_of_the_fid_learn_classes_or_transformations_and_state_thei
     fakes = {"noise": torch.rand(70, 1, 28, 28), "same": drawn.floats()}
     found = metrics.fids(extract, drawn, drawn, fakes)
     assert found["training images"] < 1e-3 and found["same"] < 1e-3 and found["noise"] > 1
-    study.train = study.test = dataclasses.replace(drawn, labels=None, classes=[])
+    study.train = study.test = dataclasses.replace(drawn, labels=-torch.ones(60), classes=[])
     study.settings.feature_steps = 2
     _, about = metrics.train_feature_extractor(study, batch_size=20)
     assert "transformations" in about["task"] and about["guessing"] == 1 / 8
 
-
-# ------------------------------------------------------------------------------------------------------------- training
 
 def rows(model):
     """The history without its durations."""
@@ -145,27 +138,12 @@ def test_a_training_that_was_killed_goes_on_to_the_weights_of_an_uninterrupted_o
     assert (tmp_path / "logs/net/version_0/metrics.csv").read_text().count("\n") >= 3
 
 
-class Stop(Callback):
-    """Ctrl-C after so many epochs."""
-
-    def __init__(self, epochs=2):
-        self.epochs = epochs
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.current_epoch == self.epochs:
-            raise KeyboardInterrupt
-
-
-def test_ctrl_c_leaves_whole_files_alone(whole, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        small_training.train(tmp_path, 40, callbacks=[Stop()])
-    signal.signal(signal.SIGINT, before)
+def test_without_resume_what_was_there_does_not_stay(tmp_path, monkeypatch):
+    small_training.train(tmp_path, 1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["net.ckpt"]
-    assert rows(small_training.train(tmp_path, 4, resume=True)) == rows(whole)[:4]
-    with pytest.raises(KeyboardInterrupt):  # without --resume what was there does not stay
-        small_training.train(tmp_path, 40, callbacks=[Stop(0)])
-    signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(small_training.Net, "losses", lambda *_: {}["stop"])
+    with pytest.raises(KeyError):
+        small_training.train(tmp_path, 40)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -211,8 +189,6 @@ def test_what_was_trained_in_another_precision_is_measured_in_float32(precision,
     found = training.mapped(net.body, small_training.images(5, 2).pixels, batch_size=2)
     assert found.shape == (5, 3) and found.dtype == torch.float32 and len(net.curve("train_loss")) == 2
 
-
-# ------------------------------------------------------------------------------------------------------ figures, report
 
 def size(png):
     """(height, width) of a PNG, and how many of its first rows are white."""
@@ -334,10 +310,13 @@ def test_a_report_opens_by_itself_in_a_browser_and_is_not_wider_than_it(page):
         browser.close()
 
 
-# --------------------------------------------------------------------------------------------------------- the command
-
-def test_words_that_are_not_taken_are_one_line_and_help_shows_an_example(capsys):
-    for words, word in ((["none"], "invalid choice: 'none'"), (["autoencoder", "x"], "--out"),
+def test_words_and_data_that_are_not_taken_are_one_line_and_help_shows_an_example(capsys, tmp_path):
+    np.save(str(tmp_path / "bare.npy"), np.random.default_rng(0).integers(255, size=(90, 8, 8), dtype=np.uint8))
+    bare = [str(tmp_path / "bare.npy"), "--out", str(tmp_path), "--device", "cpu"]
+    for words, word in (*(([name, *bare], "two classes, found 0") for name in (
+        "autoencoder", "fashion", "representations")),
+                        (["gan", *bare], "at least 50 images to hold out, found 18"),
+                        (["none"], "invalid choice: 'none'"), (["autoencoder", "x"], "--out"),
                         (["autoencoder", "x", "--out", "y", "--nope"], "unrecognized arguments: --nope"),
                         (["autoencoder", "x", "--out", "y", "--seeds", "0"], "expected 1 or more, found 0"),
                         (["autoencoder", "x", "--out", "y", "--epochs", "x"], "invalid"),
@@ -354,20 +333,9 @@ def test_words_that_are_not_taken_are_one_line_and_help_shows_an_example(capsys)
         assert ended.value.code == 0 and word in capsys.readouterr().out
 
 
-TWO = """
-import sys
-from studies import __main__ as command, autoencoder
-autoencoder.QUICK = {**autoencoder.QUICK, "feature_steps": 1, "epochs": 2, "lr": 1e30}
-sys.exit(command.main(sys.argv[1:]))
-"""
-
-
-def test_two_processes_that_fail_end_with_one_line(drawn, tmp_path, environment):
-    np.savez(str(tmp_path / "few.npz"), data=drawn.pixels[:, 0].repeat(6, 1, 1), labels=drawn.labels.repeat(6))
-    (tmp_path / "two.py").write_text(TWO)
-    words = [sys.executable, "two.py", "autoencoder", "few.npz", "--out", "out", "--quick", "--device", "cpu"]
-    process = subprocess.Popen([*words, "--devices", "2"], cwd=str(tmp_path), text=True, stderr=subprocess.PIPE,
-                               env={**environment, "PYTHONPATH": str(ROOT)})
+def test_two_processes_that_fail_end_with_one_line(draw, tmp_path, environment):
+    source, quick = small_studies.write_drawn(draw, tmp_path), {"feature_steps": 1, "epochs": 2, "lr": 1e30}
+    process = small_studies.process(quick, "autoencoder", source, tmp_path, environment, "--devices", "2")
     lines = process.communicate(timeout=600)[1].splitlines()  # when no process is left that could write more
     assert process.returncode == 2 and len(lines) == 2 and "features: epoch 2/2" in lines[0], lines
     assert lines[1].startswith("ae_described_seed0: expected losses that are numbers, found")

@@ -1,55 +1,35 @@
 """Study 2, fashion: the network as described, what is kept for the GIFs, and from the command line to the report."""
-import json
+import functools
 import types
 
-import numpy as np
 import pytest
+import small_studies
 import torch
 import torch.nn.functional as F
-from pages import images_of, read_page
 from PIL import Image
 from torch import nn
 
-from studies import __main__ as command
+from common.errors import InputError
 from studies import data, fashion, figures, training
 
 STILLS = {"losses", "reconstructions", "samples", "frozen_64", "frozen_16", "beta_losses", "beta_reconstructions",
           "beta_samples", "beta_latents"}
-MOVING = {"vae_beta_0.5_evolution", "vae_beta_1.0_evolution"}
-TINY = {**fashion.QUICK, "feature_steps": 12, "save_interval": 2, "betas": (0.5, 1.0)}
+TINY = {"feature_steps": 12, "save_interval": 2, "betas": (0.5, 1.0)}
 
 
 @pytest.fixture(scope="module")
-def drawings(draw, tmp_path_factory):
-    """300 drawn images of four kinds, .npz."""
-    path, labels = tmp_path_factory.mktemp("drawings") / "drawings.npz", np.arange(300) % 4
-    np.savez(str(path), data=draw(labels, 9), labels=labels)
-    return path
-
-
-@pytest.fixture(scope="module")
-def studied(drawings, tmp_path_factory):
+def studied(draw, tmp_path_factory):
     """The whole study in this process, with the variant."""
-    folder = tmp_path_factory.mktemp("study") / "out"
-    words = [str(drawings), "--out", str(folder), "--quick", "--epochs", "2", "--device", "cpu",
-             "--seed", "7", "--variant", "kernel3", "--signature", "drawn for a test"]
-
-    def study(*more):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fashion, "QUICK", TINY)
-            return command.main(["fashion", *words, *more])
-
-    code = study()
-    return types.SimpleNamespace(folder=folder, code=code, study=study,
-                                 results=json.loads((folder / "results.json").read_text()))
+    source, folder = small_studies.write_drawn(draw, tmp_path_factory.mktemp("drawn")), tmp_path_factory.mktemp("study")
+    study = functools.partial(small_studies.study, TINY, "fashion", source, folder, "--epochs", "2", "--seed", "7",
+                              "--variant", "kernel3", "--signature", "drawn for a test")
+    return types.SimpleNamespace(code=study()[0], study=study, folder=folder, **vars(small_studies.left(folder)))
 
 
 def _images(labels, names="abcdefgh"):
     pixels = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
     return data.Images(pixels, torch.tensor(labels), list(names), [])
 
-
-# --------------------------------------------------------------------------------------------------------------- model
 
 def test_the_network_and_the_training_are_those_of_the_description():
     settings = fashion.Settings()
@@ -99,13 +79,13 @@ def test_the_summed_cross_entropy_plus_beta_kl_is_minimised_and_the_mean_is_logg
     assert logged["reconstruction"].item() == pytest.approx(reconstruction.item() / 6, rel=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------ classes, noise
-
-def test_classes_are_the_asked_ones_or_the_first_three():
+def test_classes_are_the_asked_ones_or_the_first_three_and_two_at_least():
     images = _images([0, 7, 3, 1, 7, 2, 5])
     assert fashion.common_classes(images, images, (7, 0, 1)) == [0, 1, 7]
     assert fashion.common_classes(images, _images([2, 7, 3, 5]), (0, 1, 7)) == [2, 3, 5]
     assert fashion.common_classes(images, _images([2, 7]), (0, 1, 7)) == [2, 7]
+    with pytest.raises(InputError, match="expected two classes or more both trained on and held out, found 1$"):
+        fashion.common_classes(images, _images([2, 4]), (0, 1, 7))
     chosen = fashion.of_classes(images, [0, 1, 7])
     assert chosen.labels.tolist() == [0, 2, 1, 2] and chosen.pixels[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
     assert chosen.classes == ["a", "b", "h"]
@@ -130,19 +110,18 @@ def test_the_untrained_features_are_128_and_do_not_depend_on_what_was_drawn_befo
     assert features.shape == (4, 128) and torch.equal(features, fashion.untrained_features(3)(x))
 
 
-# -------------------------------------------------------------------------------------------------------------- frames
-
-def _train(folder, images, epochs=3, resume=False, stop_at=None):
-    """(VAE, frames) of a small training, interrupted before the batch `stop_at`."""
+def _train(folder, images, resume=False, stop_at=None):
+    """(VAE, frames) of a small training of three epochs, interrupted before the batch `stop_at`."""
     watch = fashion.LatentSnapshotCallback(images.pixels[:10], images.pixels[:4], 3)
-    if stop_at:
-        def stop(trainer, *_):
-            if trainer.global_step == stop_at:
-                raise KeyboardInterrupt
-        watch.on_train_batch_start = stop
+
+    def stop(trainer, *_):
+        if trainer.global_step == stop_at:
+            raise KeyboardInterrupt
+
+    watch.on_train_batch_start = stop
     torch.manual_seed(5)
     run = training.Run(folder, "cpu", resume=resume)
-    return run.fit("beta", fashion.VAE(2, 0.5), images, images, epochs=epochs, batch_size=12, seed=5,
+    return run.fit("beta", fashion.VAE(2, 0.5), images, images, epochs=3, batch_size=12, seed=5,
                    callbacks=[watch]), watch.frames
 
 
@@ -150,20 +129,17 @@ def test_frames_are_kept_every_few_batches_also_across_a_resumption(draw, tmp_pa
     labels = torch.arange(60) % 3
     images = data.Images(torch.from_numpy(draw(labels.numpy(), 3))[:, None], labels, list("abc"), [])
     whole, frames = _train(tmp_path / "whole", images)
-    assert [frame["step"] for frame in frames] == [0, 3, 6, 9, 12, 15]  # 5 batches an epoch
-    assert [frame["epoch"] for frame in frames] == [1, 1, 2, 2, 3, 3]
+    assert [(frame["step"], frame["epoch"]) for frame in frames] == [
+        (0, 1), (3, 1), (6, 2), (9, 2), (12, 3), (15, 3)]  # 5 batches an epoch
     assert frames[0]["means"].shape == (10, 2) and frames[0]["reconstructions"].shape == (4, 1, 28, 28)
     assert not torch.equal(frames[0]["means"], frames[1]["means"])
     assert torch.equal(frames[-1]["means"], training.mapped(whole.encode, images.pixels[:10]))
-    kept = torch.load(tmp_path / "whole/checkpoints/beta.ckpt", weights_only=True)["callbacks"]
-    assert len(kept["LatentSnapshotCallback"]["frames"]) == 6
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path / "parts", images, stop_at=12)
     resumed, again = _train(tmp_path / "parts", images, resume=True)
-    assert resumed.curve("test_loss") == whole.curve("test_loss")
-    assert [frame["step"] for frame in again] == [frame["step"] for frame in frames]
+    assert resumed.curve("test_loss") == whole.curve("test_loss") and len(again) == len(frames)
     for one, other in zip(again, frames):
-        assert torch.equal(one["means"], other["means"])
+        assert one["step"] == other["step"] and torch.equal(one["means"], other["means"])
         assert torch.equal(one["reconstructions"], other["reconstructions"])
     fresh = fashion.VAE.load_from_checkpoint(tmp_path / "whole/checkpoints/beta.ckpt", map_location="cpu").eval()
     assert fresh.hparams.latent_dim == 2 and torch.equal(fresh.encode(images.floats()), whole.encode(images.floats()))
@@ -179,13 +155,11 @@ def test_a_gif_has_so_many_frames_at_most_all_with_the_axes_of_the_widest(monkey
     assert [axes.get_title() for axes in drawn] == [f"β = 0.5, epoch 1, batch {step}" for step in (1, 27, 53, 79)]
 
 
-# --------------------------------------------------------------------------------------------------------- whole study
-
-def test_the_study_leaves_numbers_checkpoints_and_logs(studied):
-    assert studied.code == 0
+def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     found, names = studied.results, ("described", "kernel3")
-    assert found["data"]["train"] == 240 and found["data"]["held_out"] == 60 and found["seeds"] == [7]
-    assert found["beta"]["classes"] == ["0", "1", "2"] and found["beta"]["held_out"] == 45
+    assert studied.code == 0 and found["seeds"] == [7]
+    assert found["data"]["train"] == 256 and found["data"]["held_out"] == 64
+    assert found["beta"]["classes"] == ["0", "1", "2"] and found["beta"]["held_out"] == 48
     for variant in names:
         numbers = found["numbers"][variant]
         assert set(numbers["beta"]) == {"0.5", "1.0"}
@@ -199,30 +173,14 @@ def test_the_study_leaves_numbers_checkpoints_and_logs(studied):
         last = found["history"][f"{variant} 7 vae"][-1]
         assert last["epoch"] == 2 and numbers["by_epoch"]["epoch 2, held-out"]["mean"] == last["test_loss"]
     assert found["numbers"]["described"]["vae"] != found["numbers"]["kernel3"]["vae"]
-    assert {path.name for path in (studied.folder / "checkpoints").iterdir()} == {"features.ckpt", *(
+    assert studied.checkpoints == {"features.ckpt", *(
         f"{name}_{variant}_seed7.ckpt" for name in ("vae", "beta0.5", "beta1.0") for variant in names)}
-
-
-def test_every_figure_is_drawn_and_the_gifs_move(studied):
-    stills = {"dataset", *STILLS, *(f"{name}_kernel3" for name in STILLS)}
-    assert {path.name for path in (studied.folder / "figures").iterdir()} == {
-        *(f"{name}.png" for name in stills), *(f"{name}.gif" for name in MOVING)}
-    for name in stills:
-        with Image.open(str(studied.folder / "figures" / f"{name}.png")) as image:
-            assert np.asarray(image.convert("L")).std() > 5, name
-    for name in MOVING:
-        with Image.open(str(studied.folder / "figures" / f"{name}.gif")) as image:
-            assert image.n_frames == 3, name  # before the training, and after each of two epochs of two batches
-            first = np.asarray(image.convert("L"))
-            image.seek(2)
-            assert (first != np.asarray(image.convert("L"))).any(), name
-
-
-def test_the_report_has_every_figure_and_the_published_numbers_for_fashion_mnist_alone(studied):
-    text, tags = read_page(studied.folder / "report.html")
-    assert len(images_of(tags)) == 1 + 2 * len(STILLS) + len(MOVING) and text.count("data:image/gif") == 2
-    assert "60 held-out images" in text and "the prior itself" in text
-    assert studied.results["published"] == {} and "240.46" not in text and "209.47" not in text
+    assert studied.figures == {"dataset.png", *(f"{name}.png" for name in STILLS), *(
+        f"{name}_kernel3.png" for name in STILLS), "vae_beta_0.5_evolution.gif", "vae_beta_1.0_evolution.gif"}
+    with Image.open(str(studied.folder / "figures/vae_beta_0.5_evolution.gif")) as image:
+        assert image.n_frames == 3  # before the training, and after each of two epochs of two batches
+    assert "64 held-out images" in studied.text and "the prior itself" in studied.text
+    assert found["published"] == {} and "240.46" not in studied.text and "209.47" not in studied.text
 
 
 def test_resuming_trains_no_more_and_gives_the_same_numbers_and_frames_and_fashion_mnist_is_compared(
@@ -231,20 +189,10 @@ def test_resuming_trains_no_more_and_gives_the_same_numbers_and_frames_and_fashi
     before = gif.read_bytes()
     monkeypatch.setattr(fashion.VAE, "training_step", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(fashion.FashionMNIST, "classes", list("0123"))  # as if these were garments
-    monkeypatch.setattr(fashion, "PUBLISHED", {**fashion.PUBLISHED, "by_epoch": {
-        "epoch 2, training": 240.46, "epoch 2, held-out": 242.31}})
-    assert studied.study("--resume") == 0
-    assert json.loads((studied.folder / "results.json").read_text())["numbers"] == studied.results["numbers"]
-    assert gif.read_bytes() == before
-    text, _ = read_page(studied.folder / "report.html")
+    monkeypatch.setitem(fashion.PUBLISHED, "by_epoch", {"epoch 2, training": 240.46, "epoch 2, held-out": 242.31})
+    assert studied.study("--resume")[0] == 0
+    again = small_studies.left(studied.folder)
+    assert again.results["numbers"] == studied.results["numbers"] and gif.read_bytes() == before
     number = studied.results["numbers"]["described"]["by_epoch"]["epoch 2, held-out"]["mean"]
-    cells = [cell.split("<")[0] for cell in text.split('<th scope="row">epoch 2, held-out')[1].split("<td>")[1:4]]
-    assert cells[:2] == ["242.31", f"{number:.5g}"] and "β = 0.5, published" in text and "6.1200" in text
-
-
-def test_two_classes_are_needed_in_both_parts(tmp_path, capsys):
-    np.savez(str(tmp_path / "each.npz"), data=np.zeros((260, 28, 28), np.uint8), labels=np.arange(260))
-    words = [str(tmp_path / "each.npz"), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert command.main(["fashion", *words]) == 2
-    error = capsys.readouterr().err
-    assert "expected two classes or more both trained on and held out, found 0" in error and error.count("\n") == 1
+    cells = [cell.split("<")[0] for cell in again.text.split('<th scope="row">epoch 2, held-out')[1].split("<td>")[1:4]]
+    assert cells[:2] == ["242.31", f"{number:.5g}"] and "β = 0.5, published" in again.text and "6.1200" in again.text

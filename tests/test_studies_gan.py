@@ -1,32 +1,20 @@
 """Study 4, gan: from the command line to the report."""
 import json
 import math
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
+import small_studies
 import torch
-from pages import images_of, read_page
 from PIL import Image
 from torch import nn
 
-from studies import __main__ as command
 from studies import data, gan
 from studies.training import Run
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = {"side": 16, "width": 8, "measure_every": 2, "feature_steps": 20}
 VARIANTS = ("described", "dcgan")
-SCRIPT = """
-import sys
-from studies import __main__ as command, gan
-gan.QUICK = {tiny}
-sys.exit(command.main(sys.argv[1:]))
-"""
-
 
 @pytest.fixture(scope="module")
 def paintings(draw, tmp_path_factory):
@@ -36,26 +24,22 @@ def paintings(draw, tmp_path_factory):
     return path
 
 
+def _study(source, folder, *words):
+    """The exit code of the whole study in this process, three epochs, both variants."""
+    return small_studies.study(TINY, "gan", source, folder, "--epochs", "3", "--variant", "dcgan", *words)[0]
+
+
 @pytest.fixture(scope="module")
 def studied(paintings, tmp_path_factory):
-    """study(folder, more words): the whole study in this process, three epochs, both variants."""
-    folder = tmp_path_factory.mktemp("study") / "out"
-
-    def study(*more):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gan, "QUICK", TINY)
-            return command.main(["gan", str(paintings), "--quick", "--device", "cpu", "--variant", "dcgan", *more])
-
-    code = study("--out", str(folder), "--epochs", "3", "--seeds", "2", "--signature", "drawn for a test")
-    return types.SimpleNamespace(folder=folder, code=code, study=study,
-                                 results=json.loads((folder / "results.json").read_text()))
+    """What the study of two seeds leaves."""
+    folder = tmp_path_factory.mktemp("study")
+    code = _study(paintings, folder, "--seeds", "2", "--signature", "drawn for a test")
+    return types.SimpleNamespace(code=code, folder=folder, **vars(small_studies.left(folder)))
 
 
 def _settings(**changes):
     return gan.Settings(**{**TINY, **changes})
 
-
-# --------------------------------------------------------------------------------------------------------------- model
 
 def test_the_networks_are_those_of_the_description():
     settings = gan.Settings()
@@ -74,8 +58,7 @@ def test_the_networks_are_those_of_the_description():
 
 
 def test_the_variant_is_the_well_known_network():
-    model = gan.GAN(gan.Settings(**gan.VARIANTS["dcgan"]))
-    # the counts of the well-known implementation without any bias, and ours at the images' ends
+    model = gan.GAN(gan.Settings(**gan.VARIANTS["dcgan"]))  # has biases at the images' ends
     assert sum(p.numel() for p in model.generator.parameters()) == 3_576_704 + 3
     assert sum(p.numel() for p in model.discriminator.parameters()) == 2_765_568 + 64 + 1
     assert model.generate(torch.randn(2, 100)).shape == (2, 3, 64, 64)
@@ -91,58 +74,37 @@ def test_weights_are_drawn_from_a_normal_distribution(variant):
             assert part.bias is None or not part.bias.any()
 
 
-def test_the_losses_agree_with_values_worked_by_hand():
-    real, fake = torch.tensor([[math.log(3)], [0.0]]), torch.tensor([[-math.log(4)], [0.0]])  # D: 3/4, 1/2; 1/5, 1/2
-    expected = -(math.log(3 / 4) + math.log(1 / 2)) / 2 - (math.log(4 / 5) + math.log(1 / 2)) / 2
-    assert gan.discriminator_loss(real, fake).item() == pytest.approx(expected, rel=1e-6)
-    assert gan.generator_loss(fake).item() == pytest.approx(-(math.log(1 / 5) + math.log(1 / 2)) / 2, rel=1e-6)
-
-
 def test_a_step_moves_the_discriminator_and_then_the_generator_against_it(tmp_path):
-    """One number each: G(z) = z + a, D(x) = sigmoid(b x), plain gradient steps of 0.1."""
+    """One number each: G(z) = a, D(x) = sigmoid(b x), plain gradient steps of 0.1."""
     class Known(gan.GAN):
         def __init__(self):
             super().__init__(_settings())
-            self.generator, self.discriminator, self.seen = Shift(), Slope(), []
+            self.generator, line, self.seen = nn.Linear(100, 1), nn.Linear(1, 1, bias=False), []
+            self.discriminator = nn.Sequential(nn.Flatten(), line)
+            self.a, self.b = self.generator.bias, line.weight
+            for weights, value in ((self.generator.weight, 0.0), (self.a, 1.5), (self.b, 2.0)):
+                nn.init.constant_(weights, value)
 
         def configure_optimizers(self):
             return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.generator, self.discriminator)]
 
         def _step(self, optimizer, loss):
             super()._step(optimizer, loss)
-            self.seen.append((float(loss.detach()), self.generator.a.item(), self.discriminator.b.item()))
+            self.seen.append((loss.item(), self.a.item(), self.b.item()))
 
-    class Shift(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Parameter(torch.tensor(0.5))
-
-        def forward(self, z):
-            return 0 * z[:, :1] + 1 + self.a
-
-    class Slope(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.b = nn.Parameter(torch.tensor(2.0))
-
-        def forward(self, x):
-            return self.b * x.flatten(1)[:, :1]
-
-    model, white = Known(), data.Images(torch.full((8, 3, 4, 4), 255, dtype=torch.uint8), None, [], [])
+    model, white = Known(), data.Images(torch.full((8, 1, 1, 1), 255, dtype=torch.uint8), -torch.ones(8), [], [])
     Run(tmp_path, "cpu").fit("known", model, white, epochs=1, batch_size=8)
     (d_loss, a_then, b_then), (g_loss, a_now, b_now) = model.seen
     # D(x) = sigmoid(2 * 1), D(G(z)) = sigmoid(2 * 1.5); d loss / d b = -1 (1 - D(x)) + 1.5 D(G(z))
     real, fake = torch.tensor([2.0, 3.0]).sigmoid().tolist()
     assert d_loss == pytest.approx(-math.log(real) - math.log(1 - fake), rel=1e-5)
-    assert (a_then, b_then) == (0.5, pytest.approx(2 - 0.1 * (-(1 - real) + 1.5 * fake)))
+    assert (a_then, b_then) == (1.5, pytest.approx(2 - 0.1 * (-(1 - real) + 1.5 * fake)))
     # the generator meets the new slope: d(-log D(G(z))) / d a = -b (1 - D(G(z)))
     fake = torch.tensor(1.5 * b_then).sigmoid().item()
     assert g_loss == pytest.approx(-math.log(fake), rel=1e-5)
-    assert (a_now, b_now) == (pytest.approx(0.5 + 0.1 * b_then * (1 - fake)), b_then)
-    assert model.discriminator.b.requires_grad and model.history[0]["train_generator"] == pytest.approx(g_loss)
+    assert (a_now, b_now) == (pytest.approx(1.5 + 0.1 * b_then * (1 - fake)), b_then)
+    assert model.b.requires_grad and model.history[0]["train_generator"] == pytest.approx(g_loss)
 
-
-# --------------------------------------------------------------------------------------------------------- measurement
 
 @pytest.mark.parametrize("tells", (True, False))
 def test_features_are_used_where_they_tell_the_controls_from_images(paintings, tells):
@@ -164,8 +126,6 @@ def test_features_are_used_where_they_tell_the_controls_from_images(paintings, t
     assert [found[name] is None for name in ("fid", "precision", "recall")] == [not tells] * 3
 
 
-# ----------------------------------------------------------------------------------------------------------- the study
-
 def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     found = studied.results
     assert studied.code == 0 and found["seeds"] == [0, 1]
@@ -179,22 +139,20 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
             assert [row["epoch"] for row in found["measured"][variant][seed]] == [2, 3]
             history = found["history"][variant][seed]
             assert [row["epoch"] for row in history] == [1, 2, 3] and history[0]["train_discriminator"] > 0
-    assert {path.name for path in (studied.folder / "checkpoints").iterdir()} == {
+    assert studied.checkpoints == {
         "features.ckpt", *(f"gan_{variant}_seed{seed}.ckpt" for variant in VARIANTS for seed in (0, 1))}
-    pictures = {path.name for path in (studied.folder / "figures").iterdir()}
-    assert pictures == {"losses.png", "samples.png", "evolution.gif", "measured_diversity.png",
-                        "neighbours_described.png", "neighbours_dcgan.png",
-                        *["measured_fid.png"] * found["features_tell"]}
-    for name in pictures:
-        with Image.open(str(studied.folder / "figures" / name)) as image:
-            assert np.asarray(image.convert("L")).std() > 5 and getattr(image, "n_frames", 1) == 1 + 2 * ("gif" in name)
-    text, tags = read_page(studied.folder / "report.html")
-    assert len(images_of(tags)) == len(pictures) and all(len(image["alt"]) > 40 for image in images_of(tags))
-    assert "mean ± standard deviation of 2 seeds" in text and "too short to judge the pictures" in text
-    assert ("not reported." in text) is not found["features_tell"]
+    assert studied.figures == {
+        "losses.png", "samples.png", "evolution.gif", "measured_diversity.png", "neighbours_described.png",
+        "neighbours_dcgan.png", *["measured_fid.png"] * found["features_tell"]}
+    with Image.open(str(studied.folder / "figures/evolution.gif")) as image:
+        assert image.n_frames == 3
+    assert "mean ± standard deviation of 2 seeds" in studied.text
+    assert "too short to judge the pictures" in studied.text
+    assert ("not reported." in studied.text) is not found["features_tell"]
 
 
-def test_a_resumed_study_gives_the_numbers_and_frames_of_an_uninterrupted_one(studied, tmp_path, monkeypatch):
+def test_a_resumed_study_gives_the_numbers_and_frames_of_an_uninterrupted_one(
+        studied, paintings, tmp_path, monkeypatch):
     keep = gan.Watch.on_train_epoch_end
 
     def stop(watch, trainer, module):
@@ -202,12 +160,11 @@ def test_a_resumed_study_gives_the_numbers_and_frames_of_an_uninterrupted_one(st
             raise KeyboardInterrupt
         keep(watch, trainer, module)
 
-    words = ["--out", str(tmp_path), "--epochs", "3"]
-    monkeypatch.setattr(gan.Watch, "on_train_epoch_end", stop)
-    assert studied.study(*words) == 130
-    monkeypatch.setattr(gan.Watch, "on_train_epoch_end", keep)
-    assert studied.study(*words, "--resume") == 0
-    found = json.loads((tmp_path / "results.json").read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(gan.Watch, "on_train_epoch_end", stop)
+        assert _study(paintings, tmp_path) == 130
+    assert _study(paintings, tmp_path, "--resume") == 0
+    found = small_studies.left(tmp_path).results
     frames = [torch.load(folder / "checkpoints/gan_dcgan_seed0.ckpt", weights_only=True)["callbacks"]["Watch"]["epochs"]
               for folder in (tmp_path, studied.folder)]
     assert len(frames[0]) == 3
@@ -218,22 +175,12 @@ def test_a_resumed_study_gives_the_numbers_and_frames_of_an_uninterrupted_one(st
 
 
 def test_two_processes_train_and_leave_together(studied, paintings, tmp_path, environment):
-    (tmp_path / "study.py").write_text(SCRIPT.format(tiny=TINY))
-    words = ["gan", str(paintings), "--out", "two", "--quick", "--epochs", "3", "--device", "cpu", "--devices", "2"]
-    found = subprocess.run([sys.executable, "study.py", *words, "--variant", "dcgan"], cwd=str(tmp_path),
-                           env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600)
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert found.stdout.count("wrote") == 1 and "Traceback" not in found.stderr
-    two, one = json.loads((tmp_path / "two/results.json").read_text()), studied.results
+    words = ("--epochs", "3", "--variant", "dcgan", "--devices", "2")
+    process = small_studies.process(TINY, "gan", paintings, tmp_path, environment, *words)
+    stdout, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0 and stdout.count("wrote") == 1 and "Traceback" not in stderr, stderr[-2000:]
+    two, one = json.loads((tmp_path / "out/results.json").read_text()), studied.results
     assert two["device"].startswith("2 x ")
     for variant in VARIANTS:
         for a, b in zip(two["history"][variant]["0"], one["history"][variant]["0"]):
             assert a["train_discriminator"] == pytest.approx(b["train_discriminator"], rel=0.2)  # noise of its own
-
-
-def test_bad_input_gives_one_line_and_exit_code_2(tmp_path, capsys):
-    np.save(str(tmp_path / "few.npy"), np.zeros((9, 28, 28), np.uint8))
-    for words, expected in (([tmp_path / "none"], "nothing there"), ([tmp_path / "few.npy"], "at least 50")):
-        assert command.main(["gan", *map(str, words), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
-        error = capsys.readouterr().err
-        assert expected in error and error.count("\n") == 1 and "expected" in error

@@ -1,24 +1,20 @@
 """Study 3, representations: the VQ-VAE's numerics, averages of samples, the mixture of latents, and the whole study."""
 import dataclasses
+import functools
 import json
-import math
 import types
 
 import numpy as np
 import pytest
+import small_studies
 import torch
-from pages import images_of, read_page
-from PIL import Image
 from torch import nn
 
-from studies import __main__ as command
 from studies import data, representations, training, vq
 
 TINY = {"side": 16, "widths": (4, 8), "latent": 6, "vq_widths": (4, 8), "num_embeddings": 12, "embedding_dim": 5,
         "hidden": 8, "feature_steps": 12, "components": (1, 2), "batch_size": 20, "vae_batch_size": 20,
         "shift": 2}
-SHARED_PICTURES = {"classifiers", "vq_loss", "vq_reconstructions"}
-VAE_PICTURES = ("loss", "reconstructions", "averaging", "samples")
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +28,11 @@ def photos(bird_draw, tmp_path_factory):
 @pytest.fixture(scope="module")
 def studied(photos, tmp_path_factory):
     """The whole study in this process, two seeds and a variant, tiny networks."""
-    folder = tmp_path_factory.mktemp("study") / "out"
-    patch = pytest.MonkeyPatch()
-    patch.setattr(representations, "QUICK", TINY)
-    words = [str(photos), "--out", str(folder), "--quick", "--device", "cpu", "--epochs", "2"]
-    code = command.main(["representations", *words, "--seeds", "2", "--variant", "beta0.2", "--signature", "by hand"])
-    yield types.SimpleNamespace(folder=folder, code=code, words=words,
-                                results=json.loads((folder / "results.json").read_text()))
-    patch.undo()
+    folder = tmp_path_factory.mktemp("study")
+    study = functools.partial(small_studies.study, TINY, "representations", photos, folder, "--epochs", "2")
+    code, _ = study("--seeds", "2", "--variant", "beta0.2", "--signature", "by hand")
+    return types.SimpleNamespace(code=code, study=study, **vars(small_studies.left(folder)), folder=folder)
 
-
-# ---------------------------------------------------------------------------------------------------------- the VQ-VAE
 
 def _two_codes(decay=0.9):
     """A VectorQuantizer of the codes (0, 0) and (4, 0), each with a count of 1."""
@@ -64,10 +54,8 @@ def test_the_nearest_code_is_that_of_the_smallest_distance():
 
 
 def test_perplexity_of_known_codes():
-    assert vq.perplexity(torch.tensor([5, 5, 5, 5])) == pytest.approx(4)
-    assert vq.perplexity(torch.tensor([9, 0, 0])) == pytest.approx(1)
-    entropy = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
-    assert vq.perplexity(torch.tensor([1, 3])) == pytest.approx(math.exp(entropy))
+    for counts, expected in (([5, 5, 5, 5], 4), ([9, 0, 0], 1), ([1, 3], 4 / 3 ** 0.75)):
+        assert vq.perplexity(torch.tensor(counts)) == pytest.approx(expected)
 
 
 def test_the_gradient_passes_straight_through_and_the_commitment_moves_the_encoder_alone():
@@ -125,8 +113,6 @@ def test_the_features_of_codes_are_their_shares_by_quarter_and_the_averaged_vect
     assert torch.allclose(found[:12].view(3, 4), shares.sqrt())
     assert torch.equal(found[12:], 10.0 * (1 + index.flatten()))
 
-
-# ---------------------------------------------------------------------------------------------------- VAE and training
 
 def _small(**changed):
     return dataclasses.replace(representations.Settings(), **{**TINY, **changed})
@@ -214,8 +200,6 @@ def test_the_mixture_has_as_many_components_as_the_latents_and_its_samples_are_l
     assert drawn["N(0, I)"].shape == (400, 2) and float(drawn["N(0, I)"].std()) == pytest.approx(1, abs=0.1)
 
 
-# ------------------------------------------------------------------------------------------------------------ the study
-
 def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     assert studied.code == 0
     found, shared = studied.results, studied.results["shared"]
@@ -241,37 +225,22 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
         f"{variant} {seed} {name}" for variant in found["variants"] for name in ("vae", "mlp_latents")
         for seed in (0, 1)}
     assert {len(rows) for rows in found["history"].values()} == {2}  # as --epochs says
-    assert {path.name for path in (studied.folder / "checkpoints").iterdir()} == {"features.ckpt"} | {
-        f"{name}_seed{seed}.ckpt" for seed in (0, 1) for name in (
-            *representations.SHARED, "vae_described", "vae_beta0.2", "mlp_latents_described", "mlp_latents_beta0.2")}
-    names = SHARED_PICTURES | {f"{name}_{variant}" for name in VAE_PICTURES for variant in found["variants"]}
-    assert {path.stem for path in (studied.folder / "figures").iterdir()} == names
-    for name in names:
-        with Image.open(studied.folder / "figures" / f"{name}.png") as image:
-            assert np.asarray(image.convert("L")).std() > 5, name
-    text, tags = read_page(studied.folder / "report.html")
-    assert len(images_of(tags)) == len(names) and all(len(image["alt"]) > 40 for image in images_of(tags))
-    assert "249.12" in text and "100 %, one class" in text and "of 2 seeds" in text
-    assert "FID, z ~ mixture" in text
+    assert studied.checkpoints == {"features.ckpt"} | {f"{name}_seed{seed}.ckpt" for seed in (0, 1) for name in (
+        *representations.SHARED, "vae_described", "vae_beta0.2", "mlp_latents_described", "mlp_latents_beta0.2")}
+    assert studied.figures == {"classifiers.png", "vq_loss.png", "vq_reconstructions.png"} | {
+        f"{name}_{variant}.png" for name in ("loss", "reconstructions", "averaging", "samples")
+        for variant in found["variants"]}
+    for shown in ("249.12", "100 %, one class", "of 2 seeds", "FID, z ~ mixture"):
+        assert shown in studied.text
 
 
-def test_a_finished_study_is_not_trained_again_and_another_length_is_refused(studied, monkeypatch, capsys):
-    def fail(*_, **__):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(training.StudyModule, "training_step", fail)
-    assert command.main(["representations", *studied.words, "--resume"]) == 0
-    again = json.loads((studied.folder / "results.json").read_text())
-    numbers = studied.results["numbers"]["described"]
+def test_a_finished_study_is_not_trained_again_and_another_length_is_refused(studied, monkeypatch):
+    monkeypatch.setattr(training.StudyModule, "training_step", lambda *_: pytest.fail("trained again"))
+    assert studied.study("--resume")[0] == 0
+    again = json.loads((studied.folder / "results.json").read_text())["numbers"]
+    before = studied.results["numbers"]["described"]
+    assert list(again) == ["described"]
     for name in ("accuracy", "mse_5", "kl", "fid_mixture", "components"):
-        assert again["numbers"]["described"][name]["values"] == numbers[name]["values"][:1], name
-    assert list(again["numbers"]) == ["described"]
-    assert command.main(["representations", *studied.words, "--resume", "--epochs", "9"]) == 2
-    assert "epochs" in capsys.readouterr().err
-
-
-def test_a_source_without_two_classes_gives_one_line(photos, tmp_path, capsys):
-    words = [str(photos / "kind0"), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert command.main(["representations", *words]) == 2
-    error = capsys.readouterr().err
-    assert "two classes" in error and error.count("\n") == 1
+        assert again["described"][name]["values"] == before[name]["values"][:1], name
+    code, said = studied.study("--resume", "--epochs", "9")
+    assert code == 2 and "epochs" in said[-1]
