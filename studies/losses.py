@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 
 def binary_cross_entropy(logits, x):
-    """-log p(x|z) of Bernoulli pixels (B,), for logits (B, ...) and images in [0, 1] [1, appendix C.1]."""
+    """-sum_i [x_i log p_i + (1 - x_i) log(1 - p_i)] with p = sigmoid(logits), (B,), for logits and images (B, ...) in
+    [0, 1]: -log p(x|z) of Bernoulli pixels [1, appendix C.1]."""
     return F.binary_cross_entropy_with_logits(logits.float(), x, reduction="none").flatten(1).sum(1)
 
 
@@ -17,13 +18,14 @@ def squared_error(y, x):
 
 
 def kl_divergence(mean, log_variance):
-    """KL(N(mean, exp(log_variance)) || N(0, I)) (B,), for mean and log-variance (B, D) [1, appendix B]."""
+    """KL(N(mean, exp(log_variance)) || N(0, I)) = -1/2 sum_j (1 + log_variance_j - mean_j^2 - variance_j), (B,), for
+    mean and log-variance (B, D) [1, appendix B]."""
     mean, log_variance = mean.float(), log_variance.float()  # bfloat16 has three digits
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
 
 
 def reparameterize(mean, log_variance):
-    """z = mean + standard deviation * noise, all (B, D) [1, section 2.4]."""
+    """z = mean + standard deviation * noise, noise ~ N(0, I), all (B, D) [1, section 2.4]."""
     return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
 

@@ -77,7 +77,7 @@ class FeatureExtractor(StudyModule):
 
 def train_feature_extractor(study, batch_size=128):
     """(function from images to features, what results.json says of them), trained for about `feature_steps` batches, 30
-    epochs at most. By the accuracy, on held-out images, the FID can be trusted."""
+    epochs at most. The accuracy is that on the held-out images: what the FID can be trusted by."""
     train, test, seed = study.train, study.test, study.args.seed
     classes = len(train.classes) if len(train.classes) > 1 and test.classes else 0
     torch.manual_seed(seed)
@@ -107,7 +107,8 @@ class _Identity(nn.Module):
 
 
 def fid(real, fake):
-    """Fréchet distance of features (N, D) and (M, D) [1]. It falls as these grow: compare equal numbers alone."""
+    """Fréchet distance of the Gaussians of two sets of features (N, D), (M, D) [1]:
+    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)). It falls as N and M grow: compare equal numbers alone."""
     metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]), sync_on_compute=False)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
