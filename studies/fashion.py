@@ -176,7 +176,7 @@ def train(study):
 
 
 def samples(model, n, seed, sigma=1.0):
-    """n images (n, 1, 28, 28) in [0, 1], decoded from z = sigma * noise."""
+    """n images (n, 1, 28, 28) in [0, 1], decoded from z = sigma * noise, noise ~ N(0, I)."""
     return decoded_noise(model.decode, model.hparams.latent_dim, n, seed, sigma)
 
 

@@ -249,8 +249,6 @@ def train(study):
     settings, photos, test, classes = study.settings, study.train, study.test, len(study.train.classes)
     models = {"features": metrics.train_feature_extractor(study)}
     variance = float(photos.at_most(2000, 0).floats().var())
-    mirrored = dataclasses.replace(photos, pixels=torch.cat([photos.pixels, photos.pixels.flip(3)]),
-                                   labels=photos.labels.repeat(2))
     short = budget(settings, len(photos), settings.steps, settings.batch_size)
     long = budget(settings, len(photos), settings.vae_steps, settings.vae_batch_size)
 
@@ -259,6 +257,8 @@ def train(study):
         return study.run.fit(f"{name}_seed{seed}", make(*words), *images, seed=seed, **options)
 
     def fit_mlp(name, seed, function):
+        mirrored = dataclasses.replace(photos, pixels=torch.cat([photos.pixels, photos.pixels.flip(3)]),
+                                       labels=photos.labels.repeat(2))
         images = features_of(function, mirrored), features_of(function, test)
         return fit(name, seed, {"epochs": settings.mlp_epochs, "batch_size": settings.mlp_batch_size},
                    feature_classifier, settings, images[1].pixels.shape[1], classes, images=images)
