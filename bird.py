@@ -9,13 +9,13 @@ The network.  A small residual network [1]: two convolutions of stride 2, four s
 and maximum pooling side by side (a bird may fill the photo or be a dot in it), dropout, one linear layer.
 The training.  Photos are decoded once, to bytes in memory; crops [3], rotations, mirroring and colour changes are then
 drawn for a whole batch at a time, small crops first, for they are cheap. Class-weighted cross-entropy with label
-smoothing [4], mixup and CutMix [5, 6]; AdamW [7] without decay of norms and biases, warm-up and cosine [8]; the weights
-that count are a running average [9]. A fifth of the photos, drawn by class, is set aside: the average of the epoch with
-the best F1 on it is kept.
-The prediction.  Mirrored views at two sizes above the one trained on [10], probabilities averaged.
+smoothing [4], mixup and CutMix [5, 6]; Muon [7] for the convolutions, AdamW for the rest, warm-up and cosine [8]; the
+weights that count are a running average [9]. A fifth of the photos, drawn by class, is set aside: the average of the
+epoch with the best F1 on it is kept.
+The prediction.  A centre crop [10] and its mirror image, probabilities averaged.
 
 [1] He et al. 2016, arXiv:1512.03385            [6] Yun et al. 2019 (CutMix), arXiv:1905.04899
-[2] Ioffe & Szegedy 2015, arXiv:1502.03167      [7] Loshchilov & Hutter 2019 (AdamW), arXiv:1711.05101
+[2] Ioffe & Szegedy 2015, arXiv:1502.03167      [7] Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982
 [3] Szegedy et al. 2015, arXiv:1409.4842        [8] Loshchilov & Hutter 2017 (SGDR), arXiv:1608.03983
 [4] Szegedy et al. 2016, arXiv:1512.00567       [9] Polyak & Juditsky 1992, SIAM J. Control Optim. 30:838
 [5] Zhang et al. 2018 (mixup), arXiv:1710.09412 [10] Touvron et al. 2019 (FixRes), arXiv:1906.06423
@@ -56,7 +56,7 @@ WIDTHS = (64, 128, 256, 512)    # channels of each stage; each after the first h
 DEPTHS = (1, 1, 1, 1)           # residual blocks of each stage
 POOLING = ("mean", "amax")      # over the last stage's places, side by side
 BATCH_NORM = True               # after each convolution; without it each has a bias
-MARGIN = 1.5                    # side of the squares that photos are kept as, over that of the crops: room to zoom
+MARGIN = 4 / 3                  # side of the squares that photos are kept as, over that of the crops: room to zoom
 MOST_IN_MEMORY = 2 * 10 ** 9    # bytes of decoded photos; more lie in a temporary file
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
 
@@ -66,8 +66,8 @@ class Recipe:
     """What training does. Each field is one ingredient: an ablation changes a value here, never the code."""
     # schedule
     epochs: int = 200
-    batch: int = 32
-    learning_rate: float = 2e-3
+    batch: int = 64
+    learning_rate: float = 6e-3
     warmup: float = 0.1         # share of the schedule
     patience: float = 0.5       # share of the epochs without a better validation F1 after which training stops
     # regularisation
@@ -77,11 +77,11 @@ class Recipe:
     mixup: float = 0.2          # share of the batches
     cutmix: float = 0.4         # share of the batches
     mix_until: float = 0.9      # share of the schedule after which no batch is mixed
-    average: float = 0.998      # decay a step of the weights' running average; 0 keeps the last weights
+    average: float = 0.996      # decay a step of the weights' running average; 0 keeps the last weights
     class_weights: bool = True  # rare classes weigh as much as common ones
     # augmentation
-    image_size: int = 160       # px, side of the square crops at the end of the schedule
-    progressive: tuple = ((0.4, 0.6), (0.7, 0.8))  # (until that share of the schedule, crops of that share of the side)
+    image_size: int = 192       # px, side of the square crops at the end of the schedule
+    progressive: tuple = ((0.4, 1 / 2), (0.7, 2 / 3), (0.85, 5 / 6))  # (until that share of the schedule, share of it)
     area: float = 0.3           # least share of the photo that a crop covers
     aspect: float = 1.33        # most stretch of a crop, either way
     rotate: float = 15.0        # degrees, each way
@@ -93,8 +93,9 @@ class Recipe:
     seed: int = 0
 
 
-# Views at test: their side over that of training, and whether mirrored. (Crops show birds larger than whole photos do.)
-TEST_VIEWS = ((1.2, False), (1.2, True), (1.4, False), (1.4, True))
+# Views at test: centre crops of that share of the photo's sides, mirrored or not. A whole photo shows a bird smaller
+# than the random crops of training do [10].
+TEST_VIEWS = ((0.8, False), (0.8, True))
 
 
 class InputError(Exception):
@@ -491,10 +492,11 @@ def learning_rate(progress, recipe):
 
 
 def crop_side(progress, recipe):
-    """Pixels of the crops' side at this progress: progressive resizing."""
+    """Pixels of the crops' side at this progress: progressive resizing. Small ones are multiples of 32, for the network
+    halves them five times."""
     for until, share in recipe.progressive:
         if progress < until:
-            return min(view_side(share, recipe.image_size), recipe.image_size)
+            return min(32 * max(1, round(share * recipe.image_size / 32)), recipe.image_size)
     return recipe.image_size
 
 
@@ -505,22 +507,46 @@ def step_cost(progress, recipe):
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-def make_optimizer(model, recipe):
-    """AdamW that decays neither norms nor biases."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return in_one_pass(torch.optim.AdamW, [{"params": decayed, "weight_decay": recipe.weight_decay},
-                                           {"params": others, "weight_decay": 0.0}],
-                       lr=recipe.learning_rate, betas=(0.9, 0.99))
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised [7], for convolutions: the mean gradient of a weight (outputs, inputs, h, w), seen as a
+    matrix (outputs, h w inputs), gives way to the nearest matrix with orthonormal rows, so that a step is as long in
+    every direction. It is as large as one of AdamW would be at the same learning rate, and weights decay as there."""
+
+    def __init__(self, parameters, lr, weight_decay, momentum=0.95):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                if not state:
+                    state["mean"] = torch.zeros_like(weight)
+                mean = state["mean"].lerp_(weight.grad, 1 - group["momentum"])
+                step = weight.grad.lerp(mean, group["momentum"]).permute(0, 2, 3, 1)  # as it lies in channels_last
+                matrix = step.flatten(1)
+                step = orthogonalised(matrix, pick_precision(weight.device)).view(step.shape).permute(0, 3, 1, 2)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(step, alpha=-0.2 * group["lr"] * max(matrix.shape) ** 0.5)
 
 
-def in_one_pass(make, parameters, **options):
-    """make(parameters, **options), an optimizer; in one pass over the weights where this torch can (2.4 on CPU)."""
-    copies = [dict(group) if isinstance(group, dict) else group for group in parameters]
-    try:
-        return make(copies, fused=True, **options)  # which leaves "fused" in the groups, even where it then refuses
-    except (RuntimeError, TypeError):  # not on this device, not of this optimizer
-        return make(parameters, **options)
+def orthogonalised(matrix, dtype=torch.float32, steps=5):
+    """Matrix (M, N) with the same singular vectors and singular values of about 1 (0.7 to 1.2), by a polynomial of odd
+    degree that draws all of them there and takes products of matrices alone [7]."""
+    wide = matrix.to(dtype) if len(matrix) <= matrix.shape[1] else matrix.to(dtype).T
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), wide, beta=3.4445)
+    return wide if len(matrix) <= matrix.shape[1] else wide.T
+
+
+def make_optimizers(model, recipe):
+    """Muon for the convolutions, AdamW without decay for the rest."""
+    convolutions = [p for p in model.parameters() if p.ndim == 4]
+    others = [p for p in model.parameters() if p.ndim != 4]
+    return [Muon(convolutions, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
+            torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
 @torch.no_grad()
@@ -533,21 +559,22 @@ def update_average(average, model, decay):
             kept.lerp_(new, 1 - decay)
 
 
-def train_step(model, optimizer, photos, targets, weights, smoothing, lr):
+def train_step(model, optimizers, photos, targets, weights, smoothing, lr):
     """One step down the cross-entropy with targets (B, K), weighted by class and smoothed [4], at this learning rate.
     Returns the loss and the logits (B, K)."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
     with autocast(photos.device):
         logits = model(photos)
     loss = F.cross_entropy(logits, targets, weights, label_smoothing=smoothing)
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     loss.backward()
-    optimizer.step()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
     return loss.detach(), logits.detach()
 
 
-def train_one_epoch(model, average, optimizer, images, labels, train, weights, recipe, schedule, epoch, report_pace):
+def train_one_epoch(model, average, optimizers, images, labels, train, weights, recipe, schedule, epoch, report_pace):
     """Steps over images[train] in an order drawn from the seed and the number of the epoch, while there is time.
     Returns mean loss and accuracy of the batches, the last learning rate and photos a second, by name."""
     device, began, batches = model.head.weight.device, time.monotonic(), 0
@@ -564,7 +591,7 @@ def train_one_epoch(model, average, optimizer, images, labels, train, weights, r
         if schedule.progress < recipe.mix_until:
             photos, targets = mix(photos, targets, recipe, generator)
         lr = learning_rate(schedule.progress, recipe)
-        loss, logits = train_step(model, optimizer, photos, targets, weights, recipe.label_smoothing, lr)
+        loss, logits = train_step(model, optimizers, photos, targets, weights, recipe.label_smoothing, lr)
         taken = recipe.epochs * steps - schedule.steps
         update_average(average, model, min(recipe.average, (1 + taken) / (10 + taken)))
         totals += torch.stack([loss, (logits.argmax(1) == truth).float().mean()])
@@ -596,7 +623,7 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
     torch.backends.cudnn.benchmark = True  # batches have few shapes
     steps = max(1, len(train) // recipe.batch)
     model = to_device(model, device)
-    average, optimizer = copy.deepcopy(model), make_optimizer(model, recipe)
+    average, optimizers = copy.deepcopy(model), make_optimizers(model, recipe)
     counts = model.about["counts"]
     weights = (balanced_weights(counts) if recipe.class_weights else torch.ones(len(counts))).to(device)
     if state is None:
@@ -604,8 +631,9 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
     else:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        of_each = _copied(state["optimizer"]["state"], device)  # torch 2.0 would leave the step counts on the CPU
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": of_each})
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            saved = _copied(saved["state"], device)  # torch 2.0 would leave the step counts on the CPU
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
     epoch, history, best = state["epoch"], list(state["history"]), state["best"]
     best_epoch = max(history, key=validation_score)["epoch"] if history else 0
     finish = math.ceil(4 * len(val) / min(recipe.batch, len(train)))
@@ -613,7 +641,7 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
 
     while best is None or (schedule.planned > 0 and epoch - best_epoch <= recipe.patience * recipe.epochs):
         epoch, began = epoch + 1, time.monotonic()
-        trained = train_one_epoch(model, average, optimizer, images, labels, train, weights, recipe, schedule, epoch,
+        trained = train_one_epoch(model, average, optimizers, images, labels, train, weights, recipe, schedule, epoch,
                                   report_pace)
         val_loss, matrix = evaluate(average, images, labels, val, crop_side(schedule.progress, recipe))
         history.append({
@@ -623,7 +651,7 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
             best, best_epoch = _copied(average.state_dict()), epoch
         state = {"epoch": epoch, "steps": schedule.steps, "progress": schedule.progress, "history": history,
                  "best": best, "model": model.state_dict(), "average": average.state_dict(),
-                 "optimizer": optimizer.state_dict()}
+                 "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
         on_epoch_end(state, schedule)
     return best, history
 
@@ -636,14 +664,10 @@ def _copied(state, device="cpu"):
 
 # ---------------------------------------------------------------------------------------------------------- prediction
 
-def view_side(scale, image_size):
-    """Pixels of a view's side: scale * image_size to the nearest multiple of 32. The network halves it five times, and
-    a half that is not whole moves the windows of what follows against the photo."""
-    return 32 * max(1, round(scale * image_size / 32))
-
-
-def _resized(photos, side, device):
-    """Photos uint8 (B, 3, S, S) -> float32 (B, 3, side, side) in [0, 1] on the device."""
+def centre_crop(photos, share, side, device):
+    """Photos uint8 (B, 3, S, S) -> the middle `share` of their sides, float32 (B, 3, side, side) in [0, 1]."""
+    margin = round((1 - share) / 2 * photos.shape[-1])
+    photos = photos[:, :, margin:photos.shape[2] - margin, margin:photos.shape[3] - margin]
     photos = photos.to(augmentation_device(device)).float().div_(255)
     return F.interpolate(photos, (side, side), mode="bilinear", align_corners=False, antialias=True).to(device)
 
@@ -652,8 +676,8 @@ def _resized(photos, side, device):
 def predict_probabilities(model, photos, views=TEST_VIEWS):
     """Photos uint8 (B, 3, S, S) -> class probabilities (B, K), means over `views`. The model is in evaluation mode."""
     device, total = model.head.weight.device, 0.0
-    for scale, mirrored in views:
-        x = _resized(photos, view_side(scale, model.about["image_size"]), device)
+    for share, mirrored in views:
+        x = centre_crop(photos, share, model.about["image_size"], device)
         with autocast(device):
             total = total + model(x.flip(3) if mirrored else x).softmax(1)
     return (total / len(views)).cpu()
@@ -661,13 +685,14 @@ def predict_probabilities(model, photos, views=TEST_VIEWS):
 
 @torch.no_grad()
 def evaluate(model, images, labels, index, size, batch=128):
-    """Weighted cross-entropy in nats and confusion matrix (K, K) on the photos images[index], seen once, whole, as
-    squares of `size` px."""
+    """Weighted cross-entropy in nats and confusion matrix (K, K) on the photos images[index], of each the first view at
+    test, of `size` px."""
     device, n_classes, logits = model.head.weight.device, model.head.out_features, []
     model.eval()
     for part in index.split(batch):
         with autocast(device):
-            logits.append(model(_resized(images[part.to(images.device)], size, device)).cpu())
+            photos = centre_crop(images[part.to(images.device)], TEST_VIEWS[0][0], size, device)
+            logits.append(model(photos).cpu())
     logits, truth = torch.cat(logits), labels[index]
     loss = F.cross_entropy(logits, truth, balanced_weights(model.about["counts"]))
     return loss.item(), confusion(truth, logits.argmax(1), n_classes)

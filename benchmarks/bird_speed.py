@@ -110,9 +110,10 @@ def measure_usual_test(classes, recipe, paths, views):
         for path in paths:
             with Image.open(path) as image:
                 image, total = image.convert("RGB"), 0.0
-            for scale, mirrored in views:
-                side = bird.view_side(scale, model.about["image_size"])
-                photo = transforms.functional.to_tensor(image.resize((side, side), Image.BICUBIC))[None]
+            side = model.about["image_size"]
+            for share, mirrored in views:
+                whole = image.resize((round(side / share),) * 2, Image.BICUBIC)
+                photo = transforms.functional.to_tensor(transforms.functional.center_crop(whole, side))[None]
                 total = total + model(photo.flip(3) if mirrored else photo).softmax(1)
             labels.append(int(total.argmax()))
     return len(labels) / (time.perf_counter() - began)

@@ -23,12 +23,13 @@ from handin.scores import all_scores, read_birds
 
 EXAMPLE = "python -m handin ablate birds/train --minutes 60 --seeds 2 --out figures"
 
-# What changes: fields of bird.Recipe and, in capitals, constants of bird.py; "last" keeps the last epoch's weights
+# What changes: fields of bird.Recipe, other names of bird.py; "last" keeps the last epoch's weights
 VARIANTS = {
     "the recipe": {},
     "no augmentation": {"area": 1.0, "aspect": 1.0, "rotate": 0.0, "mirror": False, "colour": 0.0, "tint": 0.0,
                         "mixup": 0.0, "cutmix": 0.0},
     "no batch normalisation": {"BATCH_NORM": False},
+    "AdamW in place of Muon": {"Muon": torch.optim.AdamW},
     "no weight decay": {"weight_decay": 0.0},
     "no dropout": {"dropout": 0.0},
     "no label smoothing": {"label_smoothing": 0.0},
@@ -45,9 +46,10 @@ VARIANTS = {
     "batches of 128": {"batch": 128},
     "half as wide": {"STEM": (16, 32), "WIDTHS": (32, 64, 128, 256)},
     "twice as deep": {"DEPTHS": (2, 2, 2, 2)},
-    "one view at test": {"TEST_VIEWS": ((1.0, False),)},
+    "whole photos at test": {"TEST_VIEWS": ((1.0, False), (1.0, True))},
+    "no mirrored view at test": {"TEST_VIEWS": ((0.8, False),)},
 }
-USUAL = list(VARIANTS)[:10]
+USUAL = list(VARIANTS)[:11]
 
 
 @dataclasses.dataclass
@@ -80,8 +82,9 @@ def read_photos(train, test, image_size, workers=4):
 
 def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lambda: None):
     """One training; returns {"accuracy", "f1" (average F1), "minutes"} on the scored photos."""
-    constants = {key: value for key, value in VARIANTS[name].items() if key.isupper()}
-    changes = {key: value for key, value in VARIANTS[name].items() if not key.isupper() and key != "last"}
+    fields = {field.name for field in dataclasses.fields(bird.Recipe)}
+    changes = {key: value for key, value in VARIANTS[name].items() if key in fields}
+    others = {key: value for key, value in VARIANTS[name].items() if key not in fields and key != "last"}
     recipe = dataclasses.replace(bird.Recipe(), epochs=epochs, image_size=image_size, seed=seed, **changes)
     began, last = time.monotonic(), {}
 
@@ -89,7 +92,7 @@ def train_variant(photos, name, seed, epochs, image_size, device, each_epoch=lam
         last.update(state["average"])
         each_epoch()
 
-    with mock.patch.dict(vars(bird), constants):
+    with mock.patch.dict(vars(bird), others):
         parts = bird.stratified_split(photos.labels[photos.learn], recipe.held_out, torch.Generator().manual_seed(seed))
         train, val = (photos.learn[part] for part in parts)
         counts = torch.bincount(photos.labels[train], minlength=len(photos.classes)).tolist()

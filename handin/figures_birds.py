@@ -126,8 +126,8 @@ def grad_cam(model, photos, targets, batch=8):
 
 
 def grad_cam_examples(model, paths, predicted, chosen, workers):
-    """For every class ([right Examples], [wrong Examples]) of the chosen indices. Their maps are of the largest of the
-    test's views, unmirrored, for the predicted class."""
+    """For every class ([right Examples], [wrong Examples]) of the chosen indices. Their maps are of the first of the
+    test's views, for the predicted class."""
     names, size = model.about["classes"], model.about["image_size"]
     wanted = [i for groups in chosen for group in groups for i in group]
     if not wanted:
@@ -135,8 +135,7 @@ def grad_cam_examples(model, paths, predicted, chosen, workers):
     photos = bird.decode_photos([paths[i] for i in wanted], round(bird.MARGIN * size), workers)[0]
     photos, labels = photos[torch.arange(len(wanted))], predicted[wanted]
     probabilities = bird.predict_probabilities(model, photos)[range(len(wanted)), labels].tolist()
-    side = bird.view_side(max(scale for scale, _ in bird.TEST_VIEWS), size)
-    views = torch.nn.functional.interpolate(photos.float() / 255, (side, side), mode="bilinear", antialias=True)
+    views = bird.centre_crop(photos, bird.TEST_VIEWS[0][0], size, photos.device)
     made = {i: Example(view.permute(1, 2, 0).numpy(), heat, names[label], probability) for i, view, heat, label,
             probability in zip(wanted, views, grad_cam(model, views, labels), labels, probabilities)}
     return [tuple([made[i] for i in group] for group in groups) for groups in chosen]

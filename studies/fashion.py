@@ -17,10 +17,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torchvision.datasets import FashionMNIST
 
-import bird
 from common.errors import InputError
 from studies import figures, losses, metrics, report
-from studies.training import StudyModule, decoded_noise, mapped
+from studies.training import StudyModule, adam, decoded_noise, mapped
 
 TITLE = "A convolutional VAE on Fashion-MNIST, and what β does"
 LEAD = "1-32-64 convolutions and back, {latent} latent dimensions, {epochs} epochs on {train:,} images"
@@ -90,7 +89,7 @@ class VAE(losses.GaussianVAE, StudyModule):
         return len(batch[0]) * super().training_step(batch, index)  # the sum is minimised, the mean logged
 
     def configure_optimizers(self):
-        return bird.in_one_pass(torch.optim.Adam, list(self.parameters()), lr=self.hparams.lr)
+        return adam(self.parameters(), lr=self.hparams.lr)
 
 
 class LatentSnapshotCallback(Callback):

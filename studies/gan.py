@@ -18,9 +18,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-import bird
 from studies import figures, metrics, report
-from studies.training import StudyModule, decoded_noise, mlp
+from studies.training import StudyModule, adam, decoded_noise, mlp
 
 TITLE = "A generative adversarial network on paintings"
 LEAD = "{epochs} epochs on {train:,} images"
@@ -128,8 +127,8 @@ class GAN(StudyModule):
         optimizer.step()
 
     def configure_optimizers(self):
-        return [bird.in_one_pass(torch.optim.Adam, list(part.parameters()), lr=self.hparams.lr,
-                                 betas=self.hparams.betas) for part in (self.generator, self.discriminator)]
+        return [adam(part.parameters(), lr=self.hparams.lr, betas=self.hparams.betas)
+                for part in (self.generator, self.discriminator)]
 
 
 def samples(model, n, seed):

@@ -254,12 +254,36 @@ def test_running_average_follows_weights_and_statistics(bird, model):
         assert not value.is_floating_point() or torch.allclose(value, target.state_dict()[name]), name
 
 
-def test_only_weights_of_more_than_one_dimension_decay(bird, model):
-    decays = {}
-    for group in bird.make_optimizer(model, _recipe(bird, weight_decay=0.3)).param_groups:
-        decays.update({id(parameter): group["weight_decay"] for parameter in group["params"]})
+def test_every_weight_has_one_optimizer_and_convolutions_decay(bird, model):
+    decays = [(id(parameter), group["weight_decay"]) for optimizer in bird.make_optimizers(
+        model, _recipe(bird, weight_decay=0.3)) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(decays) == len(dict(decays)) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
-        assert decays[id(parameter)] == (0.3 if parameter.ndim > 1 else 0), name
+        assert dict(decays)[id(parameter)] == (0.3 if parameter.ndim == 4 else 0), name
+
+
+@pytest.mark.parametrize("shape", [(64, 200), (200, 64), (8, 8), (1, 30)], ids="{0[0]} x {0[1]}".format)
+def test_an_orthogonalised_matrix_keeps_its_singular_vectors(bird, shape):
+    matrix = torch.randn(shape, generator=_generator())
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = left.T @ bird.orthogonalised(matrix) @ right.T
+    assert torch.allclose(found, torch.diag(found.diagonal()), atol=1e-4)
+    strong = values > 0.02 * values.norm()  # a value next to 0 has a longer way to 1
+    assert ((found.diagonal()[strong] > 0.6) & (found.diagonal()[strong] < 1.3)).all()
+    assert bird.orthogonalised(torch.zeros(shape)).abs().max() == 0
+
+
+def test_a_step_of_muon_is_that_of_its_equations(bird):
+    weight = torch.nn.Parameter(torch.randn(6, 4, 3, 3, generator=_generator()))
+    begin, mean, muon = weight.detach().clone(), torch.zeros(6, 4, 3, 3), bird.Muon([weight], lr=0.1, weight_decay=0.5)
+    for seed in range(3):
+        weight.grad = torch.randn(6, 4, 3, 3, generator=_generator(seed))
+        mean = 0.95 * mean + 0.05 * weight.grad
+        ahead = (0.05 * weight.grad + 0.95 * mean).flatten(1)
+        step = bird.orthogonalised(ahead, bird.pick_precision(weight.device)).float().view(6, 4, 3, 3)
+        begin = (1 - 0.1 * 0.5) * begin - 0.1 * 0.2 * 36 ** 0.5 * step
+        muon.step()
+        assert torch.allclose(weight, begin, atol=0.02)
 
 
 # ------------------------------------------------------------------------------------------------------------- network
@@ -323,18 +347,12 @@ def test_a_mirrored_photo_gets_the_same_probabilities(bird, model, exact):
     assert found.std(0).max() > 1e-4  # the photos do differ
 
 
-def test_views_have_sides_that_the_network_can_halve(bird):
-    """Each of the five halvings has an even side before it, as in training."""
-    assert [bird.view_side(scale, 160) for scale, _ in bird.TEST_VIEWS] == [192, 192, 224, 224]
-    assert [bird.view_side(scale, 64) for scale in (0.1, 1, 1.4)] == [32, 64, 96]
-    model, halvings = bird.BirdClassifier().eval(), []
-    for module in model.modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.AvgPool2d)) and module.stride in (2, (2, 2)):
-            module.register_forward_hook(lambda _, x, y: halvings.append((x[0].shape[-1], y.shape[-1])))
-    with torch.no_grad():
-        for scale, _ in bird.TEST_VIEWS:
-            model(torch.rand(1, 3, *[bird.view_side(scale, 160)] * 2))
-    assert len(halvings) == len(bird.TEST_VIEWS) * 8 and all(before == 2 * after for before, after in halvings)
+@pytest.mark.parametrize("share, middle", [(1.0, slice(None)), (0.8, slice(5, 45)), (0.5, slice(12, 38))])
+def test_a_centre_crop_is_the_middle_of_the_photo(bird, share, middle):
+    photos = _photos(2, 50)
+    middle = (photos[:, :, middle, middle] / 255)
+    found = bird.centre_crop(photos, share, middle.shape[-1], torch.device("cpu"))
+    assert torch.allclose(found, middle, atol=1e-6)
 
 
 def test_probabilities_are_the_mean_over_the_views(bird, model, exact):
@@ -359,7 +377,7 @@ def test_evaluation_is_that_of_the_plain_definition(bird, model, exact, batch):
     index = torch.tensor([0, 3, 4, 5, 11, 12, 19])
     loss, matrix = bird.evaluate(model, photos, labels, index, 32, batch=batch)
     with torch.no_grad():
-        logits = model(photos[index] / 255)
+        logits = model(bird.centre_crop(photos[index], bird.TEST_VIEWS[0][0], 32, CPU))
     expected = F.cross_entropy(logits, labels[index], weight=bird.balanced_weights(model.about["counts"]))
     assert loss == pytest.approx(float(expected), rel=1e-3)
     assert torch.equal(matrix, bird.confusion(labels[index], logits.argmax(1), 5))
@@ -460,34 +478,3 @@ def test_importing_the_script_does_no_work(bird_script):
             assert isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)), ast.dump(node)
     assert isinstance(tree.body[0], ast.Expr) and isinstance(tree.body[0].value, ast.Constant)
     assert len(guards) == 2 and all("__name__" in guard and "__main__" in guard for guard in guards)
-
-
-def _stepped(optimizer, parameter, gradients):
-    for gradient in gradients:
-        parameter.grad = gradient.clone()
-        optimizer.step()
-    return parameter.detach()
-
-
-@pytest.mark.parametrize("name", ["AdamW", "RMSprop"])  # one in one pass, one that has none
-def test_an_optimizer_in_one_pass_steps_as_that_of_torch(bird, name):
-    begin, gradients = torch.randn(2, 5, 40, dtype=torch.float64, generator=_generator(1))
-    one, other = (torch.nn.Parameter(begin[0].clone()) for _ in range(2))
-    make = getattr(torch.optim, name)
-    ours, theirs = bird.in_one_pass(make, [one], lr=0.01, weight_decay=0.1), make([other], lr=0.01, weight_decay=0.1)
-    assert type(ours) is type(theirs)
-    assert torch.allclose(_stepped(ours, one, gradients), _stepped(theirs, other, gradients), rtol=1e-12, atol=1e-12)
-
-
-def test_an_old_torch_gets_the_usual_optimizer(bird):
-    """As torch 2.0 does on a CPU, whose step would fail: it enters "fused" into the groups, then refuses it."""
-    def old(parameters, lr, fused=False):
-        optimizer = torch.optim.AdamW(parameters, lr)
-        for group in parameters:
-            group.setdefault("use_fused", fused)
-        if fused:
-            raise RuntimeError("`fused=True` requires all the params to be CUDA, floating point Tensor")
-        return optimizer
-
-    optimizer = bird.in_one_pass(old, [{"params": [torch.nn.Parameter(torch.zeros(1))]}], lr=0.1)
-    assert [group["use_fused"] for group in optimizer.param_groups] == [False]

@@ -37,6 +37,23 @@ def drawn(draw):
     return data.Images(pixels, torch.from_numpy(labels), ["bar", "ring", "cross"], [])
 
 
+def test_an_old_torch_gets_the_usual_adam(monkeypatch):
+    """torch before 2.4 refuses to step in one pass on a CPU."""
+    def old(parameters, fused=False, make=torch.optim.Adam, **options):
+        if fused:
+            raise RuntimeError("`fused=True` requires all the params to be CUDA, floating point Tensor")
+        return make(parameters, **options)
+
+    weights = [torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
+    made = [training.adam(iter(weights[:1]), lr=0.1)]
+    monkeypatch.setattr(torch.optim, "Adam", old)
+    made.append(training.adam(iter(weights[1:]), lr=0.1))
+    for weight, optimizer in zip(weights, made):
+        weight.grad = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+        optimizer.step()
+    assert torch.allclose(*weights, rtol=1e-12) and weights[0][0] != 1
+
+
 def test_losses_agree_with_the_distributions_of_torch():
     from torch.distributions import Bernoulli, Normal, kl_divergence
     torch.manual_seed(0)
