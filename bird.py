@@ -81,7 +81,8 @@ class Recipe:
     class_weights: bool = True  # rare classes weigh as much as common ones
     # augmentation
     image_size: int = 192       # px, side of the square crops at the end of the schedule
-    progressive: tuple = ((0.4, 1 / 2), (0.7, 2 / 3), (0.85, 5 / 6))  # (until that share of the schedule, share of it)
+    # (until this share of the schedule, crops of this share of the side)
+    progressive: tuple = ((0.4, 1 / 2), (0.7, 2 / 3), (0.85, 5 / 6))
     area: float = 0.3           # least share of the photo that a crop covers
     aspect: float = 1.33        # most stretch of a crop, either way
     rotate: float = 15.0        # degrees, each way
@@ -509,8 +510,8 @@ def step_cost(progress, recipe):
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised [7], for convolutions: the mean gradient of a weight (outputs, inputs, h, w), seen as a
-    matrix (outputs, h w inputs), gives way to the nearest matrix with orthonormal rows, so that a step is as long in
-    every direction. It is as large as one of AdamW would be at the same learning rate, and weights decay as there."""
+    matrix (outputs, h w inputs), is replaced by about the nearest one with orthonormal rows: a step is as long in every
+    direction. It is as large as one of AdamW would be at the same learning rate, and weights decay as there."""
 
     def __init__(self, parameters, lr, weight_decay, momentum=0.95):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -531,8 +532,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix, dtype=torch.float32, steps=5):
-    """Matrix (M, N) with the same singular vectors and singular values of about 1 (0.7 to 1.2), by a polynomial of odd
-    degree that draws all of them there and takes products of matrices alone [7]."""
+    """Matrix (M, N) with the same singular vectors and singular values of about 1 (0.7 to 1.2), by Newton-Schulz
+    steps: a polynomial of odd degree in the matrix, computed with products alone [7]."""
     wide = matrix.to(dtype) if len(matrix) <= matrix.shape[1] else matrix.to(dtype).T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(steps):
