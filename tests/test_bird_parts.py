@@ -263,29 +263,33 @@ def test_every_weight_has_one_optimizer_and_convolutions_decay(bird, model):
 
 
 @pytest.mark.parametrize("shape", [(64, 200), (200, 64), (8, 8), (1, 30)], ids="{0[0]} x {0[1]}".format)
-def test_an_orthogonalised_matrix_keeps_its_singular_vectors(bird, shape):
-    matrix = torch.randn(shape, generator=_generator())
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = left.T @ bird.orthogonalised(matrix) @ right.T
-    assert torch.allclose(found, torch.diag(found.diagonal()), atol=1e-4)
-    strong = values > 0.02 * values.norm()  # a value next to 0 has a longer way to 1
-    assert ((found.diagonal()[strong] > 0.6) & (found.diagonal()[strong] < 1.3)).all()
-    assert bird.orthogonalised(torch.zeros(shape)).abs().max() == 0
+def test_orthogonalised_matrices_keep_their_singular_vectors(bird, shape):
+    matrices = torch.randn(3, *shape, generator=_generator()) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    found = left.mT @ bird.orthogonalised(matrices) @ right.mT
+    diagonal = found.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(found, torch.diag_embed(diagonal), atol=1e-4)
+    strong = values > 0.02 * values.norm(dim=1, keepdim=True)  # a value next to 0 has a longer way to 1
+    assert ((diagonal[strong] > 0.6) & (diagonal[strong] < 1.3)).all()
+    assert bird.orthogonalised(torch.zeros(2, *shape)).abs().max() == 0
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
-def test_steps_of_muon_are_those_of_torch(bird):
-    """Whose Muon takes matrices alone, and computes in bfloat16."""
-    begin = torch.randn(6, 4, 3, 3, generator=_generator())
-    ours, theirs = torch.nn.Parameter(begin.clone()), torch.nn.Parameter(begin.flatten(1).clone())
+@pytest.mark.parametrize("outputs", [6, 256, 512])
+def test_steps_of_muon_are_those_of_torch(bird, outputs):
+    """Whose Muon takes matrices alone, and computes in bfloat16. Each 256 outputs are a matrix of their own."""
+    begin = torch.randn(outputs, 4, 3, 3, generator=_generator())
+    ours = torch.nn.Parameter(begin.clone())
+    theirs = [torch.nn.Parameter(part.flatten(1).clone()) for part in begin.split(256)]
     optimizers = [bird.Muon([ours], lr=0.1, weight_decay=0.5),
-                  torch.optim.Muon([theirs], lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")]
+                  torch.optim.Muon(theirs, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")]
     for seed in range(3):
-        ours.grad = torch.randn(6, 4, 3, 3, generator=_generator(seed))
-        theirs.grad = ours.grad.flatten(1)
+        ours.grad = torch.randn(begin.shape, generator=_generator(seed))
+        for matrix, gradient in zip(theirs, ours.grad.split(256)):
+            matrix.grad = gradient.flatten(1)
         for optimizer in optimizers:
             optimizer.step()
-    assert torch.allclose(ours.flatten(1), theirs, atol=0.01)
+    assert torch.allclose(ours.flatten(1), torch.cat(theirs), atol=0.01)
     assert (ours - begin).abs().mean() > 0.1
 
 
