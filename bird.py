@@ -510,10 +510,10 @@ def step_cost(progress, recipe):
 # ------------------------------------------------------------------------------------------------------------ training
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised [7], for convolutions: the mean gradient of a weight (outputs, inputs, h, w), seen as
-    matrices (256, h w inputs) of at most 256 of its outputs, is replaced by about the nearest ones with orthonormal
-    rows: a step is as long in every direction. (All outputs at once take twice as long.)
-    It is as large as one of AdamW would be at the same learning rate, and weights decay as there."""
+    """Momentum, orthogonalised [7], for convolutions: the mean gradient of a weight (outputs, inputs, h, w), seen as a
+    matrix (256, h w inputs) for each 256 of its outputs, is replaced by about the nearest ones with orthonormal rows: a
+    step is as long in every direction. (One matrix of more outputs takes longer.) It is as large as one of AdamW would
+    be at the same learning rate, and weights decay as there."""
     ROWS = 256
 
     def __init__(self, parameters, lr, weight_decay, momentum=0.95):
@@ -696,6 +696,7 @@ def evaluate(model, images, labels, index, size, views=TEST_VIEWS[:1], batch=128
     model.eval()
     probabilities = torch.cat([predict_probabilities(model, images[part.to(images.device)], views, size)
                                for part in index.split(batch)])
+    # A probability that is rounded to 0 must not make the loss infinite.
     loss = F.nll_loss(probabilities.clamp(min=1e-30).log(), labels[index], balanced_weights(model.about["counts"]))
     return loss.item(), confusion(labels[index], probabilities.argmax(1), probabilities.shape[1])
 
@@ -722,6 +723,7 @@ def check_output(path, *others):
     for expected, fault in (
             ("a file of its own to write, found one that is read or written besides",
              os.path.realpath(path) in map(os.path.realpath, (*others, __file__))),
+            # A slip of the shell's completion must not cost a photo.
             ("the name of a file to write, found that of a photo", path.lower().endswith(PHOTO_ENDINGS)),
             ("the name of a file to write, found none", not os.path.basename(path)),
             (f"an existing folder, found none at {folder}", not os.path.isdir(folder)),
@@ -733,15 +735,18 @@ def check_output(path, *others):
 
 def remove_leftovers(path):
     """Removes what processes that were killed while they wrote `path` have left beside it."""
+    path = os.path.realpath(path)
     # On Windows os.kill(number, 0) would end that process.
-    for left in glob.glob(glob.escape(os.path.realpath(path)) + ".*.tmp") if os.name == "posix" else []:
-        try:
-            os.kill(int(left.split(".")[-2]), 0)
-        except (ProcessLookupError, OverflowError):  # no such process any more
-            with contextlib.suppress(OSError):
-                os.remove(left)
-        except (ValueError, OSError):  # another file, or the process runs and is somebody else's
-            pass
+    for left in glob.glob(glob.escape(path) + ".*.tmp") if os.name == "posix" else []:
+        process = left[len(path) + 1:-len(".tmp")]
+        if process.isdecimal():
+            try:
+                os.kill(int(process), 0)
+            except (ProcessLookupError, OverflowError):  # no such process any more
+                with contextlib.suppress(OSError):
+                    os.remove(left)
+            except OSError:  # it runs, and is somebody else's
+                pass
 
 
 def write_files(payloads):

@@ -468,7 +468,8 @@ def test_what_a_killed_process_left_is_removed(bird_call, words, tmp_path):
     process.wait()
     dead = f"{process.pid}.tmp"
     gone = [f"bird.pth.{dead}", f"bird_resume.pth.{dead}", f"bird_history.json.{dead}"]
-    kept = [f"bird.pth.{os.getppid()}.tmp", f"other.pth.{dead}", "bird.pth.x.tmp"]  # one is still being written
+    kept = [f"bird.pth.{os.getppid()}.tmp", f"other.pth.{dead}",  # the first is still being written
+            "bird.pth.x.tmp", f"bird.pth.mine.{dead}"]
     for name in gone + kept:
         (tmp_path / name).write_bytes(b"half")
     assert bird_call(*words, "--epochs", "1").code == 0
