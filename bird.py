@@ -10,8 +10,8 @@ and maximum pooling side by side (a bird may fill the photo or be a dot in it), 
 The training.  Photos are decoded once, to bytes in memory; crops [3], rotations, mirroring and colour changes are then
 drawn for a whole batch at a time, small crops first, for they are cheap. Class-weighted cross-entropy with label
 smoothing [4], mixup and CutMix [5, 6]; Muon [7] for the convolutions, AdamW for the rest, warm-up and cosine [8]; the
-weights that count are a running average [9]. A fifth of the photos, drawn by class, is set aside: the average of the
-epoch with the best F1 on it is kept.
+weights that count are a running average [9]. A fifth of the photos, drawn by class, is set aside: of the epochs with
+the largest crops, the average of the one with the best F1 on it is kept.
 The prediction.  A centre crop [10] and its mirror image, probabilities averaged.
 
 [1] He et al. 2016, arXiv:1512.03385            [6] Yun et al. 2019 (CutMix), arXiv:1905.04899
@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import glob
 import hashlib
 import io
@@ -252,6 +253,7 @@ def pick_device(name):
     raise InputError(f"bird.py: expected a --device that is here, found '{name}'")
 
 
+@functools.lru_cache(maxsize=None)  # it is asked at each step
 def pick_precision(device):
     """dtype of the network's arithmetic: bfloat16 where the device has it in hardware, else float32."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
@@ -542,7 +544,7 @@ def orthogonalised(matrices, dtype=torch.float32, steps=5):
     wide = (matrices.mT if tall else matrices).to(dtype)
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = wide @ wide.mT
+        gram = wide.bmm(wide.mT)
         wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), wide, beta=3.4445)
     return wide.mT if tall else wide
 
@@ -613,8 +615,9 @@ def train_one_epoch(model, average, optimizers, images, labels, train, weights, 
 
 
 def validation_score(row):
-    """By what the epochs of a history are compared: average F1, then loss, on the validation set."""
-    return row["val_f1"], -row["val_loss"]
+    """By what the epochs of a history are compared: the size of the crops, for test takes the largest; then average F1
+    and loss on the validation set."""
+    return row["crop_side"], row["val_f1"], -row["val_loss"]
 
 
 def train_classifier(model, images, labels, train, val, recipe, device, seconds, report_pace, on_epoch_end, state=None):
@@ -649,9 +652,10 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
         epoch, began = epoch + 1, time.monotonic()
         trained = train_one_epoch(model, average, optimizers, images, labels, train, weights, recipe, schedule, epoch,
                                   report_pace)
-        val_loss, matrix = evaluate(average, images, labels, val, crop_side(schedule.progress, recipe))
+        side = crop_side(schedule.progress, recipe)
+        val_loss, matrix = evaluate(average, images, labels, val, side)
         history.append({
-            "epoch": epoch, **trained, "val_loss": val_loss, "val_f1": average_f1(matrix),
+            "epoch": epoch, "crop_side": side, **trained, "val_loss": val_loss, "val_f1": average_f1(matrix),
             "val_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(), "seconds": time.monotonic() - began})
         if best is None or validation_score(history[-1]) > validation_score(history[best_epoch - 1]):
             best, best_epoch = _copied(average.state_dict()), epoch

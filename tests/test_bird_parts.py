@@ -442,6 +442,17 @@ def test_training_stops_when_nothing_gets_better(bird, monkeypatch):
         assert torch.equal(value, states[1]["best"][name]), name
 
 
+def test_the_epoch_that_is_kept_is_one_of_the_largest_crops(bird, monkeypatch):
+    """Weights that are best with small crops are not the best with those of test."""
+    scores = iter([0.9, 0.8, 0.5, 0.6, 0.5])
+    monkeypatch.setattr(bird, "average_f1", lambda matrix: next(scores))
+    best, history, states = _train(bird, n_epochs=5, image_size=64, progressive=((0.5, 1 / 2),))
+    assert [row["crop_side"] for row in history] == [32, 32, 64, 64, 64]
+    for name, value in best.items():
+        assert torch.equal(value, states[3]["best"][name]) and torch.equal(value, states[4]["best"][name]), name
+    assert not torch.equal(best["head.weight"], states[2]["best"]["head.weight"])
+
+
 def test_training_memorises_a_few_photos(bird):
     """With everything off that would keep it from that."""
     off = {**PLAIN, "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0, "label_smoothing": 0.0, "average": 0.5}
