@@ -1,11 +1,12 @@
 """How fast bird.py trains and predicts, beside the usual loops around the same network, in one run.
 
-    python -m benchmarks.bird_speed [DATASET] [--rounds 3] [--seconds 20]
+    python -m benchmarks.bird_speed [DATASET] [--rounds 3] [--seconds 20] [--device auto]
 
 The usual training loop: ImageFolder, torchvision transforms a photo, DataLoader with a worker a core, float32,
-contiguous. The usual test loop: one photo at a time, with as many views. Without DATASET 400 drawn photos of 1,200 px,
-the size of the course's, are used. The loops alternate; a ratio is of the medians. bird.py decodes once, before the
-first epoch: that is given apart.
+contiguous. The usual test loop: one photo at a time, with as many views. Both on the device that bird.py takes; on a
+GPU the training of bird.py is also timed in float32. Without DATASET 400 drawn photos of 1,200 px, the size of the
+course's, are used. The loops alternate; a ratio is of the medians. bird.py decodes once, before the first epoch: that
+is given apart.
 """
 import argparse
 import dataclasses
@@ -17,6 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -41,7 +43,7 @@ def draw_photos(folder, number=400, classes=10, width=1200, height=800):
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, quality=90)
 
 
-def usual_training(dataset, recipe, workers):
+def usual_training(dataset, recipe, workers, device):
     """Generator of the usual loop: yields the number of photos of each step it has done."""
     prepare = transforms.Compose([
         transforms.RandomResizedCrop(recipe.image_size, scale=(recipe.area, 1)), transforms.RandomHorizontalFlip(),
@@ -50,11 +52,12 @@ def usual_training(dataset, recipe, workers):
     folder = ImageFolder(dataset, prepare)
     loader = DataLoader(folder, recipe.batch, shuffle=True, num_workers=workers, drop_last=True,
                         persistent_workers=True)
-    model = bird.new_classifier(folder.classes, np.bincount(folder.targets).tolist(), recipe).train()
+    model = bird.new_classifier(folder.classes, np.bincount(folder.targets).tolist(), recipe).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     while True:
         for photos, labels in loader:
-            loss = F.cross_entropy(model(photos), labels, label_smoothing=recipe.label_smoothing)
+            logits = model(photos.to(device))
+            loss = F.cross_entropy(logits, labels.to(device), label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -65,7 +68,7 @@ class _Enough(Exception):
     pass
 
 
-def our_training(images, labels, classes, recipe, seconds):
+def our_training(images, labels, classes, recipe, device, seconds):
     """Photos a second of `train_classifier` in about so many seconds, the first steps left out. All lie in one epoch,
     for the usual loop does not validate either."""
     rows, times = torch.arange(len(labels)), []
@@ -80,7 +83,7 @@ def our_training(images, labels, classes, recipe, seconds):
     followed, bird.update_average = bird.update_average, follow
     try:
         model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe)
-        bird.train_classifier(model, images, labels, long, rows[:recipe.batch], recipe, torch.device("cpu"), 1e6,
+        bird.train_classifier(model, images, labels, long, rows[:recipe.batch], recipe, device, 1e6,
                               lambda schedule: None, lambda state, schedule: None)
     except _Enough:
         pass
@@ -89,9 +92,9 @@ def our_training(images, labels, classes, recipe, seconds):
     return (len(times) - 1 - 3) * recipe.batch / (times[-1] - times[3])
 
 
-def measure_usual_training(dataset, recipe, workers, seconds):
+def measure_usual_training(dataset, recipe, workers, device, seconds):
     """Photos a second of the usual loop over about so many seconds, the first steps left out."""
-    steps = usual_training(dataset, recipe, workers)
+    steps = usual_training(dataset, recipe, workers, device)
     for _ in range(4):
         next(steps)
     began, done = time.perf_counter(), 0
@@ -102,9 +105,9 @@ def measure_usual_training(dataset, recipe, workers, seconds):
     return done / spent
 
 
-def measure_usual_test(classes, recipe, paths, views):
+def measure_usual_test(classes, recipe, paths, views, device):
     """Photos a second of the usual test loop: decode, resize, predict, each photo and view by itself, in float32."""
-    model, labels = bird.new_classifier(classes, [1] * len(classes), recipe).eval(), []
+    model, labels = bird.new_classifier(classes, [1] * len(classes), recipe).eval().to(device), []
     began = time.perf_counter()
     with torch.no_grad():
         for path in paths:
@@ -113,7 +116,7 @@ def measure_usual_test(classes, recipe, paths, views):
             side = model.about["image_size"]
             for share, mirrored in views:
                 whole = image.resize((round(side / share),) * 2, Image.BICUBIC)
-                photo = transforms.functional.to_tensor(transforms.functional.center_crop(whole, side))[None]
+                photo = transforms.functional.to_tensor(transforms.functional.center_crop(whole, side))[None].to(device)
                 total = total + model(photo.flip(3) if mirrored else photo).softmax(1)
             labels.append(int(total.argmax()))
     return len(labels) / (time.perf_counter() - began)
@@ -124,42 +127,50 @@ def main():
     parser.add_argument("dataset", nargs="?")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.dataset is None:
             draw_photos(folder)
-        compare(args.dataset or folder, args.rounds, args.seconds)
+        compare(args.dataset or folder, args.rounds, args.seconds, bird.pick_device(args.device))
 
 
-def compare(dataset, rounds, seconds):
+def compare(dataset, rounds, seconds, device):
     """Prints the tables."""
     recipe = dataclasses.replace(bird.Recipe(), progressive=())  # the usual loop has one size
-    workers, device = os.cpu_count() or 1, torch.device("cpu")
+    workers = os.cpu_count() or 1
     classes, photos = bird.list_photos(dataset)
     paths, labels = [path for path, _ in photos], torch.tensor([label for _, label in photos])
     with Image.open(paths[0]) as image:
         size = image.size
-    print(f"{len(paths)} photos, the first of {size[0]} x {size[1]} px; {torch.get_num_threads()} threads; crops of "
-          f"{recipe.image_size} px, batches of {recipe.batch}; ours in {bird.pick_precision(device)}")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device
+    print(f"{len(paths)} photos, the first of {size[0]} x {size[1]} px; {where}, {torch.get_num_threads()} threads; "
+          f"crops of {recipe.image_size} px, batches of {recipe.batch}; ours in {bird.pick_precision(device)}")
     began = time.perf_counter()
     images, _ = bird.decode_photos(paths, round(bird.MARGIN * recipe.image_size), workers)
     print(f"decoded once: {len(paths) / (time.perf_counter() - began):.0f} photos/s")
+    images = bird.images_to_device(images, device)
 
     model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe).eval()
-    model = model.to(memory_format=torch.channels_last)
+    model = bird.to_device(model, device)
     some = list(itertools.islice(itertools.cycle(paths), 600))
-    training, found = ([], []), {views: ([], []) for views in (((1.0, False),), bird.TEST_VIEWS)}
+    training, slower, found = ([], []), [], {views: ([], []) for views in (((1.0, False),), bird.TEST_VIEWS)}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # where bird.py has set nothing
         for _ in range(rounds):
-            training[0].append(apart.submit(measure_usual_training, dataset, recipe, workers, seconds).result())
-            training[1].append(our_training(images, labels, classes, recipe, seconds))
+            training[0].append(apart.submit(measure_usual_training, dataset, recipe, workers, device, seconds).result())
+            training[1].append(our_training(images, labels, classes, recipe, device, seconds))
+            if device.type == "cuda":
+                with mock.patch.object(bird, "pick_precision", lambda device: torch.float32):
+                    slower.append(our_training(images, labels, classes, recipe, device, seconds))
             for views, (usual, ours) in found.items():
                 few = some[:200 // len(views)]
-                usual.append(apart.submit(measure_usual_test, classes, recipe, few, views).result())
+                usual.append(apart.submit(measure_usual_test, classes, recipe, few, views, device).result())
                 began = time.perf_counter()
                 bird.classify(model, some, workers, views)
                 ours.append(len(some) / (time.perf_counter() - began))
     report("training", *training)
+    if slower:
+        report("training, ours in float32", training[0], slower)
     for views, (usual, ours) in found.items():
         report(f"test, {len(views)} view{'s' * (len(views) > 1)} a photo", usual, ours)
 
