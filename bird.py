@@ -645,7 +645,7 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
     epoch, history, best = state["epoch"], list(state["history"]), state["best"]
     best_epoch = max(history, key=validation_score)["epoch"] if history else 0
-    finish = math.ceil(4 * len(val) / min(recipe.batch, len(train)))
+    finish = math.ceil(2 * len(val) / min(recipe.batch, len(train)))
     schedule = Schedule(state["steps"], seconds, state["progress"], finish, cost=lambda at: step_cost(at, recipe))
 
     while best is None or (schedule.planned > 0 and epoch - best_epoch <= recipe.patience * recipe.epochs):
