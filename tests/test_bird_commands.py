@@ -75,14 +75,18 @@ def test_a_row_holds_the_label_of_its_own_photo(bird_trained, bird_data, image_f
 
 
 def test_what_a_grader_loads_predicts_what_the_command_wrote(bird, bird_trained, bird_data, image_folder):
-    """The bare network, one view: the starter code's way."""
+    """The bare network, loaded in the starter code's way, on the two views of test, by hand."""
     model = bird.BirdClassifier()
     model.load_state_dict(torch.load(str(bird_trained.model)))
     model.eval()
-    photos = np.stack([bird.read_photo(path, SIZE) for path, _ in image_folder(str(bird_data.test)).samples])
+    side = round(bird.MARGIN * SIZE)
+    photos = np.stack([bird.read_photo(path, side) for path, _ in image_folder(str(bird_data.test)).samples])
+    margin = round(0.1 * side)
+    middle = torch.from_numpy(photos).float()[:, :, margin:-margin, margin:-margin] / 255
+    view = torch.nn.functional.interpolate(middle, (SIZE, SIZE), mode="bilinear", antialias=True)
     with torch.no_grad():
-        found = model(torch.from_numpy(photos).float() / 255).argmax(1).numpy()
-    assert np.mean(found == np.array(_labels(bird_trained.csv))) >= 0.8
+        found = (model(view).softmax(1) + model(view.flip(3)).softmax(1)).argmax(1).numpy()
+    assert np.mean(found == np.array(_labels(bird_trained.csv))) >= 0.95  # half precision may turn a tie
 
 
 def test_classes_counts_and_size_come_back_with_the_weights(bird, bird_trained, bird_data):
