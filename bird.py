@@ -886,7 +886,8 @@ def train_command(args, say):
     settings = {**dataclasses.asdict(recipe), "margin": MARGIN, "stem": STEM, "widths": WIDTHS, "depths": DEPTHS,
                 "pooling": POOLING, "batch_norm": BATCH_NORM}
     sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path, _ in photos]
-    key = hashlib.sha256(json.dumps([settings, classes, names, sizes]).encode()).hexdigest()
+    with open(__file__, "rb") as script:  # that of another version holds other things
+        key = hashlib.sha256(json.dumps([settings, classes, names, sizes]).encode() + script.read()).hexdigest()
     state = _resumed(state_path, key, args.resume, say)
     began -= state["spent"] if state else 0.0
 
@@ -964,8 +965,8 @@ def _resumed(path, key, wanted, say):
         return None
     state = _load(path, "expected what an unfinished training left")
     if state.get("key") != key:
-        raise InputError(f"{path}: expected a training of the same photos with the same settings, found another; "
-                         "without --resume training begins anew")
+        raise InputError(f"{path}: expected a training of the same photos with the same settings and script, found "
+                         "another; without --resume training begins anew")
     say(f"resumed after epoch {state['epoch']}")
     return state
 

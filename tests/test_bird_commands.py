@@ -89,6 +89,20 @@ def test_what_a_grader_loads_predicts_what_the_command_wrote(bird, bird_trained,
     assert np.mean(found == np.array(_labels(bird_trained.csv))) >= 0.95  # half precision may turn a tie
 
 
+def test_whole_photos_in_one_view_get_the_labels_of_the_command(bird, bird_call, bird_data, bird_fast, image_folder,
+                                                                tmp_path):
+    """The starter code's way. Crops of one size, for six epochs are too few to learn a second one."""
+    assert bird_call(bird_data.train, "train", "bird.pth", *bird_fast, "--image-size", "32").code == 0
+    assert bird_call(bird_data.test, "test", "bird.pth").code == 0
+    model = bird.BirdClassifier()
+    model.load_state_dict(torch.load("bird.pth"))
+    model.eval()
+    photos = np.stack([bird.read_photo(path, 32) for path, _ in image_folder(str(bird_data.test)).samples])
+    with torch.no_grad():
+        found = model(torch.from_numpy(photos).float() / 255).argmax(1).numpy()
+    assert np.mean(found == np.array(_labels(tmp_path / "bird.csv"))) >= 0.8
+
+
 def test_classes_counts_and_size_come_back_with_the_weights(bird, bird_trained, bird_data):
     history = json.loads(bird_trained.history.read_text())
     model = bird.load_model(str(bird_trained.model))
