@@ -1,4 +1,4 @@
-"""The mixture of vae.py beside scikit-learn's, from the same start, in one run.
+"""The mixture of vae.py compared with scikit-learn's, from the same start, in one run.
 
     python -m benchmarks.gmm_speed
 
@@ -20,28 +20,28 @@ TOLERANCE, ITERATIONS, REPEATS = 1e-8, 20, 5
 
 
 def blobs(n, dimensions, components, seed=0):
-    """n points of overlapping Gaussians, and starting means near their centres."""
+    """n points of overlapping Gaussians, and starting means near their centers."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(components, dimensions)) * (3 if dimensions < 10 else 1)
+    centers = rng.normal(size=(components, dimensions)) * (3 if dimensions < 10 else 1)
     spread = np.eye(dimensions) * 0.6 + rng.normal(size=(dimensions, dimensions)) / (2 * dimensions ** 0.5)
-    points = centres[rng.integers(components, size=n)] + rng.normal(size=(n, dimensions)) @ spread
-    return points, centres + 0.3 * rng.normal(size=centres.shape)
+    points = centers[rng.integers(components, size=n)] + rng.normal(size=(n, dimensions)) @ spread
+    return points, centers + 0.3 * rng.normal(size=centers.shape)
 
 
 def fit_ours(points, means, *_):
     mixture = vae.GaussianMixture(tol=TOLERANCE, max_iter=ITERATIONS)
-    began = time.perf_counter()
+    start = time.perf_counter()
     mixture.fit(points, means)
-    return time.perf_counter() - began, mixture
+    return time.perf_counter() - start, mixture
 
 
 def fit_sklearn(points, means, weights, covariances):
     from sklearn.mixture import GaussianMixture
     mixture = GaussianMixture(len(means), tol=TOLERANCE, max_iter=ITERATIONS, means_init=means,
                               weights_init=weights, precisions_init=np.linalg.inv(covariances))
-    began = time.perf_counter()
+    start = time.perf_counter()
     mixture.fit(points)
-    return time.perf_counter() - began, mixture
+    return time.perf_counter() - start, mixture
 
 
 def main():

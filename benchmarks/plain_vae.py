@@ -32,10 +32,10 @@ def train(images, seed=0, epochs=EPOCHS):
     loader = DataLoader(TensorDataset(torch.from_numpy(images)), batch_size=128, shuffle=True)
     for _ in range(epochs):
         for (x,) in loader:
-            mean, log_variance = model.encode(x)
-            z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+            mu, logvar = model.encode(x)
+            z = mu + (logvar / 2).exp() * torch.randn_like(mu)
             reconstruction = F.binary_cross_entropy(model.decode(z), x, reduction="sum")
-            kl = 0.5 * (mean ** 2 + log_variance.exp() - 1 - log_variance).sum()
+            kl = 0.5 * (mu ** 2 + logvar.exp() - 1 - logvar).sum()
             optimizer.zero_grad()
             (reconstruction + kl).backward()
             optimizer.step()

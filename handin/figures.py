@@ -30,7 +30,7 @@ def add_arguments(parser):
     birds.add_argument("--history", metavar="FILE", help="bird_history.json (default: the one beside the model)")
     birds.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), metavar="N",
                        help="threads that decode photos (default: one a core)")
-    digits.add_argument("val", metavar="VAL", help="the labelled digits that named the clusters, .npz")
+    digits.add_argument("val", metavar="VAL", help="the labelled digits that name the components, .npz")
     digits.add_argument("test", metavar="TEST", help="digits that were not trained on, .npz, with labels or without")
     digits.add_argument("--train", metavar="TRAIN", help="the training images, .npz, whose latents are drawn; labels "
                         "give their colours alone (default: TEST)")

@@ -26,16 +26,11 @@ def spread(labels, total, n):
     return order[np.linspace(0, total - 1, min(n, total)).round().astype(int)]
 
 
-def reconstructions(model, images, device="cpu"):
-    """Of images float32 (N, 784), from the encoder's means and then from the refined latents: a pair of latents
-    (N, 2), a pair of reconstructions (N, 28, 28) in [0, 1], and a pair of their SSIM (N,)."""
-    model, x = model.to(device), torch.from_numpy(images).to(device)
-    latents, shape = [vae.encode_means(model, x), vae.refine(model, x)], (-1, vae.SIDE, vae.SIDE)
-    with torch.no_grad():
-        made = [torch.cat([model.decode(part).cpu() for part in z.split(4096)]).numpy().reshape(shape) for z in latents]
-    truth = images.reshape(shape)
-    similarities = [np.array([mean_ssim(x[None], y[None]) for x, y in zip(truth, part)]) for part in made]
-    return [z.cpu().double().numpy() for z in latents], made, similarities
+def reconstructions(model, digits, device="cpu"):
+    """Of a DigitDataset, from the encoder's means and then from the refined latents: a pair of reconstructions
+    (N, 28, 28) in [0, 1], and a pair of their SSIM (N,)."""
+    truth, made = digits[:][0].numpy(), [vae.reconstruct(model, digits, refined, device) for refined in (False, True)]
+    return made, [np.array([mean_ssim(x[None], y[None]) for x, y in zip(truth, part)]) for part in made]
 
 
 def reconstructions_figure(originals, made):
@@ -198,35 +193,37 @@ def draw_all(val, test, train, model_path, mixture_path, device):
     """Figures {name: Figure}, pages {file name: bytes}, DigitResults and remarks (lines for the user) of part II, from
     the labelled digits, those of the test, the training images or None, a model and its mixture. Labels of the training
     images only colour them. Raises InputError, also vae.py's."""
-    model, (mixture, labels) = vae.load_model(model_path), vae.load_mixture(mixture_path)
-    (val_images, val_classes), (images, classes) = vae.load_labelled(val), read_digits(test)
-    shown_images, shown_classes = (images, classes) if train is None else read_digits(train)
+    model, (mixture, labels) = vae.load_checkpoint(model_path), vae.load_mixture(mixture_path)
+    val_digits, (digits, classes) = vae.load_digits(val, labelled=True), read_digits(test)
+    shown_digits, shown_classes = (digits, classes) if train is None else read_digits(train)
+    images, val_images, shown_images = (part[:][0].numpy() for part in (digits, val_digits, shown_digits))
+    val_classes = val_digits.labels
     known = np.unique(val_classes).tolist()
     if sorted(labels.tolist()) != known:
         raise InputError(f"{mixture_path}: expected a mixture of the digits {known} of {val}, found one of "
                          f"{sorted(labels.tolist())}")
-    (_, refined), made, similarities = reconstructions(model, images, device)
+    made, similarities = reconstructions(model, digits, device)
     first = spread(val_classes, len(val_classes), SHOWN)
-    val_made = reconstructions(model, val_images[first], device)[1]
+    val_made, _ = reconstructions(model, vae.DigitDataset(val_images[first]), device)
     model.to("cpu")  # test_classifier's place, and grids are small
-    means, val_means, shown_means = (vae.encode_means(model, torch.from_numpy(x)).double().numpy()
-                                     for x in (images, val_images, shown_images))
+    means, val_means, shown_means = (vae.encode_means(model, part) for part in (digits, val_digits, shown_digits))
     predicted, labelled, unknown = labels[mixture.predict(means)], classes is not None, shown_classes is None
     if unknown:
         shown_classes = labels[mixture.predict(shown_means)]
     values = grid_values()
     figures = {
-        "digits_reconstructions": reconstructions_figure(val_images[first].reshape(-1, vae.SIDE, vae.SIDE), val_made),
+        "digits_reconstructions": reconstructions_figure(val_images[first], val_made),
         "digits_manifold": manifold_figure(manifold(model, values, values)),
         "digits_latents": latents_figure(shown_means, shown_classes, mixture, labels,
                                          (means, classes) if labelled else None, unknown),
         "digits_mixture": mixture_figure(shown_means, shown_classes, mixture, labels, val_means, unknown),
         "digits_ssim": ssim_figure(similarities[1], classes, labels)}
     strip = spread(classes, len(images), latent_page.STRIP)
+    refined = vae.refine(model, digits[strip][0].flatten(1)).numpy()
     page = latent_page.page_bytes(
         model, mixture, labels, latent_page.Points(shown_images, shown_means, shown_classes),
         latent_page.Points(val_images, val_means, val_classes),
-        latent_page.Reconstructed(images[strip], classes[strip] if labelled else None, means[strip], refined[strip],
+        latent_page.Reconstructed(images[strip], classes[strip] if labelled else None, means[strip], refined,
                                   *(part[strip] for part in similarities)),
         values[-1], trained_on=train is not None, predicted=unknown)
     results = DigitResults(
@@ -235,15 +232,15 @@ def draw_all(val, test, train, model_path, mixture_path, device):
         validation=all_scores(val_classes, labels[mixture.predict(val_means)]), labelled_images=len(val_classes),
         ssim=float(similarities[1].mean()), ssim_sd=float(similarities[1].std()),
         ssim_from_mean=float(similarities[0].mean()),
-        one_minus_mse=one_minus_mse(images.reshape(made[1].shape), made[1]),
+        one_minus_mse=one_minus_mse(images, made[1]),
         inside_grid=float((np.abs(means) <= values[-1]).all(1).mean()), aggregate_mean=means.mean(0).tolist(),
         aggregate_covariance=np.cov(means.T, ddof=0).tolist(), scatter_of="test" if train is None else "training",
         scatter_images=len(shown_images), pairs=component_pairs(mixture, labels, classes, predicted),
         within=shares_within(mixture, shown_means), mixture_weights=mixture.weights_.tolist(),
         parameters=sum(p.numel() for p in model.parameters()),
-        settings={**dataclasses.asdict(vae.Recipe()), "encoder": list(vae.ENCODER_WIDTHS), "side": vae.SIDE,
+        settings={**dataclasses.asdict(vae.Config()), "encoder": list(vae.ENCODER_WIDTHS), "side": vae.SIDE,
                   "decoder": list(vae.DECODER_WIDTHS), "frequencies": vae.FREQUENCIES, "separation": vae.SEPARATION,
-                  "prior_sd": model.prior_scale.item()})
+                  "radius": vae.RADIUS, "prior_std": model.prior_std.item()})
     remarks = [] if labelled else [f"{test}: no labels of {len(images):,} images: accuracy, precision, recall and F1 "
                                    "left out"]
     return figures, {"latent.html": page}, results, remarks

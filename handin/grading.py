@@ -74,14 +74,13 @@ def load_digits(train, val, test):
     import vae
     paths = {name: Path(path).resolve() for name, path in (("train", train), ("val", val), ("test", test))}
     with bad_input_of(vae):
-        vae.load_images(str(train))
-        _, val_labels = vae.load_labelled(str(val))
-        images, truth = read_digits(test)
+        vae.load_digits(train)
+        val_labels = vae.load_digits(val, labelled=True).labels
+        digits, truth = read_digits(test)
     for path in paths.values():
         if path.suffix != ".npz":
             raise InputError(f"{path}: expected a .npz file, found another ending")
-    return Data(paths, sorted(set(val_labels.tolist())), len(images), truth,
-                images.reshape(-1, 28, 28).astype(np.float64))
+    return Data(paths, sorted(set(val_labels.tolist())), len(digits), truth, digits[:][0].double().numpy())
 
 
 class Grading:

@@ -24,7 +24,7 @@ COLUMNS = 50               # images in a row of the picture that holds them all
 
 class Points(NamedTuple):
     """Encoded images."""
-    images: np.ndarray   # (N, 784) in [0, 1]
+    images: np.ndarray   # (N, 28, 28) in [0, 1]
     means: np.ndarray    # (N, 2), the encoder's means
     classes: np.ndarray  # (N,)
 
@@ -46,10 +46,10 @@ def _base64_halves(tensor):
 
 
 def _sprite(images):
-    """Data URI of one grey PNG with all images (N, 784) in [0, 1], COLUMNS in a row."""
+    """Data URI of one grey PNG with all images (N, 28, 28) in [0, 1], COLUMNS in a row."""
     rows = -(-len(images) // COLUMNS)
     tiles = np.zeros((rows * COLUMNS, vae.SIDE, vae.SIDE), np.uint8)
-    tiles[:len(images)] = np.round(255 * images).reshape(-1, vae.SIDE, vae.SIDE)
+    tiles[:len(images)] = np.round(255 * images)
     tiles = tiles.reshape(rows, COLUMNS, vae.SIDE, vae.SIDE).transpose(0, 2, 1, 3)
     buffer = io.BytesIO()
     Image.fromarray(tiles.reshape(rows * vae.SIDE, COLUMNS * vae.SIDE)).save(buffer, format="PNG", optimize=True)
@@ -80,7 +80,8 @@ def page_bytes(model, mixture, labels, points, val, test, reach, trained_on=True
         "side": vae.SIDE, "colours": [PALETTE[i % len(PALETTE)] for i in range(len(classes))], "classes": classes,
         "reach": reach, "view": _rounded([x - half, x + half, y - half, y + half]), "trainedOn": trained_on,
         "predicted": predicted, "allPoints": n_points,
-        "decoder": {"frequencies": _base64_halves(model.frequencies),
+        "decoder": {"priorMeans": model.prior_means.tolist(), "radius": vae.RADIUS * model.prior_std.item(),
+                    "frequencies": _base64_halves(model.frequencies),
                     "layers": [{"inputs": layer.in_features, "outputs": layer.out_features,
                                 "weights": _base64_halves(layer.weight), "biases": _base64_halves(layer.bias)}
                                for layer in model.decoder[::2]]},  # a ReLU stands between two of them

@@ -54,7 +54,7 @@ class DigitResults:
     within: list             # shares of the scattered means within 1, 2 and 3 standard deviations of their component
     mixture_weights: list
     parameters: int
-    settings: dict           # vae.Recipe and sizes of the network
+    settings: dict           # vae.Config and sizes of the network
 
 
 PARTS = {"birds": BirdResults, "digits": DigitResults}

@@ -64,12 +64,11 @@ def read_birds(folder, known):
 
 
 def read_digits(path):
-    """Images float32 (N, 784) in [0, 1] of a file, and their labels int64 (N,), None when it has none. Raises
-    vae.InputError."""
+    """The vae.DigitDataset of a file, and its labels int64 (N,), None when it has none. Raises vae.InputError."""
     import vae
-    images = vae.load_images(path)
+    digits = vae.load_digits(path)
     labelled = "labels" in getattr(np.load(path, allow_pickle=False), "files", ())
-    return images, vae.load_labelled(path)[1] if labelled else None
+    return digits, vae.load_digits(path, labelled=True).labels if labelled else None
 
 
 def why_low(truth, predicted):

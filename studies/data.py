@@ -18,6 +18,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import functional as transforms
 
+import vae
 from common.errors import InputError, one_line
 from studies import printable
 
@@ -163,11 +164,11 @@ def _array(path):
     array, labels = content["data"], content.get("labels")
     if 0 in array.shape or array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,), (3,)):
         raise InputError(f"{path}: expected images of shape (N, H, W) or (N, H, W, 3), found {array.shape}")
-    numbers = array.dtype.kind in "buif"
-    if not numbers or not (array.min() >= 0 and array.max() <= 255):  # NaN is neither
-        found = f"{array.min()}..{array.max()}" if numbers else array.dtype
-        raise InputError(f"{path}: expected pixels in 0..1 or 0..255, found {found}")
-    array = (array * np.float32(255) if array.max() <= 1 else array).round().astype(np.uint8)
+    try:
+        scale = vae.pixel_scale(array)
+    except ValueError as error:
+        raise InputError(f"{path}: expected images, found {error}") from None
+    array = (array * np.float32(255) if scale == 1 else array).round().clip(0, 255).astype(np.uint8)
     pixels = torch.from_numpy(array.reshape(*array.shape[:3], -1)).movedim(3, 1)
     pixels = pixels.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel in channels_last
     return _labelled(pixels, labels, path)

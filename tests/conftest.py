@@ -1,5 +1,5 @@
 """Shared fixtures: the scripts as modules and as commands, small drawn images, and models trained on them once for all
-processes of the suite."""
+processes of the test run."""
 import dataclasses
 import importlib.util
 import os
@@ -18,6 +18,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image, ImageDraw
+from refusals import SENTINEL
 
 SCRIPT = Path(__file__).resolve().parent.parent / "vae.py"
 BIRD = SCRIPT.parent / "bird.py"
@@ -28,7 +29,8 @@ hypothesis.settings.register_profile("suite", max_examples=25, deadline=None, de
                                      suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("suite")
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell, which the commands would inherit
+session = pytest.fixture(scope="session")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a shell's background; the commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -37,14 +39,14 @@ FAST_FILES = ("test_bird_parts", "test_bird_photos", "test_docs", "test_handin_s
 
 
 def pytest_collection_modifyitems(items):
-    """What trains or runs many processes is slow: all but these files."""
+    """Tests that train or start many processes are slow: those of all other files."""
     for item in items:
         if item.path.stem not in FAST_FILES:
             item.add_marker("slow")
 
 
 def _load_script(path):
-    """The script as a module, the same one that handin/ and studies/ import: its errors are of one class."""
+    """The script as a module, the one that handin/ and studies/ import, so that its errors are the same classes."""
     if path.stem in sys.modules:
         return sys.modules[path.stem]
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -54,25 +56,22 @@ def _load_script(path):
     return module
 
 
+SHAPES = (  # bar, ring, cross, two stripes: (rows, columns, ink) of rectangles
+    [(slice(5, 23), slice(13, 16), 1)], [(slice(7, 21), slice(7, 21), 1), (slice(10, 18), slice(10, 18), 0)],
+    [(slice(5, 23), slice(13, 16), 1), (slice(13, 16), slice(5, 23), 1)],
+    [(slice(8, 11), slice(5, 23), 1), (slice(17, 20), slice(5, 23), 1)])
+
+
 def _draw(kinds, seed=0):
-    """Images uint8 (N, 28, 28) of shapes 0..3 (bar, ring, cross, two stripes), each shifted and faded at random."""
+    """Images uint8 (N, 28, 28) of the SHAPES 0..3, each shifted and faded at random."""
     rng = np.random.default_rng(seed)
     images = np.zeros((len(kinds), 28, 28), np.uint8)
     for image, kind in zip(images, kinds):
-        ink = int(rng.integers(180, 256))
-        if kind == 0:
-            image[5:23, 13:16] = ink
-        elif kind == 1:
-            image[7:21, 7:21] = ink
-            image[10:18, 10:18] = 0
-        elif kind == 2:
-            image[5:23, 13:16] = ink
-            image[13:16, 5:23] = ink
-        else:
-            image[8:11, 5:23] = ink
-            image[17:20, 5:23] = ink
+        brightness = int(rng.integers(180, 256))
+        for rows, columns, ink in SHAPES[kind]:
+            image[rows, columns] = ink * brightness
         image[:] = np.roll(image, rng.integers(-2, 3, 2), axis=(0, 1))
-    images[0, 0, 0] = 255  # so that 0..255 is told from 0..1 whatever was drawn
+    images[0, 0, 0] = 255  # whatever was drawn
     return images
 
 
@@ -81,16 +80,16 @@ def _environment():
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _run(script, *words, cwd, **options):
-    command = [sys.executable, str(script), *map(str, words)]
-    return subprocess.run(command, cwd=str(cwd), env=_environment(), capture_output=True, text=True,
-                          timeout=600, **options)  # of what hangs, not of a busy machine
+def _run(*words, cwd, **variables):
+    """The finished process of `python WORD...`; `variables` are added to the environment."""
+    return subprocess.run([sys.executable, *map(str, words)], cwd=str(cwd), env={**_environment(), **variables},
+                          capture_output=True, text=True, timeout=600)
 
 
-@pytest.fixture(scope="session")
+@session
 def once(tmp_path_factory):
-    """once(name, make): what make(folder) returns, called by the first process of the suite that asks; the others get a
-    copy. What `make` writes into the folder stays there."""
+    """once(name, make): the result of make(folder), called by the first process of the test run that asks; the others
+    get a copy. What `make` writes into the folder stays there."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
@@ -105,52 +104,23 @@ def once(tmp_path_factory):
     return get
 
 
-@pytest.fixture(scope="session")
-def vae():
-    """The script as a module."""
-    return _load_script(SCRIPT)
-
-
-@pytest.fixture(scope="session")
-def script_path():
-    return SCRIPT
-
-
-@pytest.fixture(scope="session")
-def draw():
-    return _draw
-
-
-@pytest.fixture(scope="session")
-def environment():
-    return _environment()
-
-
-@pytest.fixture(scope="session")
-def run():
-    """run(script, *words, cwd=folder): the command as the grader gives it, in a process of its own."""
-    return _run
-
-
-@pytest.fixture(scope="session")
-def fast():
-    """Flags for a run that need only go through."""
-    return FAST
-
-
-@pytest.fixture(scope="session")
-def alone(tmp_path_factory):
-    """The script copied alone into an empty folder."""
-    return Path(shutil.copy(str(SCRIPT), str(tmp_path_factory.mktemp("alone"))))
-
-
-@pytest.fixture(scope="session")
-def data(once):
-    """train, val and test files of three shapes labelled 3, 7 and 30, with the kinds of the test images."""
-    return once("data", _write_digits)
+vae = session(lambda: _load_script(SCRIPT))
+bird = session(lambda: _load_script(BIRD))
+script_path, bird_script = session(lambda: SCRIPT), session(lambda: BIRD)
+draw = session(lambda: _draw)
+bird_draw = session(lambda: _draw_photos)  # bird_draw(folder, {path below it: kind 0..3}, seed)
+fast, bird_fast = session(lambda: FAST), session(lambda: BIRD_FAST)  # flags of `trained` and `bird_trained`
+environment = session(_environment)
+run = session(lambda: _run)  # run(script, *words, cwd=folder)
+alone = session(lambda tmp_path_factory: Path(shutil.copy(str(SCRIPT), str(tmp_path_factory.mktemp("alone")))))
+bird_alone = session(lambda tmp_path_factory: Path(shutil.copy(str(BIRD), str(tmp_path_factory.mktemp("bird_alone")))))
+data = session(lambda once: once("data", _write_digits))
+bird_data = session(lambda once: once("bird_data", _write_birds))
+model = session(lambda vae, trained: vae.load_checkpoint(str(trained.model)))
 
 
 def _write_digits(folder):
+    """train, val and test files of three shapes labelled 3, 7 and 30, with the kinds of the test images."""
     names = np.array([3, 7, 30])
     train, val, test = np.arange(120) % 3, np.repeat([0, 1, 2], [20, 9, 16]), np.arange(50) % 3
     found = types.SimpleNamespace(train=folder / "train.npz", val=folder / "val.npz", test=folder / "test.npz",
@@ -161,9 +131,9 @@ def _write_digits(folder):
     return found
 
 
-@pytest.fixture(scope="session")
+@session
 def trained(once, alone, data):
-    """The three commands, run once with absolute paths from another folder: that folder, its files, the processes."""
+    """The three commands, run once, with absolute paths from another folder: its files, the finished processes."""
     def train(folder):
         model, mixture = folder / "vae.pth", folder / "gmm_params.pkl"
         processes = [_run(alone, data.train, data.val, "train", model, mixture, *FAST, cwd=folder),
@@ -173,12 +143,6 @@ def trained(once, alone, data):
                                      csv=folder / "vae.csv", npz=folder / "vae_reconstructed.npz")
 
     return once("trained", train)
-
-
-@pytest.fixture(scope="session")
-def model(vae, trained):
-    """The trained VAE."""
-    return vae.load_model(str(trained.model))
 
 
 def _caller(script, capsys):
@@ -206,32 +170,41 @@ def _caller(script, capsys):
 
 @pytest.fixture
 def call(vae, capsys, monkeypatch, tmp_path):
-    """call(*words): the command in this process, in an empty folder. Gives its exit code, stdout and stderr, warnings
-    among the latter as they are for a user; what `main` changes in the interpreter is put back."""
+    """call(*words): runs the command in this process, in an empty folder; returns its exit code, stdout, and stderr
+    with the warnings as a user sees them. What `main` changes in the interpreter is restored."""
     monkeypatch.chdir(tmp_path)
     return _caller(vae, capsys)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of `call` and `bird_call`, in which every output exists already."""
+    for output in ("bird.pth", "bird_history.json", "bird.csv", "vae.pth", "gmm_params.pkl", "vae.csv",
+                   "vae_reconstructed.npz"):
+        (tmp_path / output).write_bytes(SENTINEL)
+    return tmp_path
 
 
 # --------------------------------------------------------------------------------------------------------------- birds
 
 def _draw_photo(kind, rng):
-    """A PIL photo of 60 to 120 px: a disc, square, triangle or cross, each in its colour, on noise."""
+    """A PIL photo of 60 to 120 px: a disk, square, triangle or cross, each in its own color, on noise."""
     width, height = (int(side) for side in rng.integers(60, 121, 2))
     photo = Image.fromarray(rng.integers(90, 160, (height, width, 3)).astype(np.uint8))
     ink, radius = ImageDraw.Draw(photo), min(width, height) * rng.uniform(0.25, 0.35)
     x, y = width * rng.uniform(0.4, 0.6), height * rng.uniform(0.4, 0.6)
     left, top, right, bottom = box = (x - radius, y - radius, x + radius, y + radius)
-    colour = ((220, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))[kind]
-    colour = tuple(int(value + rng.integers(-25, 26)) for value in colour)
+    color = ((220, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))[kind]
+    color = tuple(int(value + rng.integers(-25, 26)) for value in color)
     if kind == 0:
-        ink.ellipse(box, fill=colour)
+        ink.ellipse(box, fill=color)
     elif kind == 1:
-        ink.rectangle(box, fill=colour)
+        ink.rectangle(box, fill=color)
     elif kind == 2:
-        ink.polygon([(left, bottom), (right, bottom), (x, top)], fill=colour)
+        ink.polygon([(left, bottom), (right, bottom), (x, top)], fill=color)
     else:
-        ink.line((left, top, right, bottom), fill=colour, width=10)
-        ink.line((left, bottom, right, top), fill=colour, width=10)
+        ink.line((left, top, right, bottom), fill=color, width=10)
+        ink.line((left, bottom, right, top), fill=color, width=10)
     return photo
 
 
@@ -244,46 +217,12 @@ def _draw_photos(folder, names, seed=0):
         _draw_photo(kind, rng).save(str(path), quality=90)
 
 
-@pytest.fixture(scope="session")
-def bird():
-    """bird.py as a module."""
-    return _load_script(BIRD)
-
-
-@pytest.fixture(scope="session")
-def bird_script():
-    return BIRD
-
-
-@pytest.fixture(scope="session")
-def bird_draw():
-    """bird_draw(folder, {path below it: kind 0..3}, seed): draws photos."""
-    return _draw_photos
-
-
-@pytest.fixture(scope="session")
-def bird_fast():
-    """The flags of `bird_trained`: long enough to learn the drawn kinds. A later flag overrides an earlier one."""
-    return BIRD_FAST
-
-
-@pytest.fixture(scope="session")
-def bird_alone(tmp_path_factory):
-    """bird.py copied alone into an empty folder."""
-    return Path(shutil.copy(str(BIRD), str(tmp_path_factory.mktemp("bird_alone"))))
-
-
 BIRD_CLASSES = ["1", "10", "2", "9"]  # their order as strings is not that as numbers
 
 
-@pytest.fixture(scope="session")
-def bird_data(once):
-    """Photos of four kinds in class folders, the third the most frequent; at test some lie in sub-folders and end in
-    upper case."""
-    return once("bird_data", _write_birds)
-
-
 def _write_birds(folder):
+    """Photos of four kinds in class folders, the third the most frequent; at test some are in sub-folders and end in
+    upper case."""
     counts = [30, 34, 48, 30]
     _draw_photos(folder / "photos", {f"{name}/{i}.jpg": kind for kind, name in enumerate(BIRD_CLASSES)
                                      for i in range(counts[kind])}, seed=1)
@@ -294,7 +233,7 @@ def _write_birds(folder):
                                  counts=counts, frequent=2)
 
 
-@pytest.fixture(scope="session")
+@session
 def bird_few(once):
     """A dozen photos of each of the same kinds: for trainings that need not learn."""
     def draw(folder):
@@ -304,10 +243,10 @@ def bird_few(once):
     return once("bird_few", draw)
 
 
-@pytest.fixture(scope="session")
+@session
 def bird_trained(once, bird_alone, bird_data):
-    """Both commands, run once with absolute paths from another folder: the folder of the model, that of the command,
-    the processes."""
+    """Both commands, run once, with absolute paths from another folder: the model's folder, that of the commands, the
+    finished processes."""
     def train(place):
         models, folder = place / "models", place / "elsewhere"
         models.mkdir()
@@ -320,7 +259,7 @@ def bird_trained(once, bird_alone, bird_data):
     return once("bird_trained", train)
 
 
-@pytest.fixture(scope="session")
+@session
 def bird_untrained(bird, tmp_path_factory):
     """A model file of three classes a, b, c, of which b was the most frequent, with random weights."""
     folder = tmp_path_factory.mktemp("bird_untrained")
@@ -332,6 +271,6 @@ def bird_untrained(bird, tmp_path_factory):
 
 @pytest.fixture
 def bird_call(bird, capsys, monkeypatch, tmp_path):
-    """As `call`, for bird.py."""
+    """`call` for bird.py."""
     monkeypatch.chdir(tmp_path)
     return _caller(bird, capsys)

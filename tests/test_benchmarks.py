@@ -1,4 +1,4 @@
-"""benchmarks/: the usual solutions beside the scripts."""
+"""benchmarks/: the usual solutions that the scripts are compared with."""
 import sys
 from pathlib import Path
 

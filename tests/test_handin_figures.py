@@ -140,20 +140,20 @@ def test_the_numbers_of_the_digits_are_those_of_the_graded_files(made, trained, 
     predicted, found = scores.read_labels(trained.csv), made.numbers["digits"]
     assert found["scores"] == pytest.approx({"average_f1": scores.average_f1(data.test_labels, predicted),
                                              **_evaluate(data.test_labels, predicted)})
-    vae, model = figures_digits.vae, figures_digits.vae.load_model(str(trained.model))
+    vae, model = figures_digits.vae, figures_digits.vae.load_checkpoint(str(trained.model))
     mixture, labels = vae.load_mixture(str(trained.mixture))
-    val_images, val_labels = vae.load_labelled(str(data.val))
-    val_predicted = vae.classify(model, mixture, labels, val_images)
-    assert {**found["validation"], "average_f1": 0} == pytest.approx({**_evaluate(val_labels, val_predicted),
+    val, test_digits = vae.load_digits(data.val, labelled=True), vae.load_digits(data.test)
+    val_predicted = vae.classify(model, mixture, labels, val)
+    assert {**found["validation"], "average_f1": 0} == pytest.approx({**_evaluate(val.labels, val_predicted),
                                                                       "average_f1": 0})
     with np.load(str(data.test)) as test, np.load(str(trained.npz)) as made_before:
         truth, drawn = test["data"] / np.float32(255), made_before["data"]
-    means = vae.encode_means(model, torch.from_numpy(truth.reshape(-1, 784))).double().numpy()
+    means = vae.encode_means(model, test_digits)
     assert found["ssim"] == pytest.approx(scores.mean_ssim(truth, drawn), abs=1e-6)
     assert found["one_minus_mse"] == pytest.approx(scores.one_minus_mse(truth, drawn), abs=1e-9)
     assert found["classes"] == [3, 7, 30] and sum(found["mixture_weights"]) == pytest.approx(1)
     assert (found["images"], found["labelled_images"]) == (50, 45) and found["ssim_sd"] > 0
-    from_mean = vae.reconstruct(model, truth.reshape(-1, 784), refined=False)
+    from_mean = vae.reconstruct(model, test_digits, refined=False)
     assert found["ssim_from_mean"] == pytest.approx(scores.mean_ssim(truth, from_mean), abs=1e-6)
     assert found["inside_grid"] == pytest.approx((np.abs(means).max(1) < 1.6448536).mean())
     assert found["aggregate_mean"] == pytest.approx(means.mean(0), abs=1e-5)

@@ -90,6 +90,18 @@ def test_a_right_pair_passes_everything_and_scores_in_full(birds, digits, tmp_pa
     assert "birds: train, at most 1 min" in err and "\033" not in out + err
 
 
+def test_a_perfect_script_scores_in_full_on_bytes_that_are_0_and_1(tmp_path):
+    for name, number in (("train", 60), ("val", 15), ("test", 40)):
+        images = np.random.default_rng(0).integers(0, 2, (number, 28, 28)).astype(np.uint8)
+        np.savez(str(tmp_path / f"{name}.npz"), data=images, labels=images[:, 0, 0].astype(int))
+    script = tmp_path / "vae.py"
+    script.write_text(peers.changed(peers.without_torch(peers.VAE), ("images / 255", "images * 1.000001")))
+    data = grading.load_digits(*(tmp_path / f"{name}.npz" for name in ("train", "val", "test")))
+    result = grading.grade_script("digits", script, data, SHORT)
+    assert rows_of(result)["vae_reconstructed.npz range"].status == "pass"
+    assert result.scores["ssim"] > 0.9999 and result.scores["one_minus_mse"] > 0.9999
+
+
 def test_our_own_scripts_pass(data, bird_data, bird_script, script_path, bird_fast, fast, tmp_path):
     test = tmp_path / "test.npz"
     with np.load(str(data.test)) as content:

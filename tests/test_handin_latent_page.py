@@ -27,19 +27,17 @@ def parts(data):
     """Model, mixture, labels, and the points, validation images and test images of the page. The model is trained for
     longer than that of `trained`, whose images are much alike."""
     vae = latent_page.vae
-    images = vae.load_images(str(data.train))
-    model = vae.train_vae(images, 3, dataclasses.replace(vae.Recipe(), epochs=20))
-    mixture, labels = vae.fit_classifier(model, images, *vae.load_labelled(str(data.val)))
-
-    def points(path):
-        images, classes = vae.load_labelled(str(path))
-        return latent_page.Points(images, vae.encode_means(model, torch.from_numpy(images)).double().numpy(), classes)
-
-    images = vae.load_images(str(data.test))[:20]
-    (means, refined), _, similarities = figures_digits.reconstructions(model, images)
-    test = latent_page.Reconstructed(images, data.test_labels[:20], means, refined, *similarities)
-    return SimpleNamespace(model=model, mixture=mixture, labels=labels, points=points(data.train),
-                           val=points(data.val), test=test)
+    train, val = (vae.load_digits(path, labelled=True) for path in (data.train, data.val))
+    model = vae.train_vae(train, 3, dataclasses.replace(vae.Config(), epochs=20))
+    points, labelled = (latent_page.Points(digits[:][0].numpy(), vae.encode_means(model, digits), digits.labels)
+                        for digits in (train, val))
+    mixture, labels = vae.fit_classifier(points.means, labelled.means, val.labels)
+    digits = vae.DigitDataset(vae.load_digits(data.test).images[:20])
+    x = digits[:][0]
+    test = latent_page.Reconstructed(
+        x.numpy(), data.test_labels[:20], vae.encode_means(model, digits), vae.refine(model, x.flatten(1)).numpy(),
+        *figures_digits.reconstructions(model, digits)[1])
+    return SimpleNamespace(model=model, mixture=mixture, labels=labels, points=points, val=labelled, test=test)
 
 
 def made(parts, **changes):
@@ -85,7 +83,11 @@ def test_the_stored_weights_decode_to_what_torch_decodes(parts, content):
     def halves(text, *shape):
         return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32).reshape(shape)
 
-    z = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    drawn = z = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    means, radius = np.array(decoder["priorMeans"]), decoder["radius"]
+    offset = z[:, None] - means
+    distance, nearest = np.linalg.norm(offset, axis=2).min(1), np.linalg.norm(offset, axis=2).argmin(1)
+    z = means[nearest] + np.minimum(1, radius / distance)[:, None] * (z - means[nearest])
     phase = z @ halves(decoder["frequencies"], 2, -1)
     values = np.concatenate([np.sin(phase), np.cos(phase), z], axis=1)
     for i, layer in enumerate(decoder["layers"]):
@@ -93,7 +95,7 @@ def test_the_stored_weights_decode_to_what_torch_decodes(parts, content):
         if i < len(decoder["layers"]) - 1:
             values = np.maximum(values, 0)
     with torch.no_grad():
-        expected = parts.model.decode(torch.from_numpy(z)).numpy()
+        expected = parts.model.decode(torch.from_numpy(drawn)).numpy()
     assert np.abs(1 / (1 + np.exp(-values)) - expected).max() < CLOSE and expected.max() - expected.min() > 0.3
 
 
@@ -104,14 +106,14 @@ def test_the_images_are_in_one_picture_in_the_order_of_the_page(parts, content):
     for index in (0, 1, 51, len(parts.points.images), len(images) - 1):
         row, column = divmod(index, data["columns"])
         tile = picture[28 * row:28 * row + 28, 28 * column:28 * column + 28]
-        assert (tile == np.round(255 * images[index]).reshape(28, 28)).all(), index
+        assert (tile == np.round(255 * images[index])).all(), index
 
 
 def test_many_images_are_thinned_out_and_the_page_stays_small(parts):
     """Noise is the hardest to compress."""
     n = 2 * latent_page.MOST + 1
     rng = np.random.default_rng(0)
-    points = latent_page.Points(rng.random((n, 784), dtype=np.float32), rng.normal(size=(n, 2)), np.arange(n) % 3)
+    points = latent_page.Points(rng.random((n, 28, 28), dtype=np.float32), rng.normal(size=(n, 2)), np.arange(n) % 3)
     content = made(parts, points=points)
     data = read(content)
     assert len(data["points"]["means"]) == latent_page.MOST and data["allPoints"] == n
@@ -226,7 +228,7 @@ def test_the_nearest_images_are_the_nearest(visit, parts):
     nearest = distances.argmin()
     assert texts[0][0] == f"digit {parts.points.classes[nearest]}"
     page.eval_on_selector("#nearest canvas", "canvas => canvas.id = 'first'")
-    assert pixels(page, "first") == pytest.approx(parts.points.images[nearest], abs=1 / 255)
+    assert pixels(page, "first") == pytest.approx(parts.points.images[nearest].ravel(), abs=1 / 255)
 
 
 def test_the_keyboard_moves_the_point_and_a_screen_reader_hears_it(visit, parts):
@@ -281,9 +283,7 @@ def test_a_finger_drags_the_point_and_does_not_scroll(visit, parts):
 
 
 def test_a_test_image_shows_its_two_latents_and_reconstructions(visit, parts):
-    page, vae = visit(), latent_page.vae
-    x = torch.from_numpy(parts.test.images)
-    means, refined = vae.encode_means(parts.model, x).numpy(), vae.refine(parts.model, x).numpy()
+    page, means, refined = visit(), parts.test.means, parts.test.refined
     buttons = page.locator("#strip button")
     assert buttons.count() == 20
     for index, press in ((3, lambda button: button.click()), (11, lambda button: button.press("Enter"))):
@@ -293,7 +293,7 @@ def test_a_test_image_shows_its_two_latents_and_reconstructions(visit, parts):
         assert buttons.nth(index).get_attribute("aria-pressed") == "true"
         assert page.locator("#strip button[aria-pressed=true]").count() == 1
         assert page.eval_on_selector("#marks", "canvas => canvas.toDataURL()") != marks
-        assert pixels(page, "original") == pytest.approx(parts.test.images[index], abs=1 / 255)
+        assert pixels(page, "original") == pytest.approx(parts.test.images[index].ravel(), abs=1 / 255)
         for name, z, similarity in (("from-mean", means, parts.test.ssim_from_mean),
                                     ("refined", refined, parts.test.ssim)):
             found = [float(value) for value in page.get_attribute(f"#{name}", "data-z").split(",")]

@@ -53,8 +53,8 @@ DIGITS = dataclasses.asdict(results.DigitResults(
     pairs=[{"digits": [1, 4], "distance": 6.54, "misclassified": [3, 4]},
            {"digits": [4, 8], "distance": 8.1, "misclassified": [0, 1]}],
     within=[0.39, 0.86, 0.99], mixture_weights=[0.371, 0.328, 0.301], parameters=1234567,
-    settings={**dataclasses.asdict(vae.Recipe()), "encoder": [512, 256], "decoder": [512], "side": 28,
-              "frequencies": 128, "separation": 7.8, "prior_sd": 0.3}))
+    settings={**dataclasses.asdict(vae.Config()), "encoder": [512, 256], "decoder": [512], "side": 28,
+              "frequencies": 128, "separation": 7.8, "radius": 2.7, "prior_std": 0.3}))
 ABLATION = {"epochs": 9, "image_size": 88, "photos": 1221, "rows": [
     {"variant": "the recipe", "seeds": [0, 1], "accuracy": 0.8212, "accuracy_sd": 0.0131, "f1": 0.81, "f1_sd": 0.0141},
     {"variant": "no augmentation", "seeds": [0], "accuracy": 0.7457, "accuracy_sd": None, "f1": 0.7345,
@@ -130,7 +130,8 @@ def test_both_reports_begin_with_the_students_and_have_three_a4_pages_at_most(pl
                "0.7457", "−0.0755", "0.41 / 0.23", "looks at the centre", "less when wrong"]),
     ("digits", ["0.8765", "0.8642", "0.8888", "0.9321", "2,468 test images", "0.7531", "0.7319", "0.9753", "1,234,567",
                 "15 labelled", "84.7 %", "0.11, −0.22", "1.13", "13,579 training images", "6.5 standard deviations",
-                "They are separated", "39.0 %, 86.0 % and 99.0 %", "3, 4", "8 of 2,468 test images", "784-512-256"])])
+                "They are separated", "39.0 %, 86.0 % and 99.0 %", "3, 4", "8 of 2,468 test images", "784-512-256",
+                "(binary cross-entropy + KL)", "a pseudo-label", "for scoring only"])])
 def test_a_report_states_what_was_measured(place, part, stated):
     assert place.call("report", part).code == 0
     text = text_of(place.pdf[part]).replace("\N{NO-BREAK SPACE}", " ").replace("\N{SOFT HYPHEN}", "-")
@@ -146,6 +147,12 @@ def test_clusters_that_overlap_and_digits_without_labels_are_reported_as_such(pl
     text = text_of(place.pdf["digits"])
     assert "They overlap" in text and "2.3 standard deviations" in text and "13,579 test images" in text
     assert "no labels" in text and "0.8765" not in text and "0.9321" in text
+
+
+def test_beta_is_stated_where_it_is_not_1(place):
+    place.write(digits={**DIGITS, "settings": {**DIGITS["settings"], "beta": 3.5}})
+    assert place.call("report", "digits").code == 0
+    assert "(binary cross-entropy + 3.5 × KL)" in text_of(place.pdf["digits"])
 
 
 def test_names_come_from_the_flag_or_from_a_file_and_without_any_a_note_says_so(place):

@@ -1,40 +1,45 @@
-"""Bad input that vae.py alone can get: exit code 2, one line that names the culprit, and every file as it was. What
-bird.py refuses too is in test_both_scripts.py."""
+"""Bad input of vae.py: exit code 2, one line that names the file, and no file changed. What both scripts refuse is in
+test_both_scripts.py."""
 import io
 import pickle
 import random
+import resource
 import zipfile
 
 import numpy as np
 import pytest
-from refusals import SENTINEL, Bomb, refuser
+import scipy.io
+import torch
+from refusals import Bomb, refuser, saved
 
 
 @pytest.fixture
-def old_outputs(tmp_path):
-    """The folder of `call` with every output there already."""
-    for name in ("vae.pth", "gmm_params.pkl", "vae.csv", "vae_reconstructed.npz"):
-        (tmp_path / name).write_bytes(SENTINEL)
-    return tmp_path
+def refuse(call, folder):
+    return refuser(call, folder)
 
 
 @pytest.fixture
-def refuse(call, old_outputs):
-    return refuser(call, old_outputs)
+def commands(data, trained):
+    """commands(train=, val=, test=): the words of the three commands."""
+    def commands(train=data.train, val=data.val, test=data.test):
+        return ((train, val, "train", "vae.pth", "gmm_params.pkl", "--epochs", "2", "--device", "cpu"),
+                (test, "test_reconstruction", trained.model),
+                (test, "test_classifier", trained.model, trained.mixture))
+
+    return commands
 
 
 # -------------------------------------------------------------------------------------------------------------- images
 
+def _written(write, *args, **named):
+    """What a function such as np.save writes to a file."""
+    buffer = io.BytesIO()
+    write(buffer, *args, **named)
+    return buffer.getvalue()
+
+
 def _npz(array=None, **arrays):
-    buffer = io.BytesIO()
-    np.savez(buffer, **(arrays if array is None else {"data": array}))
-    return buffer.getvalue()
-
-
-def _npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+    return _written(np.savez, **(arrays if array is None else {"data": array}))
 
 
 def _zip(**members):
@@ -46,7 +51,7 @@ def _zip(**members):
 
 
 def _encrypted(content):
-    """The archive with the flag of encryption set on its only member."""
+    """The archive with the encryption flag of its only member set."""
     content, directory = bytearray(content), content.rindex(b"PK\x01\x02")
     content[6] |= 1
     content[directory + 8] |= 1
@@ -54,21 +59,17 @@ def _encrypted(content):
 
 
 IMAGES = np.random.default_rng(0).random((4, 28, 28))
-GOOD = _npz(IMAGES)
-
-
-def _with(value):
-    images = IMAGES.copy()
-    images[1, 2, 3] = value
-    return _npz(images)
-
+GOOD, HUGE = _npz(IMAGES), b"(4000000000000, 28, 28), }"
 
 BAD_IMAGES = {
     "empty file": b"",
     "text": b"these are not images\n",
+    "CSV": b"label,pixel0,pixel1\n1,0,255\n4,0,0\n",
+    "HTML": b"<!DOCTYPE html>\n<html><body>404: file not found</body></html>\n",
+    "MATLAB": _written(scipy.io.savemat, {"data": IMAGES}),
     "truncated": GOOD[:len(GOOD) // 2],
     "encrypted": _encrypted(GOOD),
-    "npy that promises too much": _npy(IMAGES).replace(b"(4, 28, 28), }        ", b"(4000000000000, 28, 28), }")[:4000],
+    "npy that promises too much": _written(np.save, IMAGES).replace(b"(4, 28, 28), }" + b" " * 12, HUGE)[:4000],
     "npz without arrays": _npz(**{}),
     "npz with labels alone": _npz(labels=np.arange(4)),
     "npz of two arrays without data": _npz(a=IMAGES, b=IMAGES),
@@ -81,52 +82,44 @@ BAD_IMAGES = {
     "complex": _npz(IMAGES.astype(complex)),
     "a number": _npz(np.float64(3)),
     "too narrow": _npz(np.zeros((4, 27, 28))),
-    "colour": _npz(np.zeros((4, 3, 28, 28))),
+    "color": _npz(np.zeros((4, 3, 28, 28))),
     "no images": _npz(np.zeros((0, 28, 28))),
-    "NaN": _with(np.nan),
-    "infinity": _with(np.inf),
-    "minus infinity": _with(-np.inf),
-    "negative": _with(-0.01),
-    "above 255": _with(255.5),
-    "integers above 255": _npz(np.full((4, 784), 256)),
+    "NaN": _npz(IMAGES * [np.nan]),
+    "above 255": _npz(IMAGES + 255),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-def test_bad_images(vae, refuse, trained, old_outputs, kind):
-    (old_outputs / "broken.npz").write_bytes(BAD_IMAGES[kind])
-    refuse("broken.npz", "broken.npz", "test_reconstruction", trained.model)
+def test_bad_images(vae, refuse, commands, folder, kind):
+    """The message is our own: NumPy's advises to load the file with allow_pickle."""
+    (folder / "broken.npz").write_bytes(BAD_IMAGES[kind])
+    assert "pickle" not in refuse("broken.npz", *commands(test="broken.npz")[1]).err
     with pytest.raises(vae.InputError, match="broken.npz"):
-        vae.load_labelled("broken.npz")
+        vae.load_digits("broken.npz", labelled=True)
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_each_command_reads_its_images_that_way(refuse, data, trained, old_outputs, place):
-    (old_outputs / "broken.npz").write_bytes(BAD_IMAGES["NaN"])
-    refuse("broken.npz", *(("broken.npz", data.val, "train", "vae.pth", "gmm_params.pkl"),
-                           (data.train, "broken.npz", "train", "vae.pth", "gmm_params.pkl"),
-                           ("broken.npz", "test_classifier", trained.model, trained.mixture),
-                           ("broken.npz", "test_reconstruction", trained.model))[place])
+def test_each_command_refuses_bad_images(refuse, commands, folder):
+    (folder / "broken.npz").write_bytes(BAD_IMAGES["NaN"])
+    for words in (*commands(train="broken.npz", test="broken.npz"), commands(val="broken.npz")[0]):
+        refuse("broken.npz", *words)
 
 
 @pytest.mark.parametrize("kind", ["npz", "compressed", "npy"])
 def test_damaged_files_are_read_or_refused(vae, kind, tmp_path):
-    """A byte changed at random: whatever NumPy and zipfile make of it, nothing but InputError comes out."""
-    labels, buffer, path = np.array([1, 2, 1, 2]), io.BytesIO(), str(tmp_path / "damaged")
-    {"npz": lambda: np.savez(buffer, data=IMAGES, labels=labels),
-     "compressed": lambda: np.savez_compressed(buffer, data=IMAGES[:, :, :] > 0.5, labels=labels),
-     "npy": lambda: np.save(buffer, IMAGES)}[kind]()
-    good, chance, refused = buffer.getvalue(), random.Random(0), 0
+    """With a byte changed at random, nothing but an InputError is raised."""
+    path, arrays = str(tmp_path / "damaged"), {"data": IMAGES > 0.5, "labels": np.array([1, 2, 1, 2])}
+    good = {"npz": _written(np.savez, **arrays), "compressed": _written(np.savez_compressed, **arrays),
+            "npy": _written(np.save, IMAGES)}[kind]
     places = {"npz": [*range(200), *range(len(good) - 500, len(good))], "compressed": range(len(good)),
-              "npy": range(128)}[kind]  # the headers: a byte of a plain image is a pixel
+              "npy": range(128)}[kind]  # the headers: a changed byte of a plain image is a pixel
+    chance, refused = random.Random(0), 0
     for _ in range(600):
         damaged = bytearray(good)
         damaged[chance.choice(places)] = chance.randrange(256)
         with open(path, "wb") as file:
             file.write(damaged)
         try:
-            images = vae.load_images(path) if kind == "npy" else vae.load_labelled(path)[0]
-            assert images.shape[1] == 784
+            assert vae.load_digits(path, labelled=kind != "npy")[0][0].shape == (28, 28)
         except vae.InputError as error:
             refused += 1
             assert path in str(error) and "\n" not in str(error)
@@ -137,7 +130,7 @@ def test_damaged_files_are_read_or_refused(vae, kind, tmp_path):
 
 BAD_LABELS = {
     "none": _npz(data=IMAGES),
-    "npy": _npy(IMAGES),
+    "npy": _written(np.save, IMAGES),
     "one class": _npz(data=IMAGES, labels=np.full(4, 7)),
     "too few": _npz(data=IMAGES, labels=np.arange(3)),
     "one-hot": _npz(data=IMAGES, labels=np.eye(4)),
@@ -146,35 +139,42 @@ BAD_LABELS = {
     "infinite": _npz(data=IMAGES, labels=np.array([np.inf, 1, 2, 3])),
     "words": _npz(data=IMAGES, labels=np.array(["one", "four", "eight", "one"])),
     "objects": _npz(data=IMAGES, labels=np.array([1, None, 2, 3])),
-    "text in the archive": _zip(data_npy=_npy(IMAGES), labels="1 2 3 4"),
+    "text in the archive": _zip(data_npy=_written(np.save, IMAGES), labels="1 2 3 4"),
 }
 
 
 @pytest.mark.parametrize("labels", BAD_LABELS)
-def test_bad_validation_labels(refuse, data, old_outputs, labels):
-    (old_outputs / "broken.npz").write_bytes(BAD_LABELS[labels])
-    refuse("broken.npz", data.train, "broken.npz", "train", "vae.pth", "gmm_params.pkl", "--epochs", "1")
+def test_bad_validation_labels(refuse, commands, folder, labels):
+    (folder / "broken.npz").write_bytes(BAD_LABELS[labels])
+    refuse("broken.npz", *commands(val="broken.npz")[0])
 
 
-def test_fewer_images_than_classes(refuse, data, old_outputs):
-    np.savez(str(old_outputs / "few.npz"), data=np.load(str(data.train))["data"][:2])
-    refuse("few.npz", "few.npz", data.val, "train", "vae.pth", "gmm_params.pkl")
+def test_fewer_images_than_classes(refuse, commands, folder):
+    np.savez(str(folder / "few.npz"), data=IMAGES[:2])
+    refuse("few.npz", *commands(train="few.npz")[0])
 
 
-# ------------------------------------------------------------------------------------------------------------- mixture
+# --------------------------------------------------------------------------------------------------- model and mixture
+
+def test_complex_weights(refuse, data, trained, folder):
+    state = torch.load(str(trained.model), weights_only=True)
+    (folder / "broken.pth").write_bytes(saved({name: part.to(torch.complex64) for name, part in state.items()}))
+    refuse("broken.pth", data.test, "test_reconstruction", "broken.pth")
+
+
 
 PARTS = {"weights": np.array([0.5, 0.5]), "means": np.array([[0.0, 0], [4, 0]]),
          "covariances": np.array([np.eye(2)] * 2), "labels": np.array([1, 4])}
-KEPT = pickle.dumps(PARTS, protocol=4)
+SAVED = pickle.dumps(PARTS, protocol=4)
 
 BAD_MIXTURES = {
     "empty file": b"",
     "text": b"this is no mixture\n",
-    "truncated": KEPT[:len(KEPT) // 2],
-    "truncated at the end": KEPT[:-1],
+    "truncated": SAVED[:len(SAVED) // 2],
+    "truncated at the end": SAVED[:-1],
     "nothing": pickle.dumps(None),
     "an empty dict": pickle.dumps({}),
-    "a hostile pickle": pickle.dumps(Bomb("marker")),
+    **{f"a hostile pickle, protocol {n}": pickle.dumps(Bomb("marker"), n) for n in range(pickle.HIGHEST_PROTOCOL + 1)},
     "a hostile part": pickle.dumps({**PARTS, "extra": Bomb("marker")}),
     "a hostile label": pickle.dumps({**PARTS, "labels": np.array([Bomb("marker"), 4], dtype=object)}),
     "a function of the system": b"cos\nsystem\n(S'mkdir marker'\ntR.",
@@ -193,22 +193,51 @@ BAD_MIXTURES = {
     "means in three dimensions": pickle.dumps(
         {**PARTS, "means": np.zeros((2, 3)), "covariances": np.array([np.eye(3)] * 2)}),
     "a negative weight": pickle.dumps({**PARTS, "weights": np.array([-0.5, 1.5])}),
+    "weights of zero": pickle.dumps({**PARTS, "weights": np.zeros(2)}),
+    "weights whose sum is not 1": pickle.dumps({**PARTS, "weights": np.array([0.5, 0.6])}),
     "a covariance that is none": pickle.dumps({**PARTS, "covariances": np.array([np.eye(2), -np.eye(2)])}),
 }
 
 
 @pytest.mark.parametrize("name", BAD_MIXTURES)
-def test_bad_mixture(refuse, data, trained, old_outputs, name):
-    (old_outputs / "broken.pkl").write_bytes(BAD_MIXTURES[name])
+def test_bad_mixture(refuse, data, trained, folder, name):
+    (folder / "broken.pkl").write_bytes(BAD_MIXTURES[name])
     refuse("broken.pkl", data.test, "test_classifier", trained.model, "broken.pkl")
-    assert not (old_outputs / "marker").exists()
+    assert not (folder / "marker").exists()
 
 
-def test_the_parts_that_the_bad_mixtures_change_are_good(call, data, trained, tmp_path):
-    (tmp_path / "good.pkl").write_bytes(KEPT)
+def test_the_mixture_that_the_bad_ones_change_is_good(call, data, trained, tmp_path):
+    (tmp_path / "good.pkl").write_bytes(SAVED)
     assert call(data.test, "test_classifier", trained.model, "good.pkl").code == 0
 
 
 def test_model_and_mixture_in_one_file(refuse, data):
-    """The second would overwrite the first."""
     refuse("both", data.train, data.val, "train", "both", "both", "--epochs", "1", "--device", "cpu", "--quiet")
+
+
+# ----------------------------------------------------------------------------------------------------- memory and disk
+
+@pytest.mark.parametrize("error", [
+    MemoryError("Unable to allocate 9 TiB for an array"), torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to "
+    "allocate 2 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried to allocate 9 bytes")])
+def test_too_little_memory(vae, call, refuse, commands, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    for part in ("train_vae", "reconstruct", "classify"):
+        monkeypatch.setattr(vae, part, fail)
+    for words in commands():
+        refuse("memory", *words, "--quiet")
+    error = RuntimeError("another fault")
+    with pytest.raises(RuntimeError, match="another fault"):
+        call(*commands()[1])
+
+
+@pytest.mark.parametrize("place, output", [(0, "vae.pth"), (1, "vae_reconstructed.npz")])
+def test_a_disk_that_fills_up_in_the_middle_of_a_file(refuse, commands, place, output):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        refuse(output, *commands()[place], "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

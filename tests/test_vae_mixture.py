@@ -1,4 +1,4 @@
-"""The Gaussian mixture: parity with scikit-learn, and what EM must survive."""
+"""The Gaussian mixture: parity with scikit-learn, and degenerate data."""
 import warnings
 
 import numpy as np
@@ -19,15 +19,15 @@ def _covariances(rng, K, D):
 def _problem(seed, K, D, n):
     """Points (n, D) of K clusters that overlap, and parameters (weights, means, covariances) that do not fit them."""
     rng = np.random.default_rng(seed)
-    centres, component = rng.normal(size=(K, D)) * 3, rng.permutation(np.arange(n) % K)
+    centers, component = rng.normal(size=(K, D)) * 3, rng.permutation(np.arange(n) % K)
     roots = np.linalg.cholesky(_covariances(rng, K, D))
-    X = centres[component] + np.einsum("nij,nj->ni", roots[component], rng.normal(size=(n, D)))
-    return X, (rng.dirichlet(np.full(K, 5.0)), centres + rng.normal(size=(K, D)), _covariances(rng, K, D))
+    X = centers[component] + np.einsum("nij,nj->ni", roots[component], rng.normal(size=(n, D)))
+    return X, (rng.dirichlet(np.full(K, 5.0)), centers + rng.normal(size=(K, D)), _covariances(rng, K, D))
 
 
 @pytest.fixture(scope="module")
 def start(vae):
-    """start(X, means): the parameters from which a fit begins."""
+    """start(X, means): the parameters from which a fit starts."""
     def start(X, means):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -72,7 +72,7 @@ def test_each_em_step_is_that_of_sklearn(vae, start, problem, steps):
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=10)  # each takes up to a thousand steps
 @given(problem=problems)
-def test_the_likelihood_reached_is_that_of_sklearn(vae, start, problem):
+def test_final_likelihood_is_that_of_sklearn(vae, start, problem):
     X, (_, means, _) = problem
     mine, theirs = vae.GaussianMixture().fit(X, means), _reference(X, start(X, means), tol=1e-7, max_iter=1000)
     assert mine.score(X) == pytest.approx(theirs.score(X), abs=1e-6)
@@ -101,7 +101,7 @@ def test_likelihood_never_falls(vae, start, problem):
     assert mixture.lower_bounds_[0] == pytest.approx(_reference_with(*start(X, means)).score(X))
 
 
-def test_a_fit_starts_from_the_means_equal_weights_and_the_covariance_of_all_points(start):
+def test_fit_starts_from_equal_weights_and_the_covariance_of_all(start):
     X, (_, means, _) = _problem(5, 3, 2, 300)
     weights, found, covariances = start(X, means)
     assert weights == pytest.approx(1 / 3) and (found == means).all()
@@ -115,53 +115,46 @@ def test_fit_leaves_its_arguments_alone(vae):
     assert (X == kept[0]).all() and (means == kept[1]).all()
 
 
-def test_too_few_iterations_are_said(vae):
+def test_too_few_iterations_give_a_warning(vae):
     with pytest.warns(RuntimeWarning, match="not converged"):
         X, (_, means, _) = _problem(3, 3, 2, 300)
         mixture = vae.GaussianMixture(max_iter=2).fit(X, means)
     assert not mixture.converged_ and mixture.n_iter_ == 2
 
 
-# ------------------------------------------------------------------------------------------------------------ survival
+# ----------------------------------------------------------------------------------------------------- degenerate data
 
 @pytest.mark.parametrize("distance", [1e3, 1e6, 1e100])
 def test_points_far_away_have_finite_log_probabilities(vae, distance):
     mixture = vae.GaussianMixture.from_parameters(
-        np.array([0.5, 0.5]), np.array([[-1.0, 0], [1, 0]]), np.array([np.eye(2), 1.5 * np.eye(2)]))
+        [0.5, 0.5], [[-1, 0], [1, 0]], np.array([np.eye(2), 1.5 * np.eye(2)]))
     X = distance * np.array([[1.0, 0], [-1, 0], [0, 1], [-1, 1]])
     log_probs = mixture.predict_log_proba(X)
     assert np.isfinite(log_probs).all()
     assert np.exp(log_probs).sum(1) == pytest.approx(1)
-    assert mixture.predict(X).tolist() == [1, 1, 1, 1]  # the wider one reaches further
+    assert mixture.predict(X).tolist() == [1, 1, 1, 1]  # the wider one
 
 
-def _degenerate(name):
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(60, 2))
-    if name == "all alike":
-        return np.full((60, 2), 3.0)
-    if name == "two points":
-        return np.repeat([[0.0, 0], [5, 5]], 30, axis=0)
-    if name == "constant column":
-        return np.column_stack([X[:, 0], np.full(60, 1e4)])
-    if name == "on a line":
-        return np.column_stack([X[:, 0], 2 * X[:, 0]])
-    if name == "as many as components":
-        return X[:3]
-    return np.concatenate([np.repeat(X[:1], 50, axis=0), X[1:]])  # one point fifty times
+NORMAL = np.random.default_rng(0).normal(size=(60, 2))
+DEGENERATE = {
+    "all alike": np.full((60, 2), 3.0),
+    "two points": np.repeat([[0.0, 0], [5, 5]], 30, axis=0),
+    "constant column": np.column_stack([NORMAL[:, 0], np.full(60, 1e4)]),
+    "on a line": np.column_stack([NORMAL[:, 0], 2 * NORMAL[:, 0]]),
+    "as many as components": NORMAL[:3],
+    "one point fifty times": np.concatenate([np.repeat(NORMAL[:1], 50, axis=0), NORMAL[1:]]),
+}
 
 
-@pytest.mark.parametrize("name", ["all alike", "two points", "constant column", "on a line", "as many as components",
-                                  "one point fifty times"])
+@pytest.mark.parametrize("X", DEGENERATE.values(), ids=DEGENERATE)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_degenerate_data_is_survived(vae, name):
-    X = _degenerate(name)
+def test_degenerate_data(vae, X):
     mixture = vae.GaussianMixture().fit(X, X[[0, len(X) // 2, -1]] + 0.1)
     assert _finite(mixture) and mixture.weights_.sum() == pytest.approx(1)
     assert np.isfinite(mixture.lower_bounds_).all() and np.isfinite(mixture.predict_log_proba(X)).all()
 
 
-def test_a_start_far_from_the_data_gets_there(vae):
+def test_starting_means_far_from_the_data(vae):
     X = np.random.default_rng(0).normal(size=(300, 2)) * 1e-2 + 1e4
     mixture = vae.GaussianMixture().fit(X, [[0, 0]])
     assert mixture.means_[0] == pytest.approx(X.mean(0), abs=1e-8)
@@ -169,14 +162,14 @@ def test_a_start_far_from_the_data_gets_there(vae):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_component_far_from_all_points_does_the_others_no_harm(vae):
+def test_a_component_far_from_all_points_does_not_harm_the_others(vae):
     X = np.random.default_rng(0).normal(size=(200, 2))
     mixture = vae.GaussianMixture().fit(X, [[0, 0], [1e4, 1e4]])
     assert _finite(mixture) and mixture.weights_.sum() == pytest.approx(1)
     assert mixture.score(X) >= vae.GaussianMixture().fit(X, [[0, 0]]).score(X) - 0.05
 
 
-def test_a_healthy_fit_warns_of_nothing(vae):
+def test_a_usual_fit_gives_no_warning(vae):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vae.GaussianMixture().fit(_problem(4, 2, 2, 300)[0], [[-1, 0], [1, 0]])
@@ -198,32 +191,30 @@ def test_samples_have_the_right_moments(vae):
     assert (mixture.sample(10, seed=1)[0] != mixture.sample(10, seed=2)[0]).all()
 
 
-EYES = np.array([np.eye(2)] * 2)
+WEIGHTS, MEANS, EYES = np.array([0.5, 0.5]), np.array([[-1.0, 0], [1, 0]]), np.array([np.eye(2)] * 2)
+NAN, LARGE = np.full((9, 2), np.nan), np.full((9, 2), 1e200)
 
 
-@pytest.mark.parametrize("X", [np.zeros(5), np.zeros((0, 2)), np.zeros((1, 2)), np.zeros((3, 2, 2)),
-                               np.full((9, 2), np.nan), np.array([[0, 0], [np.inf, 0], [1, 1]])],
-                         ids=["flat", "none", "fewer than components", "3-D", "NaN", "infinite"])
-def test_bad_points_are_a_value_error(vae, X):
+@pytest.mark.parametrize("X, means", [
+    *((X, MEANS) for X in (np.zeros(5), np.zeros((0, 2)), MEANS[:1], np.zeros((3, 2, 2)), NAN, NAN + np.inf, LARGE)),
+    *((np.eye(2)[[0, 1, 1]], means) for means in (np.zeros((2, 3)), np.zeros(2), NAN[:2], NAN[:2] + np.inf, LARGE[:2],
+                                                  np.zeros((4, 2)), np.zeros((0, 2))))])
+def test_fit_refuses_bad_points_and_bad_starting_means(vae, X, means):
     with pytest.raises(ValueError):
-        vae.GaussianMixture().fit(X, np.zeros((2, 2)))
+        vae.GaussianMixture().fit(X, means)
 
 
-@pytest.mark.parametrize("means", [np.zeros((2, 3)), np.zeros(2), np.full((2, 2), np.nan), np.full((2, 2), np.inf),
-                                   np.zeros((51, 2))], ids=["3-D", "flat", "NaN", "infinite", "more than points"])
-def test_a_bad_start_is_a_value_error(vae, means):
-    with pytest.raises(ValueError):
-        vae.GaussianMixture().fit(np.random.default_rng(0).normal(size=(50, 2)), means)
-
-
-@pytest.mark.parametrize("X", [np.zeros((3, 3)), np.zeros(2), np.full((1, 2), np.nan)])
+@pytest.mark.parametrize("X", [np.zeros((3, 3)), np.zeros(2), NAN, LARGE])
 @pytest.mark.parametrize("method", ["predict", "predict_log_proba", "score"])
-def test_bad_points_to_predict_are_a_value_error(vae, method, X):
-    mixture = vae.GaussianMixture.from_parameters(np.array([0.5, 0.5]), np.array([[-1.0, 0], [1, 0]]), EYES)
+def test_prediction_refuses_bad_points(vae, method, X):
     with pytest.raises(ValueError):
-        getattr(mixture, method)(X)
+        getattr(vae.GaussianMixture.from_parameters(WEIGHTS, MEANS, EYES), method)(X)
 
 
-def test_precision_cholesky_refuses_what_is_no_covariance(vae):
-    with pytest.raises(ValueError, match="positive definite"):
-        vae.precision_cholesky(np.array([[[1.0, 2], [2, 1]]]))
+@pytest.mark.parametrize("weights, covariances, message", [
+    ([0, 0], EYES, "positive with sum 1"), ([0.5, 0.6], EYES, "positive with sum 1"), ([1, 0], EYES, "positive"),
+    ([0.5], EYES, "shapes"), ([0.5, np.nan], EYES, "positive"), ([0.5, 0.5], EYES[:1], "shapes"),
+    ([0.5, 0.5], EYES * [[1, 2], [2, 1]] + 2 * EYES[:, ::-1], "not positive definite")])
+def test_parameters_of_no_mixture_are_refused(vae, weights, covariances, message):
+    with pytest.raises(ValueError, match=message):
+        vae.GaussianMixture.from_parameters(weights, MEANS, covariances)
