@@ -6,7 +6,8 @@
 
 The file is split into five folds (permutation of seed 123). Hyper-parameters were chosen on fold 0; figures are
 reported on folds 3 and 4. Labels have two uses: 15 images (5 per class) start the mixture, drawn five times from the
-first 500 held-out images, and the other held-out images are scored. F1 is the mean over the draws, `lowest` the lowest
+first 500 held-out images, and the held-out images after those are scored (with --test: drawn from the first half, all
+but those 15 scored). F1 is the mean over the draws, `lowest` the lowest
 draw. `digits`: fraction of the cells of the assignment's 20 x 20 grid whose image has an SSIM of 0.5 or more with one
 of 1,500 training images, and a pixel over 0.8. `inside`: fraction of the scored images whose mean lies within that
 grid; `moments`: the largest difference between their latents' mean and covariance and those of N(0, I).
@@ -23,7 +24,7 @@ import numpy as np
 STILL = {"rotate": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0}
 VARIANTS = {  # what differs from vae.Config(); `components`: of the prior, instead of one per class
     "default": {},
-    "usual": None,              # benchmarks/plain_vae.py: the plain VAE, the usual loop
+    "usual": None,              # benchmarks/plain_vae.py: the plain VAE in the usual loop, always 83 epochs
     "plain": "plain",           # --plain: the assignment's loss in vae.py's own loop
     "one component": {"components": 1},
     "fixed pseudo-labels": {"label_ema": 0.0},
@@ -114,7 +115,7 @@ def main():
     parser.add_argument("--test")
     parser.add_argument("--folds", type=int, nargs="+", default=[3, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--variants", nargs="+", default=["default"], help="names, or: all")
+    parser.add_argument("--variants", nargs="+", default=["default"], choices=[*VARIANTS, "all"])
     parser.add_argument("--epochs", type=int, help="of vae.py's trainings (default: vae.py's)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit of vae.py's trainings")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
@@ -139,7 +140,8 @@ def main():
                 digits = {"seconds": 0, "inside": 2, "digits": 3}.get(column, 4)
                 summary = f"{values.mean():.{digits}f} ± {values.std(ddof=min(1, len(values) - 1)):.{digits}f}"
                 cells.append({"lowest": f"{values.min():.4f}", "moments": f"{values.max():.2f}"}.get(column, summary))
-            print(f"| {name} | " + " | ".join(cells) + f" | {sum(result['n'] for result in results)} |", flush=True)
+            n = sum(result["n"] for result in results) // len(args.seeds)
+            print(f"| {name} | " + " | ".join(cells) + f" | {n} |", flush=True)
 
 
 if __name__ == "__main__":

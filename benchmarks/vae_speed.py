@@ -46,7 +46,7 @@ def compare_epochs(train_path, threads, rounds=6):
     torch.set_num_threads(threads)
     digits = vae.load_digits(train_path)
     images = digits[:][0].flatten(1)
-    ends, usual = [], []
+    ours, usual, ends = [], [], []
     config = dataclasses.replace(vae.Config(), epochs=rounds)
 
     def log(*_):  # after each epoch of vae.py, one of the usual loop
@@ -56,14 +56,14 @@ def compare_epochs(train_path, threads, rounds=6):
         usual.append(time.perf_counter() - start)
         ends.append(time.perf_counter())
 
-    ours = []
     vae.train_vae(digits, 3, config, log=log)
     a, b = statistics.median(ours[1:]), statistics.median(usual[1:])
     print(f"one epoch: vae.py {a:.2f} s, the usual solution {b:.2f} s, ratio {a / b:.2f}")
     generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(images), generator=generator).split(256)
     batches = {"vae.py's DataLoader": vae.batches(digits, 256, generator),
                "a DataLoader of single images": DataLoader(digits, 256, shuffle=True),
-               "indexing a float32 tensor": (images[i] for i in torch.randperm(len(images)).split(256))}
+               "indexing a float32 tensor": (images[i] for i in order)}
     for name, loader in batches.items():
         start = time.perf_counter()
         for _ in loader:
@@ -72,8 +72,8 @@ def compare_epochs(train_path, threads, rounds=6):
 
 
 def enlarged(images, n, seed=0):
-    """n images uint8: copies of all images, each copy translated by up to 4 px in its own way."""
-    moves, copies = list(itertools.product(range(-4, 5), repeat=2)), -(-n // len(images))
+    """n images uint8: copies of all images, each copy translated by up to 6 px in its own way."""
+    moves, copies = list(itertools.product(range(-6, 7), repeat=2)), -(-n // len(images))
     order = np.random.default_rng(seed).permutation(len(moves))
     out = np.empty((copies * len(images), 28, 28), np.uint8)
     for k in range(copies):
