@@ -325,13 +325,13 @@ class GaussianMixture:
 
     def _set_parameters(self, weights, means, covariances):
         if weights.shape != means.shape[:1] or covariances.shape != (*means.shape, means.shape[-1]):
-            raise ValueError(f"shapes {weights.shape}, {means.shape} and {covariances.shape} of the parameters")
+            raise InputError(f"weights {weights.shape}, means {means.shape}, covariances {covariances.shape} as shapes")
         if not (weights > 0).all() or abs(weights.sum() - 1) > 1e-3 or not np.isfinite(covariances).all():
-            raise ValueError("weights that are not positive with sum 1, or covariances that are not finite")
+            raise InputError("weights that are not positive with sum 1, or covariances that are not finite")
         try:                                                              # P_k with P_k P_k^T = covariance_k^-1
             self.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(0, 2, 1)
         except np.linalg.LinAlgError:
-            raise ValueError("a covariance that is not positive definite; increase reg_covar") from None
+            raise InputError("a covariance that is not positive definite; increase reg_covar") from None
         self.weights_, self.means_, self.covariances_ = weights, means, covariances
 
     def fit(self, X, means_init):
@@ -339,7 +339,7 @@ class GaussianMixture:
         Raises ValueError for fewer points than components, shapes that do not fit, or values that are not finite."""
         X, means = self._check(X), self._check(means_init).copy()
         if means.shape[1] != X.shape[1] or len(X) < len(means):
-            raise ValueError(f"expected at most {len(X)} starting means (K, {X.shape[1]}), found {means.shape}")
+            raise InputError(f"starting means of shape {means.shape} for points of shape {X.shape}")
         covariance = np.atleast_2d(np.cov(X.T, bias=True)) + self.reg_covar * np.eye(X.shape[1])
         self._set_parameters(np.full(len(means), 1 / len(means)), means, np.array([covariance] * len(means)))
         self.lower_bounds_, self.converged_, self.n_iter_ = [], False, 0
@@ -378,7 +378,7 @@ class GaussianMixture:
     def _check(X):
         X = np.ascontiguousarray(X, dtype=np.float64)
         if X.ndim != 2 or not X.size or not np.abs(X).max() < 1e140:      # whose square is finite; NaN is not less
-            raise ValueError(f"expected finite points of shape (N, D), found shape {X.shape} or values out of range")
+            raise InputError(f"shape {X.shape}, not (N, D), or values that are not finite")
         return X
 
     def score(self, X):
@@ -564,13 +564,13 @@ class DigitDataset(Dataset):
 
 def pixel_scale(images):
     """The divisor that brings pixels of any dtype into [0, 1]: 1 when their maximum is at most 1 (1 % above it is taken
-    for rounding), 255 when it is 16..255. Raises InputError for other values."""
+    for rounding), 255 when it is over 32. Raises InputError for other values, such as 0..16."""
     if images.dtype.kind not in "buif":
         raise InputError(f"dtype {images.dtype}, not numbers")
     low, high = float(images.min()), float(images.max())
     scale = 1 if high <= 1.01 else 255
-    if not (low >= -1e-3 * scale and (high <= 1.01 or 16 <= high <= 255.25)):  # NaN is neither
-        raise InputError(f"pixels in {low:g}..{high:g}, not 0..1 or 0..255")
+    if not (low >= -1e-3 * scale and (high <= 1.01 or 32 < high <= 255.25)):  # NaN is neither
+        raise InputError(f"pixels from {low:g} to {high:g}, not 0..1 or 0..255")
     return scale
 
 
@@ -605,6 +605,8 @@ def reading(path, expected):
         yield
     except (InputError, MemoryError) as error:
         raise InputError(f"{path}: expected {expected}, found {error}") from None
+    except KeyError as error:
+        raise InputError(f"{path}: expected {expected}, found no {error}") from None
     except Exception:
         raise InputError(f"{path}: expected {expected}, found a corrupt file or other content") from None
 
@@ -655,9 +657,10 @@ def load_mixture(path):
     expected = "a pickled dict of the NumPy arrays weights, means, covariances and labels"
     with reading(path, expected), open(path, "rb") as file:
         content = _ArrayUnpickler(file).load()
-        *parts, labels = (content[key] for key in ("weights", "means", "covariances", "labels"))
+        *parts, labels = (np.asarray(content[key]) for key in ("weights", "means", "covariances", "labels"))
         if labels.shape != parts[0].shape or labels.dtype.kind not in "iu" or parts[1].shape[1:] != (LATENT_DIM,):
-            raise InputError(f"means of shape {parts[1].shape}, labels of shape {labels.shape}, dtype {labels.dtype}")
+            raise InputError(f"weights of shape {parts[0].shape}, means of shape {parts[1].shape}, labels of shape "
+                             f"{labels.shape} and dtype {labels.dtype}")
         return GaussianMixture.from_parameters(*parts), labels
 
 
@@ -676,7 +679,7 @@ def check_output(path, *others):
         except OSError as error:
             found = error.strerror
     if found:
-        raise InputError(f"{path or repr(path)}: expected a file of its own to write, found: {found}")
+        raise InputError(f"{path or repr(path)}: expected a path to write to, found: {found}")
 
 
 def write_files(writers):
@@ -706,7 +709,7 @@ def parse_arguments(argv):
 
     commands = "\n".join(["", *(__doc__ or "").splitlines()[2:5]])
     parser = argparse.ArgumentParser(prog="vae.py", usage=commands, description=(
-        "TRAIN, VAL and TEST: .npz or .npy files of 28 x 28 images; VAL with labels."))
+        "TRAIN, VAL, TEST: .npz (key data) or .npy files of 28 x 28 images, 0..1 or 0..255; VAL with the key labels."))
     parser.error, add = fail, parser.add_argument
     add("words", nargs="*", help=argparse.SUPPRESS)
     add("--epochs", type=int, default=Config.epochs, help="passes over the training images (default %(default)s)")
@@ -727,9 +730,10 @@ def parse_arguments(argv):
     if len(args.files) != n_files.get(args.mode):
         raise InputError("vae.py: expected 'TRAIN VAL train MODEL MIXTURE', 'TEST test_reconstruction MODEL' or "
                          f"'TEST test_classifier MODEL MIXTURE', found '{' '.join(words)}'; see --help")
-    for name, low, high in ("epochs", 1, 1e6), ("minutes", 0.01, 1e6), ("threads", 1, 1024), ("seed", 0, 2 ** 32 - 1):
+    limits = {"epochs": (1, 10 ** 6), "minutes": (0.01, 10 ** 6), "threads": (1, 1024), "seed": (0, 2 ** 32 - 1)}
+    for name, (low, high) in limits.items():
         if getattr(args, name) is not None and not low <= getattr(args, name) <= high:
-            raise InputError(f"vae.py: expected --{name} from {low:g} to {high:g}, found {getattr(args, name)}")
+            raise InputError(f"vae.py: expected --{name} from {low} to {high:,}, found {getattr(args, name)}")
     return args
 
 
@@ -794,7 +798,11 @@ def test_command(args, log):
     digits, model = load_digits(args.files[0]), load_checkpoint(args.files[1])
     if args.mode == "test_classifier":
         device = "cpu" if args.device == "auto" else args.device  # a GPU takes longer to start than this takes
-        predicted = classify(model, *load_mixture(args.files[2]), digits, pick_device(device))
+        mixture, labels = load_mixture(args.files[2])
+        if len(model.prior_means) not in (1, len(labels)):
+            raise InputError(f"{args.files[2]}: expected a mixture of {len(model.prior_means)} components, as "
+                             f"{args.files[1]} has, found {len(labels)}")
+        predicted = classify(model, mixture, labels, digits, pick_device(device))
         write_files({output: lambda file: np.savetxt(file, predicted, "%d", header="Predicted_Label", comments="")})
     else:
         images = reconstruct(model, digits, not args.mean, pick_device(args.device))

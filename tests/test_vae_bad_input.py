@@ -163,8 +163,8 @@ def test_complex_weights(refuse, data, trained, folder):
 
 
 
-PARTS = {"weights": np.array([0.5, 0.5]), "means": np.array([[0.0, 0], [4, 0]]),
-         "covariances": np.array([np.eye(2)] * 2), "labels": np.array([1, 4])}
+PARTS = {"weights": np.array([0.25, 0.25, 0.5]), "means": np.array([[0.0, 0], [4, 0], [0, 4]]),
+         "covariances": np.array([np.eye(2)] * 3), "labels": np.array([1, 4, 8])}
 SAVED = pickle.dumps(PARTS, protocol=4)
 
 BAD_MIXTURES = {
@@ -176,7 +176,7 @@ BAD_MIXTURES = {
     "an empty dict": pickle.dumps({}),
     **{f"a hostile pickle, protocol {n}": pickle.dumps(Bomb("marker"), n) for n in range(pickle.HIGHEST_PROTOCOL + 1)},
     "a hostile part": pickle.dumps({**PARTS, "extra": Bomb("marker")}),
-    "a hostile label": pickle.dumps({**PARTS, "labels": np.array([Bomb("marker"), 4], dtype=object)}),
+    "a hostile label": pickle.dumps({**PARTS, "labels": np.array([Bomb("marker"), 4, 8], dtype=object)}),
     "a function of the system": b"cos\nsystem\n(S'mkdir marker'\ntR.",
     "a function of numpy": pickle.dumps({**PARTS, "extra": np.load}),
     "getattr": b"cbuiltins\ngetattr\n(cnumpy\nndarray\nS'tofile'\ntR.",
@@ -191,11 +191,13 @@ BAD_MIXTURES = {
     **{f"{key} of None": pickle.dumps({**PARTS, key: None}) for key in PARTS},
     "no component": pickle.dumps({key: PARTS[key][:0] for key in PARTS}),
     "means in three dimensions": pickle.dumps(
-        {**PARTS, "means": np.zeros((2, 3)), "covariances": np.array([np.eye(3)] * 2)}),
-    "a negative weight": pickle.dumps({**PARTS, "weights": np.array([-0.5, 1.5])}),
-    "weights of zero": pickle.dumps({**PARTS, "weights": np.zeros(2)}),
-    "weights whose sum is not 1": pickle.dumps({**PARTS, "weights": np.array([0.5, 0.6])}),
-    "a covariance that is none": pickle.dumps({**PARTS, "covariances": np.array([np.eye(2), -np.eye(2)])}),
+        {**PARTS, "means": np.zeros((3, 3)), "covariances": np.array([np.eye(3)] * 3)}),
+    "a negative weight": pickle.dumps({**PARTS, "weights": np.array([-0.5, 0.5, 1])}),
+    "weights of zero": pickle.dumps({**PARTS, "weights": np.zeros(3)}),
+    "weights whose sum is not 1": pickle.dumps({**PARTS, "weights": np.array([0.5, 0.6, 0.1])}),
+    "as many components as another model has": pickle.dumps(
+        {**{key: PARTS[key][:2] for key in PARTS}, "weights": np.array([0.5, 0.5])}),
+    "a covariance that is none": pickle.dumps({**PARTS, "covariances": np.array([np.eye(2), -np.eye(2), np.eye(2)])}),
 }
 
 
@@ -206,9 +208,19 @@ def test_bad_mixture(refuse, data, trained, folder, name):
     assert not (folder / "marker").exists()
 
 
+@pytest.mark.parametrize("name, words", [("a negative weight", "positive"), ("no means", "no 'means'"),
+                                         ("weights of another length", "(4,)"),
+                                         ("a covariance that is none", "positive definite")])
+def test_bad_mixture_is_explained(refuse, data, trained, folder, name, words):
+    (folder / "broken.pkl").write_bytes(BAD_MIXTURES[name])
+    assert words in refuse("broken.pkl", data.test, "test_classifier", trained.model, "broken.pkl").err
+
+
 def test_the_mixture_that_the_bad_ones_change_is_good(call, data, trained, tmp_path):
-    (tmp_path / "good.pkl").write_bytes(SAVED)
-    assert call(data.test, "test_classifier", trained.model, "good.pkl").code == 0
+    """Lists in place of arrays as well."""
+    for content in (SAVED, pickle.dumps({key: part.tolist() for key, part in PARTS.items()})):
+        (tmp_path / "good.pkl").write_bytes(content)
+        assert call(data.test, "test_classifier", trained.model, "good.pkl").code == 0
 
 
 def test_model_and_mixture_in_one_file(refuse, data):

@@ -50,7 +50,7 @@ def test_every_form_of_a_file_gives_the_same_images(vae, tmp_path, container, sc
 @pytest.mark.parametrize("pixels, scale", [
     (np.array([0, 1], np.uint8), 1), (np.array([0, 1]), 1), (np.array([False, True]), 1), (np.zeros(1), 1),
     (np.array([0, 1.000001]), 1), (np.array([-1e-4, 1], np.float32), 1), (np.array([0, 255], np.uint8), 255),
-    (np.array([128]), 255), (np.array([0, 0.5, 255]), 255), (np.array([0.0, 16]), 255),
+    (np.array([128]), 255), (np.array([0, 0.5, 255]), 255), (np.array([0.0, 40]), 255),
     *((np.array([0, high]), None) for high in (2, 10, 15.9, 256, np.nan, np.inf)), (np.array([-0.01, 1]), None)])
 def test_pixel_scale(vae, tmp_path, pixels, scale):
     images, path = np.resize(pixels, (2, 28, 28)), str(tmp_path / "images.npz")
