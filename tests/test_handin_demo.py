@@ -28,7 +28,7 @@ def test_the_demo_scores_well_and_ends_with_a_summary_and_one_page(tmp_path, cap
               for command, (score, _, _) in summary.items()}
     (birds,), (ssim, one_minus_mse), (digits,) = (
         scores[command] for command in ("bird.py test", "vae.py test_reconstruction", "vae.py test_classifier"))
-    assert digits > 0.85 and ssim > 0.8 and one_minus_mse > 0.98 and birds > 0.5
+    assert digits > 0.95 and ssim > 0.65 and one_minus_mse > 0.96 and birds > 0.5
     assert "drawn birds" in summary["bird.py test"][0] and int(summary["bird.py train"][1]) > 0
     for _, _, files in summary.values():
         for name in files.split(", "):

@@ -363,7 +363,7 @@ def test_no_text_among_class_names_is_cut_off_or_covers_another(names, texts):
 
 def test_no_text_of_a_curve_a_table_or_a_latent_is_cut_off_or_covers_another(texts):
     mixture = figures_digits.vae.GaussianMixture.from_parameters(
-        np.full(3, 1 / 3), figures_digits.vae.mixture_prior(3)[0].double().numpy(),
+        np.full(3, 1 / 3), figures_digits.vae.VAE(3).prior_means.double().numpy(),
         np.stack([0.09 * np.eye(2)] * 3))
     codes, component = mixture.sample(100)
     labels, images = np.array([1, 4, 8]), np.random.default_rng(0).random((10, 28, 28))

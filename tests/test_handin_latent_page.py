@@ -203,15 +203,16 @@ def is_right(found, parts):
 def test_the_mouse_moves_the_point(visit, parts):
     page = visit()
     box, left, places = page.locator("#plane").bounding_box(), read(made(parts))["view"], []
-    for across, down in ((0.3, 0.3), (0.7, 0.3), (0.7, 0.7), (0.52, 0.5)):
+    for across, down in ((0.3, 0.3), (0.7, 0.3), (0.7, 0.7), (0.3, 0.7), (0.5, 0.2), (0.5, 0.8), (0.52, 0.5)):
         page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
         rest(page)
         places.append(shown(page))
         is_right(places[-1], parts)
-    a, b, c, _ = places
+    a, b, c, *_ = places
     assert b.z[0] > a.z[0] and b.z[1] == pytest.approx(a.z[1]) and c.z[1] < b.z[1] and c.z[0] == pytest.approx(b.z[0])
     assert b.z[0] - a.z[0] == pytest.approx(0.4 * (left[1] - left[0]) * box["width"] / (box["width"] - 60), rel=0.02)
-    assert np.abs(a.image - c.image).max() > 0.1 and np.abs(a.probabilities - c.probabilities).max() > 0.01
+    assert np.abs(a.image - c.image).max() > 0.1
+    assert len({place.probabilities.argmax() for place in places}) > 1
     page.mouse.move(2, 2)
     rest(page)
     assert shown(page).z == places[-1].z

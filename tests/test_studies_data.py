@@ -184,7 +184,7 @@ def _bad_sources(folder, pixels, labels, bomb):
         "channels": ({"data": np.zeros((60, 5, 9, 9))}, "(60, 5, 9, 9)"), "no axes": ({"data": np.float64(3)}, "()"),
         "no square": ({"data": pixels.reshape(60, -1)[:, 1:]}, "(60, 783)"), "none": ({"data": pixels[:0]}, "(0, 28"),
         "no columns": ({"data": pixels[:, :, :0]}, "(60, 28, 0)"), "words": ({"data": pixels.astype(str)}, "<U3"),
-        "nan": ({"data": pixels * np.nan}, "nan"), "negative": ({"data": pixels - 1.0}, "-1..254"),
+        "nan": ({"data": pixels * np.nan}, "nan"), "negative": ({"data": pixels - 1.0}, "from -1 to 254"),
         "a label too few": ({"data": pixels, "labels": labels[1:]}, "each of 60 images, found int64 of shape (59,)"),
         "two axes of labels": ({"data": pixels, "labels": labels.reshape(30, 2)}, "(30, 2)"),
         "labels nan": ({"data": pixels, "labels": np.where(labels == 1, np.nan, labels)}, "found float64"),
