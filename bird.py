@@ -182,7 +182,7 @@ def read_photo(path, side):
 def _try_photo(path, side):
     try:
         return read_photo(path, side)
-    except Exception:  # broken bytes trip the decoders in a dozen ways
+    except Exception:  # corrupt photos raise many exception types
         return None
 
 
@@ -626,7 +626,7 @@ def train_classifier(model, images, labels, train, val, recipe, device, seconds,
     seconds       the time it may take.
     report_pace   called as report_pace(schedule) once the seconds a step are known.
     on_epoch_end  called as on_epoch_end(state, schedule) after every epoch, with all that going on from there needs.
-    state         of an earlier call: goes on from there, to the same weights.
+    state         of an earlier call: resumes from there, to the same weights.
     Returns the best averaged weights and the history, a dict of numbers an epoch. The randomness of an epoch depends on
     the seed and on its number alone."""
     torch.backends.cudnn.benchmark = True  # batches have few shapes
@@ -794,7 +794,7 @@ def _load(path, expected):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # broken bytes trip torch.load in a dozen ways; its text recommends to load them all the same
+    except Exception:  # corrupt files raise many exception types; torch advises to load them without checks
         raise InputError(f"{path}: {expected}, found a file that is broken or holds more than tensors") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: {expected}, found a {type(content).__name__}")
@@ -1049,7 +1049,7 @@ def main(argv=None):
         return 2
     except Stopped as stopped:
         print("bird.py: interrupted"
-              + ("; --resume goes on from the last epoch" if args and args.mode == "train" else ""), file=sys.stderr)
+              + ("; --resume continues from the last epoch" if args and args.mode == "train" else ""), file=sys.stderr)
         return 128 + stopped.args[0]
     for number, handler in before.items():  # while the interpreter ends there is nobody to catch Stopped
         signal.signal(number, handler)

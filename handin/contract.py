@@ -109,7 +109,7 @@ def check_reconstruction(rows, path, number):
         with np.load(path, allow_pickle=False) as content:
             keys = content.files
             images = content["data"] if "data" in keys else content[keys[0]] if len(keys) == 1 else None
-    except Exception as error:  # broken bytes trip zipfile and NumPy in a dozen ways
+    except Exception as error:  # corrupt files raise many exception types
         return rows.add(f"{name} key", "fail", f"expected a .npz file of one array, found: {printable(str(error))}")
     rows.check(f"{name} key", keys == ["data"], f"expected the key 'data' alone, found {_listed(map(repr, keys))}")
     if images is None:

@@ -48,7 +48,7 @@ def read_pdf(content):
         pages = pypdf.PdfReader(io.BytesIO(content)).pages
         lines = [" ".join(line.split()) for page in pages for line in page.extract_text().splitlines()]
         return len(pages), [line for line in lines if line]
-    except Exception as error:  # broken bytes trip the reader in a dozen ways
+    except Exception as error:  # corrupt files raise many exception types
         raise ValueError(one_line(error)) from None
 
 

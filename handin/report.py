@@ -52,7 +52,7 @@ def read_figures(folder, part):
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
                 found[name] = content, image.width > COLUMN_PX
-        except Exception as error:  # broken bytes trip the decoder in a dozen ways
+        except Exception as error:  # corrupt files raise many exception types
             raise InputError(f"{path}: expected {what}, found: {one_line(error)}") from None
     return found
 

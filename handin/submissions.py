@@ -77,7 +77,7 @@ def unpack(path, target):
                 raise ValueError(f"{len(members)} files of {total / 1e6:.0f} MB, more than {MOST_MEMBERS} or "
                                  f"{MOST_BYTES / 1e6:g} MB")
             archive.extractall(str(target), members)
-    except Exception as error:  # broken bytes trip zipfile in a dozen ways
+    except Exception as error:  # corrupt files raise many exception types
         raise InputError(f"zip: expected a zip of plain files in one folder, found: {one_line(error)}") from None
 
 

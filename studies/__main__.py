@@ -117,7 +117,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         if alone:
             after_bar = "\n" * sys.stderr.isatty()
-            print(f"{after_bar}python -m studies {argv[0]}: interrupted; --resume goes on from the last epoch",
+            print(f"{after_bar}python -m studies {argv[0]}: interrupted; --resume continues from the last epoch",
                   file=sys.stderr)
         return 130
     except InputError as error:

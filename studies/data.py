@@ -156,7 +156,7 @@ def _array(path):
     try:
         content = np.load(path, allow_pickle=False)
         content = {"data": content} if isinstance(content, np.ndarray) else dict(content)
-    except Exception as error:  # broken bytes trip zipfile and NumPy in a dozen ways
+    except Exception as error:  # corrupt files raise many exception types
         why = one_line(error).split(" If you")[0]  # NumPy advises to unpickle it all the same
         raise InputError(f"{path}: expected a .npz or .npy file of numbers, found: {why}") from None
     if "data" not in content:
@@ -216,7 +216,7 @@ def _photos(folder, side, channels):
                     photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
                 photo = photo.convert("L" if channels == 1 else "RGB")
             return transforms.pil_to_tensor(ImageOps.fit(photo, (side, side), Image.BILINEAR))
-        except Exception as error:  # broken photos trip Pillow in a dozen ways, and one must not cost the others
+        except Exception as error:  # corrupt photos raise many exception types; the others are still read
             skipped.append(f"{printable(str(path.relative_to(folder)))}: {one_line(error)}")
 
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # bird.py, which reads what there is of a photo, sets it for the process

@@ -197,7 +197,7 @@ class Run:
             why = [f"{key} {asked} as asked, found a training with {there.get(key)}"
                    for key, asked in about.items() if there.get(key) != asked]
             why += [f"at most {epochs} epochs as asked, found {epoch}"] * (epoch > epochs)
-        except Exception as error:  # broken bytes trip torch.load in a dozen ways, and so does a pickled object
+        except Exception as error:  # corrupt files and pickled objects raise many exception types
             why = [f"a checkpoint of this study, found: {one_line(str(error).split('. ')[0])}"]  # then comes bad advice
         if why:
             raise InputError(f"{path}: expected {why[-1]}; start without --resume")

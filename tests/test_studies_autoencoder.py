@@ -96,7 +96,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_leaves_no_half_file(studied, tmp_
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     *rows, last = process.communicate(timeout=600)[1].splitlines()
-    assert process.returncode == 130 and last.endswith("interrupted; --resume goes on from the last epoch")
+    assert process.returncode == 130 and last.endswith("interrupted; --resume continues from the last epoch")
     assert all(": epoch " in line for line in rows)
     assert {path.name for path in (tmp_path / "out").rglob("*.*") if path.is_file()} == {
         "features.ckpt", "ae_described_seed0.ckpt", "metrics.csv", "hparams.yaml"}
