@@ -26,14 +26,13 @@ def read_json(path, what):
 
 
 def write_files(payloads):
-    """Writes the bytes of each path {path: bytes} beside it, then moves all into place, folders made where missing:
-    whatever stops this, no half file stands there. Raises InputError."""
-    beside = {}
+    """Atomic write of {path: bytes}: temporary files, then renames; missing folders are created. Raises InputError."""
+    temporary = {}
     try:
         for path, payload in payloads.items():
             os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
-            beside[path] = f"{os.path.realpath(path)}.{os.getpid()}.tmp"
-            with open(beside[path], "wb") as file:
+            temporary[path] = f"{os.path.realpath(path)}.{os.getpid()}.tmp"
+            with open(temporary[path], "wb") as file:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
@@ -41,11 +40,11 @@ def write_files(payloads):
             if os.path.isdir(path):
                 raise InputError(f"{path}: expected a file to write, found a folder")
         for path in payloads:
-            os.replace(beside[path], os.path.realpath(path))
+            os.replace(temporary[path], os.path.realpath(path))
     except OSError as error:
         raise InputError(f"{path}: expected a place to write {len(payloads[path]):,} bytes, found: "
                          f"{error.strerror}") from None
     finally:
-        for name in beside.values():
+        for name in temporary.values():
             if os.path.exists(name):
                 os.remove(name)

@@ -3,7 +3,7 @@
 All trainings have the same number of epochs; without --epochs it is what the time allows, learned from one epoch of
 the recipe. Accuracy and F1 are those of photos that took no part in training: those of TEST or, without it, a fifth of
 TRAIN set aside before anything else. FIGURES/ablation.json is rewritten after each training: a second call with the
-same data and settings goes on where the first one stopped.
+same data and settings resumes where the first one stopped.
 """
 import dataclasses
 import json

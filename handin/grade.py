@@ -2,7 +2,7 @@
 alone in a fresh folder, bounded by time, memory and output; checks and scores what they write, and the rules.
 
 Without --bird and --vae it grades this project's own scripts. With --submissions it grades a class: each zip or folder
-below FOLDER, one CSV row as each ends, logs and a report.html beside the CSV; a second call goes on, and completes rows
+below FOLDER, one CSV row as each ends, logs and a report.html beside the CSV; a second call resumes, and completes rows
 that --quick has made. --jobs grades several at a time, --scheduler on the machines of a Dask cluster. A script runs
 with your rights: grade strangers with --container.
 """

@@ -51,7 +51,7 @@ def _parser(name, module):
         "second one is held out (default: its own test files, else a fifth of each class)")
     add("--out", required=True, type=Path, metavar="FOLDER", help="for figures, results.json, report.html, checkpoints")
     add("--variant", nargs="+", default=[], choices=module.VARIANTS, metavar="NAME",
-        help=f"train these beside the described experiment: {', '.join(module.VARIANTS)}")
+        help=f"train these in addition to the described experiment: {', '.join(module.VARIANTS)}")
     add("--quick", action="store_true", help="the whole study, small: under 2 minutes on 2 cores")
     add("--resume", action="store_true", help="go on where an earlier call stopped")
     add("--seeds", type=count, default=1, metavar="N", help="repeat with N seeds: mean and standard deviation")

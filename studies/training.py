@@ -95,7 +95,7 @@ class StudyModule(L.LightningModule):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there, so that no stop leaves half a file."""
+    """Atomic write of a checkpoint: temporary file, then rename."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         buffer = io.BytesIO()
@@ -157,7 +157,7 @@ class Run:
 
     def fit(self, name, module, train, test=None, *, epochs, batch_size, seed=0, callbacks=()):
         """Trains a StudyModule on data.Images and returns it in evaluation mode. After each epoch the whole state is in
-        FOLDER/checkpoints/NAME.ckpt, from which --resume goes on. Raises InputError."""
+        FOLDER/checkpoints/NAME.ckpt, from which --resume continues. Raises InputError."""
         path, module.name, module.seed = self.folder / "checkpoints" / f"{name}.ckpt", name, seed
         module.about = {**module.hparams, "batch_size": batch_size, "images": len(train), "seed": seed}
         found, several = str(path) if self.resume and path.exists() else None, self.processes > 1

@@ -1,4 +1,4 @@
-"""python -m handin ablate: variants really differ, the table is that of the runs, a second call goes on."""
+"""python -m handin ablate: variants really differ, the table is that of the runs, a second call resumes."""
 import json
 import statistics
 
