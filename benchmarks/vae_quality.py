@@ -3,6 +3,7 @@
     python -m benchmarks.vae_quality TRAIN.npz                    the default on folds 3 and 4, seeds 0 and 1
     python -m benchmarks.vae_quality TRAIN.npz --variants all --epochs 12        and every variant, in short trainings
     python -m benchmarks.vae_quality TRAIN.npz --test TEST.npz --seeds 0 1 2 3 4     trained on all of TRAIN
+    python -m benchmarks.vae_quality TRAIN.npz --model models/vae.pth        `digits` of a model, purity of pseudo-labels
 
 The file is split into five folds (permutation of seed 123). Hyper-parameters were chosen on fold 0; figures are
 reported on folds 3 and 4. Labels have two uses: 15 images (5 per class) start the mixture, drawn five times from the
@@ -71,6 +72,19 @@ def digit_cells(model, images):
     return float(((best >= 0.5) & (cells.max(1)[0] > 0.8)).float().mean())
 
 
+def describe(train_path, model_path):
+    """Prints `digits` of a model, and the fraction of TRAIN whose pseudo-label is that of most images of its digit."""
+    import torch
+
+    import vae
+    data = vae.load_digits(train_path, labelled=True)
+    with torch.no_grad():
+        cells = digit_cells(vae.load_checkpoint(model_path), data[:1500][0].flatten(1))
+    clusters = vae.pseudo_labels(data, len(np.unique(data.labels)), torch.Generator().manual_seed(0)).numpy()
+    most = sum(np.unique(data.labels[clusters == k], return_counts=True)[1].max() for k in np.unique(clusters))
+    print(f"{model_path}: digits {cells:.4f}; pseudo-labels of {train_path}: purity {most / len(data):.4f}")
+
+
 def measure(train_path, test_path, fold, seed, name, threads, epochs, minutes):
     """One training; returns a dict of scores."""
     import torch
@@ -113,6 +127,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
     parser.add_argument("--test")
+    parser.add_argument("--model", help="describe this checkpoint, train nothing")
     parser.add_argument("--folds", type=int, nargs="+", default=[3, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=["default"], choices=[*VARIANTS, "all"])
@@ -121,6 +136,8 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each training")
     args = parser.parse_args()
+    if args.model:
+        return describe(args.train, args.model)
     names = list(VARIANTS) if args.variants == ["all"] else args.variants
     folds = [None] if args.test else args.folds
     print(f"{args.jobs} training(s) at a time, {args.threads} thread(s) each; mean ± standard deviation over "
