@@ -3,7 +3,7 @@
     python -m benchmarks.vae_quality TRAIN.npz                    the default on folds 3 and 4, seeds 0 and 1
     python -m benchmarks.vae_quality TRAIN.npz --variants all --epochs 12        and every variant, in short trainings
     python -m benchmarks.vae_quality TRAIN.npz --test TEST.npz --seeds 0 1 2 3 4     trained on all of TRAIN
-    python -m benchmarks.vae_quality TRAIN.npz --model models/vae.pth        `digits` of a model, purity of pseudo-labels
+    python -m benchmarks.vae_quality TRAIN.npz --model models/vae.pth     `digits` of a model, purity of pseudo-labels
 
 The file is split into five folds (permutation of seed 123). Hyper-parameters were chosen on fold 0; figures are
 reported on folds 3 and 4. Labels have two uses: 15 images (5 per class) start the mixture, drawn five times from the
