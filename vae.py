@@ -451,8 +451,8 @@ def reconstruct(model, digits, refined=True, device="cpu"):
 
 
 def classify(model, mixture, labels, digits, device="cpu"):
-    """Labels (N,) of the most probable mixture component for each image of a DigitDataset. Moves the
-    model to `device`."""
+    """Labels (N,) of the most probable mixture component for each image of a DigitDataset. Moves the model to
+    `device`."""
     return labels[mixture.predict(encode_means(model.to(device), digits))]
 
 
