@@ -33,6 +33,7 @@ around its latent mean (an iterative refinement in the spirit of [11]).
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 import os
@@ -325,9 +326,12 @@ class GaussianMixture:
 
     def _set_parameters(self, weights, means, covariances):
         if weights.shape != means.shape[:1] or covariances.shape != (*means.shape, means.shape[-1]):
-            raise InputError(f"weights {weights.shape}, means {means.shape}, covariances {covariances.shape} as shapes")
-        if not (weights > 0).all() or abs(weights.sum() - 1) > 1e-3 or not np.isfinite(covariances).all():
-            raise InputError("weights that are not positive with sum 1, or covariances that are not finite")
+            raise InputError(f"weights {weights.shape}, means {means.shape}, covariances {covariances.shape}, not "
+                             "(K,), (K, D), (K, D, D)")
+        if not (weights > 0).all() or abs(weights.sum() - 1) > 1e-3:
+            raise InputError(f"weights that are not positive with sum 1, but {weights.sum():g}")
+        if not np.isfinite(covariances).all() or not np.allclose(covariances, covariances.transpose(0, 2, 1)):
+            raise InputError("covariances that are not finite and symmetric")
         try:                                                              # P_k with P_k P_k^T = covariance_k^-1
             self.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(0, 2, 1)
         except np.linalg.LinAlgError:
@@ -378,7 +382,7 @@ class GaussianMixture:
     def _check(X):
         X = np.ascontiguousarray(X, dtype=np.float64)
         if X.ndim != 2 or not X.size or not np.abs(X).max() < 1e140:      # whose square is finite; NaN is not less
-            raise InputError(f"shape {X.shape}, not (N, D), or values that are not finite")
+            raise InputError(f"shape {X.shape}, not (N, D), or values that are not below 1e140")
         return X
 
     def score(self, X):
@@ -600,7 +604,8 @@ def reading(path, expected):
     """Turns whatever fails in reading a file into an InputError in our own words: corrupt files raise many exception
     types, and the libraries' messages advise to load the file without checks."""
     if not os.path.isfile(path):
-        raise InputError(f"{path}: expected {expected}, found {'a folder' if os.path.isdir(path) else 'no such file'}")
+        found = "a folder" if os.path.isdir(path) else "no regular file"
+        raise InputError(f"{path}: expected {expected}, found {found}")
     try:
         yield
     except (InputError, MemoryError) as error:
@@ -632,10 +637,16 @@ def load_checkpoint(path):
     return model.eval()
 
 
-def save_mixture(mixture, labels, file):
-    """Writes a `gmm_params.pkl`, a pickled dict of NumPy arrays; labels (K,)."""
+def save_mixture(mixture, labels, model, file):
+    """Writes a `gmm_params.pkl`, a pickled dict of NumPy arrays; labels (K,), the model whose latents were fitted."""
     pickle.dump({"weights": mixture.weights_, "means": mixture.means_, "covariances": mixture.covariances_,
-                 "labels": labels}, file, protocol=4)
+                 "labels": labels, "model": fingerprint(model)}, file, protocol=4)
+
+
+def fingerprint(model):
+    """SHA-256 of the stored weights, uint8 (32,): the same digits have other latents in every model."""
+    content = b"".join(value.numpy().tobytes() for value in stored_weights(model).values())
+    return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -652,16 +663,21 @@ class _ArrayUnpickler(pickle.Unpickler):
         return function
 
 
-def load_mixture(path):
-    """Mixture and labels (K,) of a `gmm_params.pkl`. Raises InputError."""
+def load_mixture(path, model):
+    """Mixture and labels (K,) of a `gmm_params.pkl`, which was not fitted to another model. Raises InputError."""
     expected = "a pickled dict of the NumPy arrays weights, means, covariances and labels"
     with reading(path, expected), open(path, "rb") as file:
         content = _ArrayUnpickler(file).load()
         *parts, labels = (np.asarray(content[key]) for key in ("weights", "means", "covariances", "labels"))
-        if labels.shape != parts[0].shape or labels.dtype.kind not in "iu" or parts[1].shape[1:] != (LATENT_DIM,):
-            raise InputError(f"weights of shape {parts[0].shape}, means of shape {parts[1].shape}, labels of shape "
-                             f"{labels.shape} and dtype {labels.dtype}")
-        return GaussianMixture.from_parameters(*parts), labels
+        mixture = GaussianMixture.from_parameters(*parts)
+        K, D = mixture.means_.shape
+        if D != LATENT_DIM or labels.shape != (K,) or labels.dtype.kind not in "iu":
+            raise InputError(f"means {K, D}, labels {labels.shape} of {labels.dtype}, not (K, 2) and integers (K,)")
+        if len(model.prior_means) not in (1, len(labels)):
+            raise InputError(f"{len(labels)} components, not the {len(model.prior_means)} of the model")
+        if not np.array_equal(content.get("model", fingerprint(model)), fingerprint(model)):
+            raise InputError("one that was fitted to the latents of another model")
+        return mixture, labels
 
 
 def check_output(path, *others):
@@ -788,7 +804,7 @@ def train_command(args, log):
     checkpoint = io.BytesIO()  # torch.save to a full disk would raise other errors than OSError
     torch.save(stored_weights(model), checkpoint)
     write_files({model_path: lambda file: file.write(checkpoint.getbuffer()),
-                 mixture_path: lambda file: save_mixture(mixture, labels, file)})
+                 mixture_path: lambda file: save_mixture(mixture, labels, model, file)})
     log(f"wrote {model_path} and {mixture_path} after {time.monotonic() - start:.0f} s")
 
 
@@ -798,11 +814,7 @@ def test_command(args, log):
     digits, model = load_digits(args.files[0]), load_checkpoint(args.files[1])
     if args.mode == "test_classifier":
         device = "cpu" if args.device == "auto" else args.device  # a GPU takes longer to start than this takes
-        mixture, labels = load_mixture(args.files[2])
-        if len(model.prior_means) not in (1, len(labels)):
-            raise InputError(f"{args.files[2]}: expected a mixture of {len(model.prior_means)} components, as "
-                             f"{args.files[1]} has, found {len(labels)}")
-        predicted = classify(model, mixture, labels, digits, pick_device(device))
+        predicted = classify(model, *load_mixture(args.files[2], model), digits, pick_device(device))
         write_files({output: lambda file: np.savetxt(file, predicted, "%d", header="Predicted_Label", comments="")})
     else:
         images = reconstruct(model, digits, not args.mean, pick_device(args.device))
@@ -849,4 +861,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written; torch's own exit would print a traceback
+    sys.exit(code)

@@ -16,6 +16,7 @@ grid; `moments`: the largest difference between their latents' mean and covarian
 import argparse
 import dataclasses
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -162,4 +163,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    from vae import InputError
+    try:
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

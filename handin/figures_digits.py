@@ -193,7 +193,8 @@ def draw_all(val, test, train, model_path, mixture_path, device):
     """Figures {name: Figure}, pages {file name: bytes}, DigitResults and remarks (lines for the user) of part II, from
     the labelled digits, those of the test, the training images or None, a model and its mixture. Labels of the training
     images only colour them. Raises InputError, also vae.py's."""
-    model, (mixture, labels) = vae.load_checkpoint(model_path), vae.load_mixture(mixture_path)
+    model = vae.load_checkpoint(model_path)
+    mixture, labels = vae.load_mixture(mixture_path, model)
     val_digits, (digits, classes) = vae.load_digits(val, labelled=True), read_digits(test)
     shown_digits, shown_classes = (digits, classes) if train is None else read_digits(train)
     images, val_images, shown_images = (part[:][0].numpy() for part in (digits, val_digits, shown_digits))

@@ -141,7 +141,7 @@ def test_the_numbers_of_the_digits_are_those_of_the_graded_files(made, trained, 
     assert found["scores"] == pytest.approx({"average_f1": scores.average_f1(data.test_labels, predicted),
                                              **_evaluate(data.test_labels, predicted)})
     vae, model = figures_digits.vae, figures_digits.vae.load_checkpoint(str(trained.model))
-    mixture, labels = vae.load_mixture(str(trained.mixture))
+    mixture, labels = vae.load_mixture(str(trained.mixture), model)
     val, test_digits = vae.load_digits(data.val, labelled=True), vae.load_digits(data.test)
     val_predicted = vae.classify(model, mixture, labels, val)
     assert {**found["validation"], "average_f1": 0} == pytest.approx({**_evaluate(val.labels, val_predicted),

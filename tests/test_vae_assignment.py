@@ -157,7 +157,7 @@ def test_plot_2d_manifold_shows_digits(names, vae):
     figure = np.asarray(names["plt"].gca().images[0].get_array()).reshape(20, 28, 20, 28)
     cells = torch.from_numpy(figure).float().permute(0, 2, 1, 3).reshape(400, 784)
     assert 0 <= float(cells.min()) and float(cells.max()) <= 1 and float(cells.max(1)[0].min()) > 0.8
-    z = vae.load_mixture(str(MODELS / "gmm_params.pkl"))[0].sample(1500)[0]
+    z = vae.load_mixture(str(MODELS / "gmm_params.pkl"), names["vae"])[0].sample(1500)[0]
     with torch.no_grad():
         digits = names["vae"].decode(torch.from_numpy(z).float())
     nearest = torch.cdist(cells, digits).topk(50, largest=False)[1]  # SSIM with all 1,500 would take a minute
@@ -177,7 +177,7 @@ def test_evaluate_gmm_performance(names):
 
 def test_latents_of_the_training_images_are_spread_like_n_0_i(vae):
     """By the mixture that EM fitted to their means: mean 0, covariance I within 0.15, 75 % within the grid."""
-    mixture, labels = vae.load_mixture(str(MODELS / "gmm_params.pkl"))
+    mixture, labels = vae.load_mixture(str(MODELS / "gmm_params.pkl"), vae.load_checkpoint(str(MODELS / "vae.pth")))
     assert labels.tolist() == [1, 4, 8]
     mean = mixture.weights_ @ mixture.means_
     moments = np.einsum("k,kij->ij", mixture.weights_, mixture.covariances_ + np.einsum(
@@ -201,7 +201,7 @@ def test_trained_model_on_real_digits(vae):
         drawn, mu, _ = model(images)
     assert mean_ssim(images.numpy(), drawn.numpy().reshape(-1, 28, 28)) > 0.74
     assert mean_ssim(images.numpy(), vae.reconstruct(model, digits)) > 0.77
-    labels = vae.classify(model, *vae.load_mixture(str(MODELS / "gmm_params.pkl")), digits)
+    labels = vae.classify(model, *vae.load_mixture(str(MODELS / "gmm_params.pkl"), model), digits)
     assert average_f1(digits.labels, labels) > 0.99
     assert (mu.abs() <= 1.645).all(1).float().mean() >= 0.75
     assert mu.mean(0).numpy() == pytest.approx(0, abs=0.25)  # of so few, one more or less of a class changes it

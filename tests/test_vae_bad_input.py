@@ -195,6 +195,9 @@ BAD_MIXTURES = {
     "a negative weight": pickle.dumps({**PARTS, "weights": np.array([-0.5, 0.5, 1])}),
     "weights of zero": pickle.dumps({**PARTS, "weights": np.zeros(3)}),
     "weights whose sum is not 1": pickle.dumps({**PARTS, "weights": np.array([0.5, 0.6, 0.1])}),
+    "the latents of another model": pickle.dumps({**PARTS, "model": np.zeros(32, np.uint8)}),
+    "a covariance that is not symmetric": pickle.dumps(
+        {**PARTS, "covariances": PARTS["covariances"] + [[0, 0.1], [0, 0]]}),
     "as many components as another model has": pickle.dumps(
         {**{key: PARTS[key][:2] for key in PARTS}, "weights": np.array([0.5, 0.5])}),
     "a covariance that is none": pickle.dumps({**PARTS, "covariances": np.array([np.eye(2), -np.eye(2), np.eye(2)])}),

@@ -35,7 +35,7 @@ def test_npz_holds_only_data_of_floats_between_0_and_1(trained):
 def test_mixture_file_is_a_plain_dict_of_arrays(trained):
     with open(str(trained.mixture), "rb") as file:
         content = pickle.load(file)
-    assert type(content) is dict and set(content) == {"weights", "means", "covariances", "labels"}
+    assert type(content) is dict and set(content) == {"weights", "means", "covariances", "labels", "model"}
     assert all(type(value) is np.ndarray for value in content.values())
     assert [content[key].shape for key in ("weights", "means", "covariances")] == [(3,), (3, 2), (3, 2, 2)]
     assert content["labels"].tolist() == [3, 7, 30]

@@ -95,21 +95,24 @@ def test_batches_are_the_items_one_by_one(vae, draw, labels):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_mixture_files_of_every_pickle_protocol(vae, tmp_path, protocol):
     """Below protocol 4 with the module names of NumPy 1."""
-    X, path = np.random.default_rng(0).normal(size=(200, 2)), tmp_path / "gmm_params.pkl"
+    X, path, model = np.random.default_rng(0).normal(size=(200, 2)), tmp_path / "gmm_params.pkl", vae.VAE(2)
     mixture = vae.GaussianMixture().fit(X, [[-1, 0], [1, 0]])
-    vae.write_files({str(path): lambda file: vae.save_mixture(mixture, np.array([4, 900]), file)})
+    vae.write_files({str(path): lambda file: vae.save_mixture(mixture, np.array([4, 900]), model, file)})
     content = pickle.loads(path.read_bytes())
     content["means"] = np.asfortranarray(content["means"])
     content = pickle.dumps(content, protocol)
     path.write_bytes(content if protocol > 3 else content.replace(b"numpy._core", b"numpy.core"))
-    again, labels = vae.load_mixture(str(path))
+    again, labels = vae.load_mixture(str(path), model)
     assert labels.tolist() == [4, 900]
     assert (again.predict_log_proba(X) == mixture.predict_log_proba(X)).all()
+    with pytest.raises(vae.InputError, match="another model"):
+        vae.load_mixture(str(path), vae.VAE(2))
 
 
 def test_the_committed_model_loads_and_predicts(vae):
     path = MODELS / "vae.pth"
-    model, (mixture, labels) = vae.load_checkpoint(str(path)), vae.load_mixture(str(MODELS / "gmm_params.pkl"))
+    model = vae.load_checkpoint(str(path))
+    mixture, labels = vae.load_mixture(str(MODELS / "gmm_params.pkl"), model)
     assert path.stat().st_size < 4_000_000 and labels.tolist() == [1, 4, 8]
     drawn = model.decode(torch.tensor(mixture.means_, dtype=torch.float32)).detach().numpy()
     assert drawn.shape == (3, 784) and drawn.max() > 0.5
