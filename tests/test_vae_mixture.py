@@ -213,7 +213,7 @@ def test_prediction_refuses_bad_points(vae, method, X):
 
 @pytest.mark.parametrize("weights, covariances, message", [
     ([0, 0], EYES, "positive with sum 1"), ([0.5, 0.6], EYES, "positive with sum 1"), ([1, 0], EYES, "positive"),
-    ([0.5], EYES, r"not \(K,\)"), ([0.5, np.nan], EYES, "positive"), ([0.5, 0.5], EYES[:1], "shapes"),
+    ([0.5], EYES, r"not \(K,\)"), ([0.5, np.nan], EYES, "positive"), ([0.5, 0.5], EYES[:1], r"not \(K,\)"),
     ([0.5, 0.5], EYES * [[1, 2], [2, 1]] + 2 * EYES[:, ::-1], "not positive definite")])
 def test_parameters_of_no_mixture_are_refused(vae, weights, covariances, message):
     with pytest.raises(ValueError, match=message):
