@@ -1,14 +1,15 @@
-"""How fast bird.py trains and predicts, beside the usual loops around the same network, in one run.
+"""How fast bird.py trains and predicts, compared with the usual loops around the same network, in one run.
 
     python -m benchmarks.bird_speed [DATASET] [--rounds 3] [--seconds 20] [--device auto]
 
-The usual training loop: ImageFolder, torchvision transforms a photo, DataLoader with a worker a core, float32,
+The usual training loop: ImageFolder, torchvision transforms per photo, DataLoader with a worker per core, float32,
 contiguous. The usual test loop: one photo at a time, with as many views. Both on the device that bird.py takes; on a
 GPU the training of bird.py is also timed in float32. Without DATASET 400 drawn photos of 1,200 px, the size of the
 course's, are used. The loops alternate; a ratio is of the medians. bird.py decodes once, before the first epoch: that
 is given apart.
 """
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -43,21 +44,21 @@ def draw_photos(folder, number=400, classes=10, width=1200, height=800):
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, quality=90)
 
 
-def usual_training(dataset, recipe, workers, device):
+def usual_training(dataset, config, workers, device):
     """Generator of the usual loop: yields the number of photos of each step it has done."""
     prepare = transforms.Compose([
-        transforms.RandomResizedCrop(recipe.image_size, scale=(recipe.area, 1)), transforms.RandomHorizontalFlip(),
-        transforms.RandomRotation(recipe.rotate), transforms.ColorJitter(recipe.colour, recipe.colour, recipe.colour),
-        transforms.ToTensor()])
+        transforms.RandomResizedCrop(config.image_size, scale=(config.crop_scale, 1)),
+        transforms.RandomHorizontalFlip(config.hflip), transforms.RandomRotation(config.rotate),
+        transforms.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter), transforms.ToTensor()])
     folder = ImageFolder(dataset, prepare)
-    loader = DataLoader(folder, recipe.batch, shuffle=True, num_workers=workers, drop_last=True,
+    loader = DataLoader(folder, config.batch_size, shuffle=True, num_workers=workers, drop_last=True,
                         persistent_workers=True)
-    model = bird.new_classifier(folder.classes, np.bincount(folder.targets).tolist(), recipe).train().to(device)
+    model = bird.BirdClassifier(folder.classes, np.bincount(folder.targets).tolist()).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     while True:
         for photos, labels in loader:
             logits = model(photos.to(device))
-            loss = F.cross_entropy(logits, labels.to(device), label_smoothing=recipe.label_smoothing)
+            loss = F.cross_entropy(logits, labels.to(device), label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -68,58 +69,52 @@ class _Enough(Exception):
     pass
 
 
-def our_training(images, labels, classes, recipe, device, seconds):
-    """Photos a second of `train_classifier` in about so many seconds, the first steps left out. All lie in one epoch,
-    for the usual loop does not validate either."""
-    rows, times = torch.arange(len(labels)), []
-    long = rows.repeat(1 + 100_000 // len(rows))
+def our_training(dataset, classes, config, device, seconds):
+    """Photos per second of `train_classifier` in about so many seconds, without the first steps. All are in one epoch,
+    because the usual loop does not validate either."""
+    times = []
 
-    def follow(average, model, decay):
-        followed(average, model, decay)
+    def timed(ema_model, model, decay):
+        update_ema(ema_model, model, decay)
         times.append(time.perf_counter())
         if times[-1] - times[0] > seconds:
             raise _Enough
 
-    followed, bird.update_average = bird.update_average, follow
-    try:
-        model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe)
-        bird.train_classifier(model, images, labels, long, rows[:recipe.batch], recipe, device, 1e6,
-                              lambda schedule: None, lambda state, schedule: None)
-    except _Enough:
-        pass
-    finally:
-        bird.update_average = followed
-    return (len(times) - 1 - 3) * recipe.batch / (times[-1] - times[3])
+    update_ema, counts = bird.update_ema, torch.bincount(dataset.labels).tolist()
+    state, index = bird.new_state(classes, counts, config, device), np.arange(len(dataset))
+    with mock.patch.object(bird, "update_ema", timed), contextlib.suppress(_Enough):
+        next(bird.train_classifier(state, dataset, np.tile(index, 1 + 100_000 // len(index)), index, config))
+    return (len(times) - 1 - 3) * config.batch_size / (times[-1] - times[3])
 
 
-def measure_usual_training(dataset, recipe, workers, device, seconds):
-    """Photos a second of the usual loop over about so many seconds, the first steps left out."""
-    steps = usual_training(dataset, recipe, workers, device)
+def measure_usual_training(dataset, config, workers, device, seconds):
+    """Photos per second of the usual loop over about so many seconds, the first steps left out."""
+    steps = usual_training(dataset, config, workers, device)
     for _ in range(4):
         next(steps)
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         done += next(steps)
-    spent = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     steps.close()
-    return done / spent
+    return done / seconds
 
 
-def measure_usual_test(classes, recipe, paths, views, device):
-    """Photos a second of the usual test loop: decode, resize, predict, each photo and view by itself, in float32."""
-    model, labels = bird.new_classifier(classes, [1] * len(classes), recipe).eval().to(device), []
-    began = time.perf_counter()
+def measure_usual_test(classes, config, paths, views, device):
+    """Photos per second of the usual test loop: decode, resize, predict, each photo and view by itself, in float32."""
+    model, labels = bird.BirdClassifier(classes, [1] * len(classes)).eval().to(device), []
+    start = time.perf_counter()
     with torch.no_grad():
         for path in paths:
             with Image.open(path) as image:
                 image, total = image.convert("RGB"), 0.0
             side = model.about["image_size"]
-            for share, mirrored in views:
-                whole = image.resize((round(side / share),) * 2, Image.BICUBIC)
+            for fraction, flipped in views:
+                whole = image.resize((round(side / fraction),) * 2, Image.BICUBIC)
                 photo = transforms.functional.to_tensor(transforms.functional.center_crop(whole, side))[None].to(device)
-                total = total + model(photo.flip(3) if mirrored else photo).softmax(1)
+                total = total + model(photo.flip(3) if flipped else photo).softmax(1)
             labels.append(int(total.argmax()))
-    return len(labels) / (time.perf_counter() - began)
+    return len(labels) / (time.perf_counter() - start)
 
 
 def main():
@@ -137,7 +132,7 @@ def main():
 
 def compare(dataset, rounds, seconds, device):
     """Prints the tables."""
-    recipe = dataclasses.replace(bird.Recipe(), progressive=())  # the usual loop has one size
+    config = dataclasses.replace(bird.Config(), progressive=())  # the usual loop has one size
     workers = os.cpu_count() or 1
     classes, photos = bird.list_photos(dataset)
     paths, labels = [path for path, _ in photos], torch.tensor([label for _, label in photos])
@@ -145,34 +140,33 @@ def compare(dataset, rounds, seconds, device):
         size = image.size
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device
     print(f"{len(paths)} photos, the first of {size[0]} x {size[1]} px; {where}, {torch.get_num_threads()} threads; "
-          f"crops of {recipe.image_size} px, batches of {recipe.batch}; ours in {bird.pick_precision(device)}")
-    began = time.perf_counter()
-    images, _ = bird.decode_photos(paths, round(bird.MARGIN * recipe.image_size), workers)
-    print(f"decoded once: {len(paths) / (time.perf_counter() - began):.0f} photos/s")
-    images = bird.images_to_device(images, device)
+          f"crops of {config.image_size} px, batches of {config.batch_size}; ours in {bird.pick_precision(device)}")
+    start = time.perf_counter()
+    size = round(bird.DECODED_SIZE * config.image_size)
+    data = bird.PhotoDataset(bird.decode_photos(paths, size, bird.augmentation_device(device))[0], labels)
+    print(f"decoded once: {len(paths) / (time.perf_counter() - start):.0f} photos/s")
 
-    model = bird.new_classifier(classes, torch.bincount(labels).tolist(), recipe).eval()
-    model = bird.to_device(model, device)
+    model = bird.to_device(bird.BirdClassifier(classes, torch.bincount(labels).tolist()).eval(), device)
     some = list(itertools.islice(itertools.cycle(paths), 600))
     training, slower, found = ([], []), [], {views: ([], []) for views in (((1.0, False),), bird.TEST_VIEWS)}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # where bird.py has set nothing
         for _ in range(rounds):
-            training[0].append(apart.submit(measure_usual_training, dataset, recipe, workers, device, seconds).result())
-            training[1].append(our_training(images, labels, classes, recipe, device, seconds))
+            training[0].append(apart.submit(measure_usual_training, dataset, config, workers, device, seconds).result())
+            training[1].append(our_training(data, classes, config, device, seconds))
             if device.type == "cuda":
                 with mock.patch.object(bird, "pick_precision", lambda device: torch.float32):
-                    slower.append(our_training(images, labels, classes, recipe, device, seconds))
+                    slower.append(our_training(data, classes, config, device, seconds))
             for views, (usual, ours) in found.items():
                 few = some[:200 // len(views)]
-                usual.append(apart.submit(measure_usual_test, classes, recipe, few, views, device).result())
-                began = time.perf_counter()
-                bird.classify(model, some, workers, views)
-                ours.append(len(some) / (time.perf_counter() - began))
+                usual.append(apart.submit(measure_usual_test, classes, config, few, views, device).result())
+                start = time.perf_counter()
+                bird.classify(model, some, views)
+                ours.append(len(some) / (time.perf_counter() - start))
     report("training", *training)
     if slower:
         report("training, ours in float32", training[0], slower)
     for views, (usual, ours) in found.items():
-        report(f"test, {len(views)} view{'s' * (len(views) > 1)} a photo", usual, ours)
+        report(f"test, {len(views)} view{'s' * (len(views) > 1)} per photo", usual, ours)
 
 
 def report(what, usual, ours):

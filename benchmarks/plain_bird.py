@@ -1,4 +1,4 @@
-"""The usual solution beside `bird.py`: the same photos, the same minutes, the same machine, one after the other.
+"""The usual solution compared with `bird.py`: the same photos, the same minutes, the same machine, one after the other.
 
     python -m benchmarks.plain_bird TRAIN TEST --minutes 30 --seeds 3
 
@@ -50,7 +50,7 @@ def predict(model, loader):
 
 def train_plain(train, test, minutes, seed):
     """Score on `test` of the usual solution after at most so many minutes, and the minutes and epochs it took."""
-    began = time.monotonic()
+    start = time.monotonic()
     torch.manual_seed(seed)
     normal = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     whole = transforms.Compose([transforms.Resize((SIDE, SIDE)), *normal])
@@ -66,7 +66,7 @@ def train_plain(train, test, minutes, seed):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
     best, best_loss, best_epoch, epoch = None, float("inf"), 0, 0
-    while best is None or (time.monotonic() - began < 60 * minutes and epoch - best_epoch < PATIENCE):
+    while best is None or (time.monotonic() - start < 60 * minutes and epoch - best_epoch < PATIENCE):
         epoch += 1
         model.train()
         for x, labels in loader:
@@ -74,14 +74,14 @@ def train_plain(train, test, minutes, seed):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if time.monotonic() - began > 60 * minutes:
+            if time.monotonic() - start > 60 * minutes:
                 break
         logits, labels = predict(model, validation)
         loss = F.cross_entropy(logits, labels, weights).item()
         plateau.step(loss)
         if loss < best_loss:
             best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), loss, epoch
-    took = (time.monotonic() - began) / 60
+    took = (time.monotonic() - start) / 60
     model.load_state_dict(best)
     unseen = datasets.ImageFolder(test, whole)
     if unseen.classes != photos.classes:
@@ -93,10 +93,10 @@ def train_plain(train, test, minutes, seed):
 def train_ours(train, test, minutes, seed):
     """The same of the real commands."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
+        start = time.monotonic()
         subprocess.run([sys.executable, str(ROOT / "bird.py"), str(train), "train", "bird.pth", "--quiet", "--minutes",
                         str(minutes), "--seed", str(seed)], cwd=folder, check=True)
-        took = (time.monotonic() - began) / 60
+        took = (time.monotonic() - start) / 60
         subprocess.run([sys.executable, str(ROOT / "bird.py"), str(test), "test", "bird.pth", "--quiet"], cwd=folder,
                        check=True)
         predicted = np.loadtxt(Path(folder, "bird.csv"), skiprows=1, dtype=int)

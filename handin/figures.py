@@ -6,13 +6,12 @@ model makes of each point of the latent plane. The same input gives the same byt
 """
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
 import bird
 import vae
-from common.errors import InputError, bad_input_of
+from common.errors import bad_input_of
 from common.files import write_files
 from handin import figures_birds, figures_digits, plots, results
 
@@ -28,8 +27,6 @@ def add_arguments(parser):
     birds.add_argument("test", metavar="TEST", help="folder of class folders of photos that were not trained on")
     birds.add_argument("--model", required=True, metavar="FILE", help="bird.pth")
     birds.add_argument("--history", metavar="FILE", help="bird_history.json (default: the one beside the model)")
-    birds.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), metavar="N",
-                       help="threads that decode photos (default: one a core)")
     digits.add_argument("val", metavar="VAL", help="the labelled digits that name the components, .npz")
     digits.add_argument("test", metavar="TEST", help="digits that were not trained on, .npz, with labels or without")
     digits.add_argument("--train", metavar="TRAIN", help="the training images, .npz, whose latents are drawn; labels "
@@ -43,13 +40,10 @@ def add_arguments(parser):
 
 def run(args):
     """Draws one part; returns the exit code. Raises InputError."""
-    if args.part == "birds" and args.workers < 1:
-        raise InputError(f"figures: expected --workers of 1 or more, found {args.workers}")
     results.read_numbers(args.out)  # a broken one, or a file in place of the folder, must not cost the minutes before
     with plots.style(), bad_input_of(bird, vae):
         if args.part == "birds":
-            drawn = figures_birds.draw_all(args.test, args.model, args.history, bird.pick_device(args.device),
-                                           args.workers)
+            drawn = figures_birds.draw_all(args.test, args.model, args.history, bird.pick_device(args.device))
         else:
             drawn = figures_digits.draw_all(args.val, args.test, args.train, args.model, args.mixture,
                                             vae.pick_device(args.device))

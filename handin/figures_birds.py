@@ -33,7 +33,7 @@ def read_history(path, model):
     expected = "the history that bird.py's train writes beside its model"
     record = read_json(path, expected)
     try:
-        chosen = [row["epoch"] for row in record["epochs"]].index(record["chosen_epoch"])
+        chosen = [row["epoch"] for row in record["epochs"]].index(record["best_epoch"])
         record["validation"]["accuracy"] = record["epochs"][chosen]["val_accuracy"]
         known = record["classes"], record["parameters"]
     except (KeyError, ValueError, TypeError) as error:
@@ -66,7 +66,7 @@ def layer_table(model):
     return rows
 
 
-def learning_curves_figure(rows, chosen_epoch):
+def learning_curves_figure(rows, best_epoch):
     """Loss (nats) and accuracy (%) of training and validation against epochs, from the rows of a history; the epoch
     whose weights were kept is marked."""
     figure = new_figure(PAGE, 2.4)
@@ -77,7 +77,7 @@ def learning_curves_figure(rows, chosen_epoch):
                                           ("val", "validation", "-", PALETTE[0])):
             values = [scale * row[f"{part}_{measure}"] for row in rows]
             axes.plot(epochs, values, style, color=colour, label=name, marker="." if len(rows) < 15 else None)
-        axes.axvline(chosen_epoch, color="0.6", linewidth=0.8, zorder=0, label=f"kept: epoch {chosen_epoch}")
+        axes.axvline(best_epoch, color="0.6", linewidth=0.8, zorder=0, label=f"kept: epoch {best_epoch}")
         axes.set(xlabel="epoch", ylabel=unit, xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.axes[0].set_ylim(bottom=0)
@@ -125,17 +125,17 @@ def grad_cam(model, photos, targets, batch=8):
     return np.concatenate(heat)
 
 
-def grad_cam_examples(model, paths, predicted, chosen, workers):
+def grad_cam_examples(model, paths, predicted, chosen):
     """For every class ([right Examples], [wrong Examples]) of the chosen indices. Their maps are of the first of the
     test's views, for the predicted class."""
     names, size = model.about["classes"], model.about["image_size"]
     wanted = [i for groups in chosen for group in groups for i in group]
     if not wanted:
         return chosen
-    photos = bird.decode_photos([paths[i] for i in wanted], round(bird.MARGIN * size), workers)[0]
+    photos = bird.decode_photos([paths[i] for i in wanted], round(bird.DECODED_SIZE * size))[0]
     photos, labels = photos[torch.arange(len(wanted))], predicted[wanted]
-    probabilities = bird.predict_probabilities(model, photos)[range(len(wanted)), labels].tolist()
-    views = bird.centre_crop(photos, bird.TEST_VIEWS[0][0], size, photos.device)
+    probabilities = bird.predict_proba(model, photos)[range(len(wanted)), labels].tolist()
+    views = bird.center_crop(photos, bird.TEST_VIEWS[0][0], size, photos.device)
     made = {i: Example(view.permute(1, 2, 0).numpy(), heat, names[label], probability) for i, view, heat, label,
             probability in zip(wanted, views, grad_cam(model, views, labels), labels, probabilities)}
     return [tuple([made[i] for i in group] for group in groups) for groups in chosen]
@@ -204,26 +204,26 @@ def results(model, history, truth, predicted, examples):
         confusions=[[names[a], names[b], int(matrix[a, b])] for a, b in worst if matrix[a, b]],
         layers=layer_table(model), parameters=history["parameters"],
         image_size=model.about["image_size"], settings=history["settings"], epochs=len(history["epochs"]),
-        chosen_epoch=history["chosen_epoch"], minutes=history["minutes"], device=history["device"],
+        best_epoch=history["best_epoch"], minutes=history["minutes"], device=history["device"],
         train_photos=len(history["split"]["train"]), validation_photos=len(history["split"]["validation"]),
         validation_accuracy=history["validation"]["accuracy"], validation_f1=history["validation"]["average_f1"],
         grad_cam=[{"class": name, "right": measure_maps(right), "wrong": measure_maps(wrong)}
                   for name, (right, wrong) in zip(names, examples)])
 
 
-def draw_all(test, model_path, history_path, device, workers):
+def draw_all(test, model_path, history_path, device):
     """Figures {name: Figure}, pages {}, BirdResults and remarks (lines for the user) of part I, from the photos of a
     class folder set, a model and the history beside it. Raises InputError, also bird.py's."""
     model = bird.load_model(model_path)
     names = model.about["classes"]
-    history = read_history(history_path or bird.sibling(model_path, "history.json"), model)
+    history = read_history(history_path or f"{os.path.splitext(model_path)[0]}_history.json", model)
     paths, truth = read_birds(test, names)
-    predicted, unreadable = bird.classify(bird.to_device(model, device), paths, workers)
+    predicted, unreadable = bird.classify(bird.to_device(model, device), paths)
     model.to("cpu")  # the few photos of Grad-CAM need no more, and hooks work there on every version
     usable = ~np.isin(np.arange(len(paths)), unreadable)
     chosen = choose_examples(truth, predicted, usable, len(names))
-    examples = grad_cam_examples(model, paths, predicted, chosen, workers)
-    figures = {"birds_learning_curves": learning_curves_figure(history["epochs"], history["chosen_epoch"]),
+    examples = grad_cam_examples(model, paths, predicted, chosen)
+    figures = {"birds_learning_curves": learning_curves_figure(history["epochs"], history["best_epoch"]),
                "birds_confusion": confusion_figure(truth, predicted, names),
                "birds_gradcam": gradcam_figure(examples, names)}
     lost = [os.path.relpath(paths[i], test) for i in unreadable]

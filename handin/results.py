@@ -19,9 +19,9 @@ class BirdResults:
     layers: list             # {"name", "shape", "parameters"} of the network, from input to output
     parameters: int
     image_size: int          # px
-    settings: dict           # bird.Recipe
+    settings: dict           # bird.Config
     epochs: int
-    chosen_epoch: int
+    best_epoch: int
     minutes: float
     device: str
     train_photos: int

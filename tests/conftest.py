@@ -1,6 +1,5 @@
 """Shared fixtures: the scripts as modules and as commands, small drawn images, and models trained on them once for all
 processes of the test run."""
-import dataclasses
 import importlib.util
 import os
 import pickle
@@ -223,7 +222,7 @@ BIRD_CLASSES = ["1", "10", "2", "9"]  # their order as strings is not that as nu
 def _write_birds(folder):
     """Photos of four kinds in class folders, the third the most frequent; at test some are in sub-folders and end in
     upper case."""
-    counts = [30, 34, 48, 30]
+    counts = [54, 58, 72, 54]
     _draw_photos(folder / "photos", {f"{name}/{i}.jpg": kind for kind, name in enumerate(BIRD_CLASSES)
                                      for i in range(counts[kind])}, seed=1)
     forms = ("{}.jpg", "{}.JPG", "a/{}.jpeg", "a/b/{}.Jpg", "B/{}.jpg", "{}.jpg")
@@ -263,9 +262,9 @@ def bird_trained(once, bird_alone, bird_data):
 def bird_untrained(bird, tmp_path_factory):
     """A model file of three classes a, b, c, of which b was the most frequent, with random weights."""
     folder = tmp_path_factory.mktemp("bird_untrained")
-    recipe = dataclasses.replace(bird.Recipe(), image_size=32)
-    model = bird.new_classifier(["a", "b", "c"], [2, 5, 3], recipe)
-    (folder / "bird.pth").write_bytes(bird.saved_bytes(model.state_dict()))
+    torch.manual_seed(0)
+    model = bird.BirdClassifier(["a", "b", "c"], [2, 5, 3], 32)
+    (folder / "bird.pth").write_bytes(bird.serialized(model.state_dict()))
     return folder / "bird.pth"
 
 

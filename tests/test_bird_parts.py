@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 seeds = st.integers(0, 2 ** 32 - 1)
 CPU = torch.device("cpu")
-PLAIN = {"area": 1.0, "aspect": 1.0, "rotate": 0.0, "mirror": False, "colour": 0.0, "tint": 0.0}
+PLAIN = {"crop_scale": 1.0, "crop_ratio": 1.0, "rotate": 0.0, "hflip": 0.0, "color_jitter": 0.0, "channel_jitter": 0.0}
 
 
-def _recipe(bird, **changes):
-    return dataclasses.replace(bird.Recipe(), **changes)
+def _config(bird, **changes):
+    return dataclasses.replace(bird.Config(), **changes)
 
 
 def _generator(seed=0):
@@ -33,7 +33,8 @@ def _photos(n, side=40, seed=0):
 @pytest.fixture(scope="module")
 def model(bird):
     """A small-sized classifier of five classes with random weights and lively running statistics, not trained."""
-    model = bird.new_classifier(list("abcde"), [3, 1, 4, 1, 5], _recipe(bird, image_size=32))
+    torch.manual_seed(0)
+    model = bird.BirdClassifier(list("abcde"), [3, 1, 4, 1, 5], 32)
     with torch.no_grad():
         for _ in range(3):
             model(_photos(16, 32).float() / 255)
@@ -53,7 +54,7 @@ def test_confusion_matrix_and_average_f1_are_those_of_scikit_learn(bird, seed, n
     """Classes that are neither there nor predicted included: they do not count."""
     metrics = pytest.importorskip("sklearn.metrics")
     truth, predicted = torch.randint(0, n_classes, (2, n), generator=_generator(seed))
-    matrix = bird.confusion(truth, predicted, n_classes + 2)
+    matrix = bird.confusion_matrix(truth, predicted, n_classes + 2)
     assert (matrix.numpy() == metrics.confusion_matrix(truth, predicted, labels=range(n_classes + 2))).all()
     expected = [metrics.f1_score(truth, predicted, average=average) for average in ("macro", "micro")]
     assert bird.average_f1(matrix) == pytest.approx(np.mean(expected))
@@ -72,25 +73,28 @@ def test_balanced_weights_are_those_of_scikit_learn(bird, counts):
 
 # --------------------------------------------------------------------------------------------------------------- split
 
-@given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=6), share=st.floats(0, 0.6), seed=st.integers(0, 99))
-def test_split_parts_the_photos_and_holds_out_the_share_of_each_class(bird, counts, share, seed):
-    labels = torch.from_numpy(np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts)))
-    train, val = bird.stratified_split(labels, share, _generator(seed))
-    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
-    assert train.tolist() == sorted(train.tolist()) and val.tolist() == sorted(val.tolist())
+@given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any), fraction=st.floats(0.05, 0.5),
+       seed=st.integers(0, 99))
+def test_split_is_stratified(bird, counts, fraction, seed):
+    """A single photo of a class is trained on."""
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    train_idx, val_idx = bird.stratified_split(labels, fraction, seed)
+    assert sorted([*train_idx, *val_idx]) == list(range(len(labels)))
+    assert (np.diff(train_idx) > 0).all() and (np.diff(val_idx) > 0).all()
     for label, count in enumerate(counts):
-        held_out, kept = (labels[val] == label).sum(), (labels[train] == label).sum()
-        assert abs(held_out - share * count) <= 1 and kept >= min(count, 1)
-    again = bird.stratified_split(labels, share, _generator(seed))
-    assert torch.equal(again[0], train) and torch.equal(again[1], val)
+        n_val, n_train = (labels[val_idx] == label).sum(), (labels[train_idx] == label).sum()
+        expected = len(val_idx) * count / max(1, sum(n for n in counts if n > 1)) if count > 1 else 0
+        assert n_train >= min(count, 1) and abs(n_val - expected) < 1
+    again = bird.stratified_split(labels, fraction, seed)
+    assert (again[0] == train_idx).all() and (again[1] == val_idx).all()
 
 
-def test_photos_aside_are_drawn_by_the_seed_and_are_not_the_last_of_each_folder(bird):
-    """Photos of one bird often stand side by side."""
-    labels = torch.zeros(100, dtype=torch.long)
-    val, other = (bird.stratified_split(labels, 0.2, _generator(seed))[1] for seed in (0, 1))
-    assert val.min() < 20 and val.max() >= 80 and val.diff().max() > 1
-    assert not torch.equal(val, other)
+def test_validation_photos_are_drawn_by_the_seed_and_are_not_the_last_of_each_folder(bird):
+    """Photos of one bird often have neighboring names."""
+    labels = np.zeros(100, int)
+    val_idx, other = (bird.stratified_split(labels, 0.2, seed)[1] for seed in (0, 1))
+    assert val_idx.min() < 20 and val_idx.max() >= 80 and np.diff(val_idx).max() > 1
+    assert val_idx.tolist() != other.tolist()
 
 
 # -------------------------------------------------------------------------------------------------------- augmentation
@@ -99,7 +103,7 @@ def test_photos_aside_are_drawn_by_the_seed_and_are_not_the_last_of_each_folder(
 def test_crops_have_the_size_and_range_asked_for(bird, seed, size, n):
     photos = _photos(n, seed=seed % 99)
     before = photos.clone()
-    crops = bird.augment(photos, size, bird.Recipe(), _generator(seed))
+    crops = bird.augment(photos, size, bird.Config(), _generator(seed))
     assert crops.dtype == torch.float32 and crops.shape == (n, 3, size, size) and torch.equal(photos, before)
     assert crops.isfinite().all() and crops.min() >= 0 and crops.max() <= 1
 
@@ -107,30 +111,30 @@ def test_crops_have_the_size_and_range_asked_for(bird, seed, size, n):
 def test_crops_follow_from_the_generator_alone(bird):
     photos = _photos(6)
     torch.manual_seed(1)
-    first = bird.augment(photos, 40, bird.Recipe(), _generator(5))
+    first = bird.augment(photos, 40, bird.Config(), _generator(5))
     torch.manual_seed(2)
-    assert torch.equal(bird.augment(photos, 40, bird.Recipe(), _generator(5)), first)
-    assert not torch.equal(bird.augment(photos, 40, bird.Recipe(), _generator(6)), first)
+    assert torch.equal(bird.augment(photos, 40, bird.Config(), _generator(5)), first)
+    assert not torch.equal(bird.augment(photos, 40, bird.Config(), _generator(6)), first)
 
 
 def test_each_photo_of_a_batch_is_changed_in_its_own_way(bird):
-    crops = bird.augment(_photos(1).repeat(8, 1, 1, 1), 40, bird.Recipe(), _generator())
+    crops = bird.augment(_photos(1).repeat(8, 1, 1, 1), 40, bird.Config(), _generator())
     apart = (crops[:, None] - crops[None]).abs().mean((2, 3, 4)) + torch.eye(8)
     assert apart.min() > 0.005
 
 
-def test_mirroring_turns_about_half_of_the_photos_and_does_nothing_else(bird):
+def test_flips_turn_about_half_of_the_photos_and_does_nothing_else(bird):
     photos = _photos(1).repeat(200, 1, 1, 1)
-    crops = bird.augment(photos, 40, _recipe(bird, **{**PLAIN, "mirror": True}), _generator())
+    crops = bird.augment(photos, 40, _config(bird, **{**PLAIN, "hflip": 0.5}), _generator())
     upright = (crops - photos / 255).abs().amax((1, 2, 3)) < 2e-3
-    mirrored = (crops - photos.flip(3) / 255).abs().amax((1, 2, 3)) < 2e-3
-    assert (upright ^ mirrored).all() and 70 <= int(mirrored.sum()) <= 130
+    flipped = (crops - photos.flip(3) / 255).abs().amax((1, 2, 3)) < 2e-3
+    assert (upright ^ flipped).all() and 70 <= int(flipped.sum()) <= 130
 
 
 def test_a_crop_of_full_size_shows_what_the_photo_shows(bird):
     """A smaller crop of the whole photo is the photo made smaller."""
     photos = _photos(3, 80)
-    crops = bird.augment(photos, 40, _recipe(bird, **PLAIN), _generator())
+    crops = bird.augment(photos, 40, _config(bird, **PLAIN), _generator())
     assert crops.numpy() == pytest.approx(F.avg_pool2d(photos / 255, 2).numpy(), abs=0.02)
 
 
@@ -138,30 +142,30 @@ def _shown(bird, **changes):
     """Shares (300,) of width and height that crops show of a photo whose colour is its place: their range of it."""
     ramp = torch.linspace(0, 255, 200).round().to(torch.uint8)
     photos = torch.stack([ramp.expand(200, 200), ramp[:, None].expand(200, 200), ramp.expand(200, 200)])
-    recipe = _recipe(bird, **{**PLAIN, **changes})
-    crops = bird.augment(photos.expand(300, 3, 200, 200), 32, recipe, _generator())
+    config = _config(bird, **{**PLAIN, **changes})
+    crops = bird.augment(photos.expand(300, 3, 200, 200), 32, config, _generator())
     return (crops[:, channel].amax((1, 2)) - crops[:, channel].amin((1, 2)) for channel in (0, 1))
 
 
 def test_crops_cover_the_share_asked_for(bird):
-    width, height = _shown(bird, area=0.25)
+    width, height = _shown(bird, crop_scale=0.25)
     area = width * height / (31 / 32) ** 2
     assert 0.23 < area.min() < 0.32 and 0.93 < area.max() < 1.02
     assert (width - height).abs().max() < 0.02
 
 
 def test_stretching_changes_the_shape_and_not_the_mean_area(bird):
-    width, height = _shown(bird, area=0.3, aspect=1.5)
+    width, height = _shown(bird, crop_scale=0.3, crop_ratio=1.5)
     assert 1.3 < (width / height).max() < 1.55 and 0.65 < (width / height).min() < 0.77
     assert (width * height).min() > 0.25
 
 
 def test_colours_change_within_their_bounds(bird):
     photos = torch.full((300, 3, 8, 8), 100, dtype=torch.uint8)
-    tinted = bird.augment(photos, 8, _recipe(bird, **{**PLAIN, "tint": 0.1}), _generator()) * 255
+    tinted = bird.augment(photos, 8, _config(bird, **{**PLAIN, "channel_jitter": 0.1}), _generator()) * 255
     assert 89.9 <= tinted.min() < 92 and 108 < tinted.max() <= 110.1
     assert tinted.std((2, 3)).max() < 0.01 and tinted.mean((2, 3)).std(1).max() > 3  # a tint is of one channel
-    brighter = bird.augment(photos, 8, _recipe(bird, **{**PLAIN, "colour": 0.3}), _generator()) * 255
+    brighter = bird.augment(photos, 8, _config(bird, **{**PLAIN, "color_jitter": 0.3}), _generator()) * 255
     assert 69.9 <= brighter.min() < 75 and 125 < brighter.max() <= 130.1
 
 
@@ -173,7 +177,7 @@ def test_mixed_targets_stay_distributions_and_photos_stay_photos(bird, seed, mix
     photos, targets = torch.rand(6, 3, 32, 32, generator=generator), torch.eye(6)[:, :4].clone()
     targets[4:, 0] = 1
     before = photos.clone(), targets.clone()
-    mixed, new = bird.mix(photos, targets, _recipe(bird, mixup=mixup, cutmix=cutmix), generator)
+    mixed, new = bird.mix(photos, targets, _config(bird, mixup=mixup, cutmix=cutmix), generator)
     assert new.sum(1).numpy() == pytest.approx(1) and (new >= 0).all()
     assert mixed.shape == photos.shape and mixed.min() >= 0 and mixed.max() <= 1
     assert torch.equal(photos, before[0]) and torch.equal(targets, before[1])
@@ -185,8 +189,8 @@ def test_targets_say_how_much_of_each_photo_is_there(bird, kind):
     """Photo i is everywhere of the colour i: the mean colours of the mixture are the shares in its target."""
     photos, changed = torch.eye(3)[:, :, None, None].expand(3, 3, 64, 64), 0
     for seed in range(30):
-        recipe = _recipe(bird, **{"mixup": 0.0, "cutmix": 0.0, kind: 1.0})
-        mixed, targets = bird.mix(photos, torch.eye(3), recipe, _generator(seed))
+        config = _config(bird, **{"mixup": 0.0, "cutmix": 0.0, kind: 1.0})
+        mixed, targets = bird.mix(photos, torch.eye(3), config, _generator(seed))
         assert mixed.mean((2, 3)).numpy() == pytest.approx(targets.numpy(), abs=1e-5)
         changed += not torch.equal(mixed, photos)
         whole = ((mixed == 0) | (mixed == 1)).all()
@@ -194,39 +198,91 @@ def test_targets_say_how_much_of_each_photo_is_there(bird, kind):
     assert changed >= 10
 
 
-def test_the_share_of_mixed_batches_is_that_of_the_recipe(bird):
+def test_the_fraction_of_mixed_batches_is_that_of_the_config(bird):
     photos, targets, generator = torch.rand(8, 3, 32, 32), torch.eye(8), _generator()
-    recipe = _recipe(bird, mixup=0.2, cutmix=0.3)
-    same = sum(bird.mix(photos, targets, recipe, generator)[0] is photos for _ in range(400))
+    config = _config(bird, mixup=0.2, cutmix=0.3)
+    same = sum(bird.mix(photos, targets, config, generator)[0] is photos for _ in range(400))
     assert 160 <= same <= 240
 
 
 # ------------------------------------------------------------------------------------------------------------ schedule
 
 def test_rate_warms_up_to_its_peak_and_comes_down_to_0(bird):
-    recipe = _recipe(bird, learning_rate=0.5, warmup=0.2)
-    rates = np.array([bird.learning_rate(progress, recipe) for progress in np.linspace(0, 1, 501)])
+    config = _config(bird, lr=0.5, warmup=0.2)
+    rates = np.array([bird.learning_rate(progress, config) for progress in np.linspace(0, 1, 501)])
     assert rates[0] == pytest.approx(0, abs=1e-9) and rates[-1] == pytest.approx(0, abs=1e-9)
     assert rates.argmax() == 100 and rates[100] == pytest.approx(0.5)
     assert (np.diff(rates[:101]) > 0).all() and (np.diff(rates[100:]) < 0).all()
-    assert bird.learning_rate(0.0, _recipe(bird, learning_rate=0.5, warmup=0.0)) == pytest.approx(0.5)
+    assert bird.learning_rate(0.0, _config(bird, lr=0.5, warmup=0.0)) == pytest.approx(0.5)
 
 
 def test_crops_grow_to_their_full_size(bird):
-    """As the recipe's shares of the schedule say, in sizes that the network can halve five times."""
-    recipe = _recipe(bird, image_size=192, progressive=((0.3, 1 / 2), (0.6, 2 / 3)))
-    sides = [bird.crop_side(progress, recipe) for progress in (0, 0.29, 0.3, 0.59, 0.6, 1)]
-    assert sides == [96, 96, 128, 128, 192, 192]
-    assert [bird.crop_side(progress, _recipe(bird, image_size=48)) for progress in (0, 1)] == [32, 48]
-    assert bird.crop_side(0, _recipe(bird, image_size=100, progressive=())) == 100
-    costs = [bird.step_cost(progress, recipe) for progress in (0, 0.4, 1)]
-    assert costs == sorted(costs) and costs[0] > 0 and costs[-1] == pytest.approx(1)
+    """As the config says, in sizes that the network can halve five times."""
+    config = _config(bird, image_size=192, progressive=((0.3, 1 / 2), (0.6, 2 / 3)))
+    sizes = [bird.crop_size(progress, config) for progress in (0, 0.29, 0.3, 0.59, 0.6, 1)]
+    assert sizes == [96, 96, 128, 128, 192, 192]
+    assert [bird.crop_size(progress, _config(bird, image_size=48)) for progress in (0, 1)] == [32, 48]
+    assert bird.crop_size(0, _config(bird, image_size=100, progressive=())) == 100
 
 
-def test_training_sees_the_sizes_of_the_recipe(bird, monkeypatch):
+class Machine:
+    """A clock, and steps that take seconds in proportion to the crop size's area, times a pace."""
+
+    def __init__(self, bird, monkeypatch, config, seconds, n_steps=1000, pace=lambda step: 1.0):
+        self.now, self.config, self.pace, self.bird = 1000.0, config, pace, bird
+        monkeypatch.setattr(bird.time, "monotonic", lambda: self.now)
+        self.schedule = bird.Schedule(config, n_steps)
+        self.schedule.deadline = self.now + seconds
+
+    def train(self):
+        """(progress, learning rate) at each step."""
+        trail = []
+        while self.schedule.progress() < 1:
+            progress = self.schedule.progress()
+            trail.append((progress, self.bird.learning_rate(progress, self.config)))
+            size = self.bird.crop_size(progress, self.config) / self.config.image_size
+            self.now += (0.2 + 0.8 * size ** 2) * self.pace(len(trail))
+            self.schedule.step += 1
+        return np.array(trail)
+
+
+PACES = {"steady": lambda step: 1.0, "fast": lambda step: 0.01, "a slow start": lambda step: 20.0 if step == 1 else 0.9,
+         "a pause": lambda step: 20.0 if step == 500 else 0.8}
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_with_time_enough_progress_is_the_fraction_of_the_steps(bird, monkeypatch, pace):
+    machine = Machine(bird, monkeypatch, bird.Config(), 640, pace=PACES[pace])  # the steps take 568 seconds
+    assert (machine.train()[:, 0] == np.arange(1000) / 1000).all()
+    assert not machine.schedule.shortened
+
+
+@pytest.mark.parametrize("seconds, pace", [(300, "steady"), (60, "steady"), (5, "steady"), (300, "a slow start"),
+                                           (60, "a slow start"), (400, "a pause")])
+def test_with_less_time_the_whole_schedule_is_shortened(bird, monkeypatch, seconds, pace):
+    """It ends in time, at the latest with the step that was begun, with a learning rate near 0."""
+    machine = Machine(bird, monkeypatch, bird.Config(), seconds, n_steps=100_000, pace=PACES[pace])
+    progress, rates = machine.train().T
+    assert machine.schedule.shortened and machine.now - 1000 <= seconds + PACES[pace](1)
+    assert (np.diff(progress) >= 0).all()
+    if pace == "steady":
+        assert machine.now - 1000 >= seconds
+        assert rates.max() > 0.8 * bird.Config.lr and rates[-1] < (0.001 if seconds > 5 else 0.1) * bird.Config.lr
+        left = [machine.bird.crop_size(p, machine.config) for p in progress]
+        assert left == sorted(left) and left[-1] == machine.config.image_size
+
+
+def test_time_left_knows_that_large_crops_take_longer(bird, monkeypatch):
+    machine, found = Machine(bird, monkeypatch, bird.Config(), math.inf), []
+    machine.pace = lambda step: found.append(machine.now - 1000 + 60 * machine.schedule.minutes_left()) or 1.0
+    machine.train()
+    assert found[10:] == pytest.approx([machine.now - 1000] * len(found[10:]), rel=0.02)
+
+
+def test_training_sees_the_sizes_of_the_config(bird, monkeypatch):
     seen, augment, evaluate = [], bird.augment, bird.evaluate
     monkeypatch.setattr(bird, "augment", lambda photos, size, *rest: seen.append(size) or augment(photos, size, *rest))
-    monkeypatch.setattr(bird, "evaluate", lambda *args: seen.append(-args[4]) or evaluate(*args))
+    monkeypatch.setattr(bird, "evaluate", lambda *args: seen.append(-args[2]) or evaluate(*args))
     _train(bird, n_epochs=4, image_size=96, progressive=((0.5, 1 / 3), (0.75, 2 / 3)))
     assert seen == [32, 32, -32, 32, 32, -64, 64, 64, -96, 96, 96, -96]
 
@@ -238,25 +294,25 @@ def test_the_last_batches_are_not_mixed(bird, monkeypatch):
     assert len(mixed) == 6  # of 10
 
 
-def test_running_average_follows_weights_and_statistics(bird, model):
-    average, target = copy.deepcopy(model), copy.deepcopy(model)
+def test_ema_follows_weights_and_running_statistics(bird, model):
+    ema_model, target = copy.deepcopy(model), copy.deepcopy(model)
     with torch.no_grad():
         for value in target.state_dict().values():
             if value.is_floating_point():
                 value.add_(1.0)
-    start = {name: value.clone() for name, value in average.state_dict().items()}
+    start = {name: value.clone() for name, value in ema_model.state_dict().items()}
     for _ in range(3):
-        bird.update_average(average, target, 0.5)
-    for name, value in average.state_dict().items():
+        bird.update_ema(ema_model, target, 0.5)
+    for name, value in ema_model.state_dict().items():
         assert not value.is_floating_point() or torch.allclose(value, start[name] + 0.875, atol=1e-5), name
-    bird.update_average(average, target, 0.0)
-    for name, value in average.state_dict().items():
+    bird.update_ema(ema_model, target, 0.0)
+    for name, value in ema_model.state_dict().items():
         assert not value.is_floating_point() or torch.allclose(value, target.state_dict()[name]), name
 
 
 def test_every_weight_has_one_optimizer_and_convolutions_decay(bird, model):
     decays = [(id(parameter), group["weight_decay"]) for optimizer in bird.make_optimizers(
-        model, _recipe(bird, weight_decay=0.3)) for group in optimizer.param_groups for parameter in group["params"]]
+        model, _config(bird, weight_decay=0.3)) for group in optimizer.param_groups for parameter in group["params"]]
     assert len(decays) == len(dict(decays)) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         assert dict(decays)[id(parameter)] == (0.3 if parameter.ndim == 4 else 0), name
@@ -266,12 +322,12 @@ def test_every_weight_has_one_optimizer_and_convolutions_decay(bird, model):
 def test_orthogonalised_matrices_keep_their_singular_vectors(bird, shape):
     matrices = torch.randn(3, *shape, generator=_generator()) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-    found = left.mT @ bird.orthogonalised(matrices) @ right.mT
+    found = left.mT @ bird.orthogonalize(matrices) @ right.mT
     diagonal = found.diagonal(dim1=1, dim2=2)
     assert torch.allclose(found, torch.diag_embed(diagonal), atol=1e-4)
     strong = values > 0.02 * values.norm(dim=1, keepdim=True)  # a value next to 0 has a longer way to 1
     assert ((diagonal[strong] > 0.6) & (diagonal[strong] < 1.3)).all()
-    assert bird.orthogonalised(torch.zeros(2, *shape)).abs().max() == 0
+    assert bird.orthogonalize(torch.zeros(2, *shape)).abs().max() == 0
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
@@ -313,7 +369,7 @@ def test_network_at_rest_takes_each_photo_by_itself_in_any_memory_layout(model):
 
 def test_gradient_reaches_all_parameters(bird):
     """After a nudge: weights that start at 0 keep it from those before them."""
-    model = bird.new_classifier(list("abc"), [1, 1, 1], _recipe(bird, image_size=48, dropout=0.0))
+    model = bird.BirdClassifier(list("abc"), [1, 1, 1], 48)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=_generator(parameter.numel())))
@@ -327,8 +383,7 @@ def test_gradient_reaches_all_parameters(bird):
                         max_size=40), size=st.integers(32, 500))
 def test_what_travels_with_the_weights_comes_back(bird, classes, size):
     """Any number of classes of any name, into a fresh model that knows nothing."""
-    first, second = bird.BirdClassifier(), bird.BirdClassifier()
-    first.describe(classes, list(range(len(classes))), size)
+    first, second = bird.BirdClassifier(classes, list(range(len(classes))), size), bird.BirdClassifier()
     second.set_extra_state(first.get_extra_state())
     assert second.about == {"classes": classes, "counts": list(range(len(classes))), "image_size": size}
     assert second.head.out_features == len(classes)
@@ -338,7 +393,7 @@ def test_what_travels_with_the_weights_comes_back(bird, classes, size):
 def test_a_model_saved_on_a_gpu_loads_on_the_cpu(bird, model, tmp_path):
     path, photos = tmp_path / "m.pth", torch.rand(2, 3, 48, 48)
     moved = copy.deepcopy(model).cuda()
-    path.write_bytes(bird.saved_bytes(moved.state_dict()))
+    path.write_bytes(bird.serialized(moved.state_dict()))
     again = bird.load_model(str(path))
     path.unlink()
     with torch.no_grad():
@@ -347,10 +402,10 @@ def test_a_model_saved_on_a_gpu_loads_on_the_cpu(bird, model, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- prediction
 
-def test_a_mirrored_photo_gets_the_same_probabilities(bird, model, exact):
+def test_a_flipped_photo_gets_the_same_probabilities(bird, model, exact):
     photos = _photos(5)
-    found = bird.predict_probabilities(model, photos)
-    assert bird.predict_probabilities(model, photos.flip(3)).numpy() == pytest.approx(found.numpy(), abs=1e-4)
+    found = bird.predict_proba(model, photos)
+    assert bird.predict_proba(model, photos.flip(3)).numpy() == pytest.approx(found.numpy(), abs=1e-4)
     assert found.std(0).max() > 1e-4  # the photos do differ
 
 
@@ -358,14 +413,14 @@ def test_a_mirrored_photo_gets_the_same_probabilities(bird, model, exact):
 def test_a_centre_crop_is_the_middle_of_the_photo(bird, share, middle):
     photos = _photos(2, 50)
     middle = (photos[:, :, middle, middle] / 255)
-    found = bird.centre_crop(photos, share, middle.shape[-1], torch.device("cpu"))
+    found = bird.center_crop(photos, share, middle.shape[-1], torch.device("cpu"))
     assert torch.allclose(found, middle, atol=1e-6)
 
 
 def test_probabilities_are_the_mean_over_the_views(bird, model, exact):
     photos = _photos(3, 48)
-    parts = torch.stack([bird.predict_probabilities(model, photos, (view,)) for view in bird.TEST_VIEWS])
-    assert bird.predict_probabilities(model, photos).numpy() == pytest.approx(parts.mean(0).numpy(), abs=1e-5)
+    parts = torch.stack([bird.predict_proba(model, photos, (view,)) for view in bird.TEST_VIEWS])
+    assert bird.predict_proba(model, photos).numpy() == pytest.approx(parts.mean(0).numpy(), abs=1e-5)
     assert parts.std(0).max() > 1e-5  # the views do differ
 
 
@@ -373,104 +428,135 @@ def test_the_plain_view_is_the_network_alone(bird, model, exact):
     photos = _photos(3, 32)
     with torch.no_grad():
         expected = model(photos / 255).softmax(1), model(photos.flip(3) / 255).softmax(1)
-    for mirrored in (False, True):
-        found = bird.predict_probabilities(model, photos, ((1.0, mirrored),))
-        assert found.numpy() == pytest.approx(expected[mirrored].numpy(), abs=1e-5)
+    for flipped in (False, True):
+        found = bird.predict_proba(model, photos, ((1.0, flipped),))
+        assert found.numpy() == pytest.approx(expected[flipped].numpy(), abs=1e-5)
 
 
-@pytest.mark.parametrize("batch", [3, 64])
-def test_evaluation_is_that_of_the_plain_definition(bird, model, exact, batch):
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_evaluation_is_that_of_the_plain_definition(bird, model, exact, batch_size):
     photos, labels = _photos(20, 32), torch.arange(20) % 5
     index = torch.tensor([0, 3, 4, 5, 11, 12, 19])
-    loss, matrix = bird.evaluate(model, photos, labels, index, 32, batch=batch)
+    loss, matrix = bird.evaluate(model, bird.batches(bird.PhotoDataset(photos, labels), index, batch_size), 32)
     with torch.no_grad():
-        logits = model(bird.centre_crop(photos[index], bird.TEST_VIEWS[0][0], 32, CPU))
+        logits = model(bird.center_crop(photos[index], bird.TEST_VIEWS[0][0], 32, CPU))
     expected = F.cross_entropy(logits, labels[index], weight=bird.balanced_weights(model.about["counts"]))
     assert loss == pytest.approx(float(expected), rel=1e-3)
-    assert torch.equal(matrix, bird.confusion(labels[index], logits.argmax(1), 5))
+    assert torch.equal(matrix, bird.confusion_matrix(labels[index], logits.argmax(1), 5))
 
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-def _train(bird, n_epochs=1, **changes):
-    """Trains on random bytes; the weights, the history, and what each epoch was told."""
-    recipe, states = _recipe(bird, **{"epochs": n_epochs, "batch": 8, "image_size": 32, **changes}), []
-    photos, labels = _photos(20, 48, seed=4), torch.arange(20) % 3
-    model = bird.new_classifier(list("abc"), [6, 5, 5], recipe)
-    best, history = bird.train_classifier(model, photos, labels, torch.arange(16), torch.arange(16, 20), recipe, CPU,
-                                          1e6, lambda schedule: None, lambda state, _: states.append(state))
-    return best, history, states
+def _train(bird, n_epochs=1, photos=None, **changes):
+    """Trains on random bytes; the state at the end and a copy of the state_dict after each epoch."""
+    config = _config(bird, **{"epochs": n_epochs, "batch_size": 8, "image_size": 32, **changes})
+    dataset = bird.PhotoDataset(_photos(20, 48, seed=4) if photos is None else photos, torch.arange(20) % 3)
+    state = bird.new_state(list("abc"), [6, 5, 5], config, CPU)
+    checkpoints = [copy.deepcopy(state.state_dict())
+                   for _ in bird.train_classifier(state, dataset, torch.arange(16), torch.arange(16, 20), config)]
+    return state, checkpoints
 
 
-INGREDIENTS = [
-    {"warmup": 0.0}, {"patience": 0.0}, {"weight_decay": 0.0}, {"dropout": 0.0}, {"label_smoothing": 0.0},
+SWITCHED_OFF = [
+    {"warmup": 0.0}, {"patience": 0}, {"weight_decay": 0.0}, {"dropout": 0.0}, {"label_smoothing": 0.0},
     {"mixup": 0.0}, {"cutmix": 0.0}, {"mixup": 0.0, "cutmix": 0.0}, {"mixup": 1.0, "cutmix": 0.0},
-    {"mixup": 0.0, "cutmix": 1.0}, {"average": 0.0}, {"class_weights": False}, {"area": 1.0}, {"aspect": 1.0},
-    {"rotate": 0.0}, {"mirror": False}, {"colour": 0.0}, {"tint": 0.0}, {"progressive": ()}, {"mix_until": 0.0}, PLAIN]
+    {"mixup": 0.0, "cutmix": 1.0}, {"ema_decay": 0.0}, {"class_weights": False}, {"crop_scale": 1.0},
+    {"crop_ratio": 1.0}, {"rotate": 0.0}, {"hflip": 0.0}, {"color_jitter": 0.0}, {"channel_jitter": 0.0},
+    {"progressive": ()}, {"mix_until": 0.0}, PLAIN]
 
 
-@pytest.mark.parametrize("changes", INGREDIENTS, ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()))
-def test_every_ingredient_is_switched_off_by_a_value(bird, changes):
-    best, (row,), _ = _train(bird, **changes)
-    assert all(value.isfinite().all() for value in best.values())
-    assert all(math.isfinite(value) for value in row.values())
+@pytest.mark.parametrize("changes", SWITCHED_OFF, ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()))
+def test_every_technique_is_switched_off_by_a_value(bird, changes):
+    state, _ = _train(bird, **changes)
+    assert all(value.isfinite().all() for value in state.best.values())
+    assert all(math.isfinite(value) for value in state.history[0].values())
 
 
-def test_every_field_of_the_recipe_is_an_ingredient_or_a_setting(bird):
-    """Whoever adds an ingredient adds its line above."""
-    switched = {name for changes in INGREDIENTS for name in changes}
-    settings = {"epochs", "batch", "learning_rate", "image_size", "held_out", "seed"}
-    assert {field.name for field in dataclasses.fields(bird.Recipe)} == switched | settings
+def test_every_field_of_the_config_is_a_technique_or_a_setting(bird):
+    """Whoever adds a technique adds its line above."""
+    switched = {name for changes in SWITCHED_OFF for name in changes}
+    settings = {"epochs", "batch_size", "lr", "image_size", "val_fraction", "seed"}
+    assert {field.name for field in dataclasses.fields(bird.Config)} == switched | settings
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_without_an_average_the_last_weights_are_kept(bird, decay):
-    state = _train(bird, average=decay)[2][-1]
-    same = {name: torch.allclose(value, state["average"][name], atol=1e-6) for name, value in state["model"].items()
+def test_without_ema_the_last_weights_are_kept(bird, decay):
+    state, _ = _train(bird, ema_decay=decay)
+    ema = state.ema_model.state_dict()
+    same = {name: torch.allclose(value, ema[name], atol=1e-6) for name, value in state.model.state_dict().items()
             if value.is_floating_point()}
     assert all(same.values()) if decay == 0 else not same["head.weight"]
 
 
-def test_training_stops_when_nothing_gets_better(bird, monkeypatch):
-    """Patience is a share of the epochs; the weights that come back are those of the best one."""
-    scores = iter([0.1, 0.9, *[0.5] * 20])
+def _scores(bird, monkeypatch, scores):
+    scores = iter(scores)
     monkeypatch.setattr(bird, "average_f1", lambda matrix: next(scores))
-    best, history, states = _train(bird, n_epochs=10, patience=0.3)
-    assert 5 <= len(history) <= 6
-    assert max(history, key=lambda row: row["val_f1"])["epoch"] == 2
-    for name, value in best.items():
-        assert torch.equal(value, states[1]["best"][name]), name
+
+
+def test_early_stopping(bird, monkeypatch):
+    """After `patience` epochs without a better score; the weights that are kept are those of the best epoch."""
+    _scores(bird, monkeypatch, [0.1, 0.9, *[0.5] * 20])
+    state, checkpoints = _train(bird, n_epochs=10, patience=3, progressive=())
+    assert len(state.history) == 5 and bird.best_epoch(state.history)["epoch"] == 2
+    for name, value in state.best.items():
+        assert torch.equal(value, checkpoints[1]["ema_model"][name]), name
+
+
+def test_a_default_training_stops_when_its_validation_no_longer_improves(bird, monkeypatch):
+    """Its epochs and patience; patience begins with the largest crops, whatever the smaller ones scored."""
+    monkeypatch.setattr(bird, "train_one_epoch", lambda *args: setattr(args[4], "step", args[4].step + 2) or {})
+    monkeypatch.setattr(bird, "evaluate", lambda *_: (1.0, torch.ones(3, 3)))
+    dataset = bird.PhotoDataset(_photos(20), torch.arange(20) % 3)
+    for scores, expected in (([0.9] * 300, 170 + bird.Config.patience), (np.linspace(0, 1, 300), bird.Config.epochs),
+                             ([0.5] * 174 + [0.6] * 99, 175 + bird.Config.patience)):
+        _scores(bird, monkeypatch, scores)
+        state = bird.new_state(list("abc"), [48, 48, 32], bird.Config(), CPU)  # 128 photos: 2 steps per epoch
+        for _ in bird.train_classifier(state, dataset, torch.arange(16), torch.arange(16, 20), bird.Config()):
+            pass
+        assert len(state.history) == expected
+        assert state.history[168]["crop_size"] < state.history[169]["crop_size"] == state.history[-1]["crop_size"]
 
 
 def test_the_epoch_that_is_kept_is_one_of_the_largest_crops(bird, monkeypatch):
     """Weights that are best with small crops are not the best with those of test."""
-    scores = iter([0.9, 0.8, 0.5, 0.6, 0.5])
-    monkeypatch.setattr(bird, "average_f1", lambda matrix: next(scores))
-    best, history, states = _train(bird, n_epochs=5, image_size=64, progressive=((0.5, 1 / 2),))
-    assert [row["crop_side"] for row in history] == [32, 32, 64, 64, 64]
-    for name, value in best.items():
-        assert torch.equal(value, states[3]["best"][name]) and torch.equal(value, states[4]["best"][name]), name
-    assert not torch.equal(best["head.weight"], states[2]["best"]["head.weight"])
+    _scores(bird, monkeypatch, [0.9, 0.8, 0.5, 0.6, 0.5])
+    state, checkpoints = _train(bird, n_epochs=5, image_size=64, progressive=((0.5, 1 / 2),))
+    assert [row["crop_size"] for row in state.history] == [32, 32, 64, 64, 64]
+    assert torch.equal(state.best["head.weight"], checkpoints[3]["ema_model"]["head.weight"])
+    assert bird.best_epoch(state.history)["epoch"] == 4 and checkpoints[1]["best"] is None
 
 
-def test_training_memorises_a_few_photos(bird):
+def test_of_equal_scores_the_lower_loss_then_the_earlier_epoch_is_kept(bird):
+    rows = [{"crop_size": 32, "val_f1": f1, "val_loss": loss, "epoch": epoch} for epoch, (f1, loss) in enumerate(
+        [(0.5, 0.1), (0.6, 0.9), (0.6, 0.8), (0.6, 0.8)])]
+    assert bird.best_epoch(rows)["epoch"] == 2
+
+
+def test_training_memorizes_a_few_photos(bird):
     """With everything off that would keep it from that."""
-    off = {**PLAIN, "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0, "label_smoothing": 0.0, "average": 0.5}
-    _, history, _ = _train(bird, n_epochs=18, learning_rate=2e-3, patience=1.0, **off)
+    off = {**PLAIN, "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0, "label_smoothing": 0.0, "ema_decay": 0.5}
+    history = _train(bird, n_epochs=18, lr=2e-3, patience=99, **off)[0].history
     assert history[-1]["train_accuracy"] >= 0.9 and history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
 
 
-def test_training_does_not_touch_the_photos_set_aside(bird):
-    """Validation photos may be anything: not a bit of the trained weights depends on them."""
-    recipe = _recipe(bird, epochs=1, batch=8, image_size=32)
-    found = []
-    for seed in (1, 2):
-        photos, states = torch.cat([_photos(16, 48), _photos(4, 48, seed=seed)]), []
-        model = bird.new_classifier(list("abc"), [6, 5, 5], recipe)
-        bird.train_classifier(model, photos, torch.arange(20) % 3, torch.arange(16), torch.arange(16, 20), recipe, CPU,
-                              1e6, lambda schedule: None, lambda state, _, states=states: states.append(state))
-        found.append(bird.saved_bytes(states[-1]["model"]))
-    assert found[0] == found[1]
+def test_training_does_not_depend_on_the_validation_photos(bird):
+    """They may be anything: not a bit of the trained weights depends on them."""
+    found = [_train(bird, photos=torch.cat([_photos(16, 48), _photos(4, 48, seed=seed)]))[1] for seed in (1, 2)]
+    assert bird.serialized(found[0][-1]["model"]) == bird.serialized(found[1][-1]["model"])
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+def test_batches_are_read_at_once(bird):
+    """In order, or shuffled by the generator without an incomplete one; only the photos at the index."""
+    dataset = bird.PhotoDataset(_photos(20), torch.arange(20))
+    index = [3, 1, 19, 7, 4]
+    found = list(bird.batches(dataset, index, 2))
+    assert [labels.tolist() for _, labels in found] == [[3, 1], [19, 7], [4]]
+    assert all(torch.equal(photos, dataset.photos[labels]) for photos, labels in found)
+    loader = bird.batches(dataset, index, 2, _generator(1))
+    first, second = (torch.cat([labels for _, labels in loader]).tolist() for _ in range(2))
+    assert len(first) == 4 and set(first) < set(index) and first != second and len(loader) == 2
 
 
 # --------------------------------------------------------------------------------------------------------------- device

@@ -55,7 +55,7 @@ def read(bird, tmp_path):
             path.write_bytes(content)
         else:
             content.save(str(path), **options)
-        return bird.read_photo(str(path), SIDE)
+        return bird.decode_photo(str(path), SIDE)
 
     return read
 
@@ -82,7 +82,7 @@ FIRST, LAST = PALETTE.getpixel((1, 1)), PALETTE.getpixel((118, 78))
 ONE_BIT = Image.fromarray(_quarters(values=np.array([0, 255, 255, 0], np.uint8))).convert("1")
 FIRST_ON_WHITE = [WHITE, *COLOURS[1:]]
 FORMS = {  # image, formats, how it is saved, the colours that it shows: transparent ones lie on white
-    "colour": (_upright(), "JPEG PNG WEBP BMP TIFF PPM", {}, COLOURS),
+    "color_jitter": (_upright(), "JPEG PNG WEBP BMP TIFF PPM", {}, COLOURS),
     "progressive": (_upright(), "JPEG", {"progressive": True}, COLOURS),
     "lzw": (_upright(), "TIFF", {"compression": "tiff_lzw"}, COLOURS),
     "jpeg": (_upright(), "TIFF", {"compression": "jpeg"}, COLOURS),
@@ -123,10 +123,33 @@ def _png(pixels, kind):
             + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-def test_16_bits(read):
-    """Of grey ones versions of Pillow make different things, each a photo."""
+def test_16_bits_in_color(read):
     _assert_shows(read("a.png", _png(_quarters().astype(int) * 257, 2)))
-    assert read("b.png", _png(_quarters(values=GREYS.astype(int) * 257), 0)).shape == (3, SIDE, SIDE)
+
+
+DEEP = {  # gray levels 0..255 as the pixels of deeper images
+    "16 bits": lambda values: Image.fromarray(values.astype(np.uint16) * 257),
+    "16 bits, big-endian": lambda values: Image.fromarray((values.astype(np.uint16) * 257).astype(">u2")),
+    "12 bits": lambda values: Image.fromarray(values.astype(np.uint16) * 16),
+    "8 bits in 16": lambda values: Image.fromarray(values.astype(np.uint16)),
+    "32 bits": lambda values: Image.fromarray(values.astype(np.int32) * 257),
+    "floats to 1": lambda values: Image.fromarray(values.astype(np.float32) / 255),
+    "floats to 255": lambda values: Image.fromarray(values.astype(np.float32)),
+    "floats to 65535": lambda values: Image.fromarray(values.astype(np.float32) * 257)}
+
+
+@pytest.mark.parametrize("kind, ending", [(kind, ending) for kind in DEEP for ending in ("png", "tif")
+                                          if ending == "tif" or kind in ("16 bits", "12 bits", "8 bits in 16")])
+def test_deep_gray_images_show_what_those_of_8_bits_show(read, kind, ending):
+    """Pillow alone would clip them, or show them black."""
+    _assert_shows(read("a." + ending, DEEP[kind](_quarters(values=GREYS))), _grey(GREYS))
+
+
+@pytest.mark.parametrize("pixels", [np.full((9, 9), np.nan), np.full((9, 9), np.inf), np.full((9, 9), -0.5),
+                                    np.full((9, 9), 1e6), np.full((9, 9), 70000), np.full((9, 9), -1)], ids=str)
+def test_gray_values_of_unknown_scale_are_no_photo(read, pixels):
+    with pytest.raises(ValueError):
+        read("a.tif", Image.fromarray(pixels.astype(np.float32 if pixels.dtype == float else np.int32)))
 
 
 # ------------------------------------------------------------------------------------------------ orientation and size
@@ -181,7 +204,7 @@ def test_down_to_one_pixel(read, size):
 @pytest.mark.parametrize("side", [32, 301])
 def test_photos_are_read_at_any_side(bird, tmp_path, side):
     _upright().save(str(tmp_path / "a.jpg"))
-    photo = bird.read_photo(str(tmp_path / "a.jpg"), side)
+    photo = bird.decode_photo(str(tmp_path / "a.jpg"), side)
     assert photo.shape == (3, side, side) and photo.flags.c_contiguous
     assert _means(photo) == pytest.approx(COLOURS.astype(float), abs=8)
 
@@ -192,7 +215,7 @@ def test_drawing_a_large_photo_small_is_no_sampling(bird, tmp_path):
     stripes[::2] = 255
     for name in ("a.png", "a.jpg"):
         Image.fromarray(stripes).save(str(tmp_path / name), quality=95)
-        assert abs(bird.read_photo(str(tmp_path / name), SIDE).astype(int) - 127).max() < 25
+        assert abs(bird.decode_photo(str(tmp_path / name), SIDE).astype(int) - 127).max() < 25
 
 
 # -------------------------------------------------------------------------------------------------------------- broken
@@ -242,7 +265,7 @@ def test_a_file_of_bytes_that_claims_gigabytes_is_not_decoded(bird, monkeypatch,
     (tmp_path / "a.png").write_bytes(content)
     monkeypatch.setattr(ImageFile.ImageFile, "load", loaded)
     with pytest.raises((OSError, ValueError, Image.DecompressionBombError)):
-        bird.read_photo(str(tmp_path / "a.png"), SIDE)
+        bird.decode_photo(str(tmp_path / "a.png"), SIDE)
     assert claimed == []
 
 
@@ -257,7 +280,7 @@ def test_damaged_files_are_read_or_passed_over_in_silence(bird, format, tmp_path
             damaged[chance.randrange(len(good) // 3, len(good))] = chance.randrange(256)
         path.write_bytes(damaged[:chance.randrange(len(damaged))] if trial % 2 else damaged)
         try:
-            photo = bird.read_photo(str(path), SIDE)
+            photo = bird.decode_photo(str(path), SIDE)
             assert photo.dtype == np.uint8 and photo.shape == (3, SIDE, SIDE)
             kinds.add("read")
         except Exception as error:  # the commands pass over whatever the decoders raise
@@ -304,15 +327,74 @@ def test_empty_class_folders_keep_their_index(bird, tmp_path):
 
 def test_a_folder_that_links_to_itself_is_no_class(bird, tmp_path):
     _touch(tmp_path, ["a/0.jpg"])
-    os.symlink("loop", str(tmp_path / "loop"))
-    assert bird.list_photos(str(tmp_path))[0] == ["a"]
+    for place in ("loop", "a/loop"):
+        os.symlink("loop", str(tmp_path / place))
+    assert bird.list_photos(str(tmp_path)) == (["a"], [(str(tmp_path / "a" / "0.jpg"), 0)])
+
+
+@pytest.mark.parametrize("link, target", [("a/up", ".."), ("a/up", "."), ("a/x/up", "../.."), ("a/x/up", ".."),
+                                          ("a/top", "../.."), ("up", ".")])
+def test_a_link_to_a_folder_that_contains_it_is_not_followed(bird, tmp_path, link, target):
+    """torchvision's ImageFolder follows it some forty times, each time through all the photos."""
+    root = tmp_path / "photos"
+    _touch(root, ["a/0.jpg", "a/x/1.jpg", "b/2.jpg"])
+    os.symlink(target, str(root / link))
+    classes, photos = bird.list_photos(str(root))
+    assert [os.path.relpath(path, str(root)) for path, _ in photos] == ["a/0.jpg", "a/x/1.jpg", "b/2.jpg"]
+
+
+def test_folders_that_link_to_each_other_are_each_followed_once(bird, tmp_path):
+    _touch(tmp_path, ["a/x/0.jpg", "a/y/1.jpg"])
+    os.symlink("../y", str(tmp_path / "a" / "x" / "to_y"))
+    os.symlink("../x", str(tmp_path / "a" / "y" / "to_x"))
+    found = [os.path.relpath(path, str(tmp_path / "a")) for path, _ in bird.list_photos(str(tmp_path))[1]]
+    assert found == ["x/0.jpg", "x/to_y/1.jpg", "y/1.jpg", "y/to_x/0.jpg"]
+
+
+@pytest.mark.parametrize("mode", ["train", "test"])
+@pytest.mark.parametrize("folder", ["a", "b/deep"])
+def test_a_folder_that_cannot_be_read_is_refused(bird_call, bird_untrained, monkeypatch, tmp_path, mode, folder):
+    """Without its photos all further rows would belong to other photos."""
+    _touch(tmp_path, ["photos/a/0.jpg", "photos/b/deep/1.jpg", "photos/c/2.jpg"])
+    listdir = os.listdir
+
+    def closed(path):
+        if str(path).endswith(os.path.join("photos", folder)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    model = bird_untrained if mode == "test" else "bird.pth"
+    refused(bird_call("photos", mode, model), os.path.join("photos", folder))
+    assert _files(tmp_path) == ["photos"]
+
+
+def _files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("parts", [("train", "valid", "test"), ("Train", "Test"), ("training", "validation")])
+def test_a_folder_of_the_parts_of_a_dataset_is_not_trained_on(bird_call, tmp_path, parts):
+    _touch(tmp_path, [f"photos/{part}/{name}/0.jpg" for part in parts for name in "ab"])
+    found = bird_call("photos", "train", "bird.pth")
+    refused(found, "photos")
+    assert all(part in found.err for part in parts) and _files(tmp_path) == ["photos"]
+
+
+def test_composed_and_decomposed_class_names_are_the_same(bird, bird_call, bird_draw, tmp_path):
+    """As macOS may list what was trained on elsewhere."""
+    model = bird.BirdClassifier(["M\u00f6we", "Uhu"], [1, 1], 32)
+    (tmp_path / "bird.pth").write_bytes(bird.serialized(model.state_dict()))
+    bird_draw(tmp_path / "photos", {"Mo\u0308we/0.jpg": 0, "Uhu/1.jpg": 1})
+    found = bird_call("photos", "test", "bird.pth")
+    assert (found.code, found.err) == (0, "") and "average F1" in found.out
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
 def test_a_pipe_is_a_photo_that_cannot_be_read(bird, tmp_path):
     os.mkfifo(str(tmp_path / "pipe.jpg"))
     with pytest.raises(OSError):
-        bird.read_photo(str(tmp_path / "pipe.jpg"), 16)
+        bird.decode_photo(str(tmp_path / "pipe.jpg"), 16)
 
 
 @pytest.mark.parametrize("place", ["a/link.jpg", "link.jpg"], ids=["class folders", "flat folder"])
@@ -393,17 +475,17 @@ def test_rows_do_not_depend_on_how_many_photos_go_at_once(bird, bird_untrained, 
     _touch(tmp_path, ["2.jpg.jpg", "broken.jpg"])
     paths = [str(path) for path in sorted(tmp_path.glob("*.jpg"))]
     model = bird.load_model(str(bird_untrained))
-    labels, unreadable = bird.classify(model, paths, 2)
+    labels, unreadable = bird.classify(model, paths)
     assert labels.shape == (13,) and [os.path.basename(paths[i]) for i in unreadable] == ["2.jpg.jpg", "broken.jpg"]
-    for batch in (1, 3, 13):
-        again, still = bird.classify(model, paths, 2, batch=batch)
+    for batch_size in (1, 3, 13):
+        again, still = bird.classify(model, paths, batch_size=batch_size)
         assert again.tolist() == labels.tolist() and still == unreadable
 
 
 def test_photos_are_decoded_a_few_batches_ahead_and_no_more(bird, bird_untrained, bird_draw, monkeypatch, tmp_path):
     """However many there are, memory holds what one network pass needs and what the next will."""
     bird_draw(tmp_path, {"a.jpg": 0})
-    decoded, ahead, read, predict = [], [], bird.read_photo, bird.predict_probabilities
+    decoded, ahead, read, predict = [], [], bird.decode_photo, bird.predict_proba
 
     def counted(*args):
         decoded.append(args[0])
@@ -413,9 +495,9 @@ def test_photos_are_decoded_a_few_batches_ahead_and_no_more(bird, bird_untrained
         ahead.append(len(decoded) - 4 * len(ahead))
         return predict(model, photos, *args)
 
-    monkeypatch.setattr(bird, "read_photo", counted)
-    monkeypatch.setattr(bird, "predict_probabilities", noted)
-    bird.classify(bird.load_model(str(bird_untrained)), [str(tmp_path / "a.jpg")] * 60, 2, batch=4)
+    monkeypatch.setattr(bird, "decode_photo", counted)
+    monkeypatch.setattr(bird, "predict_proba", noted)
+    bird.classify(bird.load_model(str(bird_untrained)), [str(tmp_path / "a.jpg")] * 60, batch_size=4)
     assert len(decoded) == 60 and len(ahead) == 15 and max(ahead) <= 12
 
 
@@ -461,12 +543,12 @@ def test_images_on_disk_are_those_in_memory(bird, bird_data, monkeypatch, tmp_pa
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
     paths = [str(path) for path in sorted(bird_data.test.rglob("*.jpg"))]
     paths.insert(3, str(tmp_path / "broken.jpg"))
-    images, unreadable = bird.decode_photos(paths, 40, 3)
+    images, unreadable = bird.decode_photos(paths, 40)
     assert images.dtype == torch.uint8 and images.shape == (len(paths), 3, 40, 40)
     assert unreadable == [3] and not images[3].any() and images[2].any()
-    assert (images[0].numpy() == bird.read_photo(paths[0], 40)).all()
-    monkeypatch.setattr(bird, "MOST_IN_MEMORY", 1000)
-    kept, still = bird.decode_photos(paths, 40, 1)
+    assert (images[0].numpy() == bird.decode_photo(paths[0], 40)).all()
+    monkeypatch.setattr(bird, "MAX_IN_MEMORY", 1000)
+    kept, still = bird.decode_photos(paths, 40)
     assert torch.equal(images, kept[torch.arange(len(paths))]) and still == unreadable
     assert torch.equal(images[torch.tensor([7, 0, 7, 3])], kept[torch.tensor([7, 0, 7, 3])])
 
@@ -478,7 +560,7 @@ def test_images_that_find_no_room_are_one_line(bird, bird_call, bird_few, bird_f
             raise OSError(28, "No space left on device")
         return FullDisk()
 
-    monkeypatch.setattr(bird, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(bird, "MAX_IN_MEMORY", 0)
     monkeypatch.setattr(bird.tempfile, "TemporaryFile", full)
     refused(bird_call(bird_few, "train", "bird.pth", *bird_fast), "No space left")
     assert os.listdir(str(tmp_path)) == []

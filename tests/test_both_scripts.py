@@ -145,7 +145,7 @@ def test_mode_after_the_data_or_in_first_place(scripts, kind, line, mode, files)
 
 @pytest.mark.parametrize("kind, words", [
     ("bird", ("python bird.py DATASET train bird.pth", "python bird.py DATASET test bird.pth", "--minutes",
-              "--workers", "--image-size", "--resume")),
+              "--image-size", "--resume")),
     ("vae", ("python vae.py TRAIN VAL train", "python vae.py TEST test_reconstruction",
              "python vae.py TEST test_classifier", "--minutes", "--plain", "--mean"))])
 def test_help_shows_the_commands(scripts, capsys, kind, words):
@@ -341,7 +341,7 @@ def test_a_full_disk(loading):
 
 
 @pytest.mark.parametrize("command, name", [
-    ("bird train", "bird_resume.pth"), ("bird train", "bird.pth."), ("bird train", "bird_history.json"),
+    ("bird train", "bird_checkpoint.pth"), ("bird train", "bird.pth."), ("bird train", "bird_history.json"),
     ("vae train", "vae.pth."), ("vae train", "gmm_params.pkl")], indirect=["command"])
 def test_a_full_disk_in_training_keeps_the_old_files(command, monkeypatch, name):
     """A new file next to an old one would not match it. What bird.py has learned by then is kept for --resume."""
@@ -352,7 +352,7 @@ def test_a_full_disk_in_training_keeps_the_old_files(command, monkeypatch, name)
     monkeypatch.setattr(command.script.module, "open", full_open, raising=False)
     refused(command.script.call(*command.words(), "--quiet"), name.rstrip("."))
     left = contents(command.folder)
-    resume = left.pop(str(command.folder / "bird_resume.pth"), None)
+    resume = left.pop(str(command.folder / "bird_checkpoint.pth"), None)
     assert (resume is not None) == (name in ("bird.pth.", "bird_history.json"))
     assert left == before
 

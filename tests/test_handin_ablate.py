@@ -29,43 +29,37 @@ def _results(tmp_path):
 
 
 def test_every_variant_changes_what_there_is_to_change():
-    fields = {field.name for field in ablate.dataclasses.fields(ablate.bird.Recipe)}
+    fields = {field.name for field in ablate.dataclasses.fields(ablate.bird.Config)}
     for name, changes in ablate.VARIANTS.items():
         for key, value in changes.items():
             if key == "last":
                 continue
-            assert getattr(ablate.bird.Recipe if key in fields else ablate.bird, key) != value, (name, key)
+            assert getattr(ablate.bird.Config if key in fields else ablate.bird, key) != value, (name, key)
     assert set(ablate.USUAL) <= set(ablate.VARIANTS)
 
 
 def test_constants_are_those_of_the_variant_while_it_trains_and_are_put_back(photos):
     read, seen = ablate.read_photos(str(photos), None, 32), []
-    for name in ("no batch normalisation", "half as wide"):
+    for name in ("no batch normalization", "half as wide"):
         ablate.train_variant(read, name, 0, 1, 32, torch.device("cpu"),
                              lambda: seen.append((ablate.bird.BATCH_NORM, ablate.bird.WIDTHS)))
     assert seen == [(False, (64, 128, 256, 512)), (True, (32, 64, 128, 256))]
     assert (ablate.bird.BATCH_NORM, ablate.bird.WIDTHS) == (True, (64, 128, 256, 512))
 
 
-def test_without_early_stopping_the_last_weights_are_scored(photos, monkeypatch):
-    read, real, kept = ablate.read_photos(str(photos), None, 32), ablate.bird.train_classifier, {}
-
-    def spied(*words):
-        best, history = real(*words)
-        kept["best"] = best
-        return best, history
-
-    monkeypatch.setattr(ablate.bird, "train_classifier", spied)
-    monkeypatch.setattr(ablate.bird.BirdClassifier, "load_state_dict", lambda model, state: kept.update(loaded=state))
-    for name in ("no early stopping", "the recipe"):
+def test_the_weights_that_are_scored_are_the_best_or_the_last(photos, monkeypatch):
+    read, loaded = ablate.read_photos(str(photos), None, 32), []
+    monkeypatch.setattr(ablate.bird.BirdClassifier, "load_state_dict", lambda model, state: loaded.append(state))
+    for name, expected in (("baseline", 1), ("no early stopping", 1), ("last epoch, not the best", 0)):
+        loaded.clear()
         ablate.train_variant(read, name, 0, 2, 32, torch.device("cpu"))
-        assert (kept["loaded"] is kept["best"]) is (name == "the recipe")
+        assert len(loaded) == expected, name
 
 
 def test_what_is_scored_took_no_part_in_training(photos):
     read = ablate.read_photos(str(photos), None, 32)
-    assert not set(read.learn.tolist()) & set(read.score.tolist())
-    assert len(read.learn) + len(read.score) == 42 and len(read.score) == 9
+    assert not set(read.train_idx.tolist()) & set(read.test_idx.tolist())
+    assert len(read.train_idx) + len(read.test_idx) == 42 and len(read.test_idx) == 8
 
 
 def test_a_second_call_trains_only_what_is_missing(command, tmp_path, capsys, monkeypatch):
@@ -77,24 +71,25 @@ def test_a_second_call_trains_only_what_is_missing(command, tmp_path, capsys, mo
 
     monkeypatch.setattr(ablate, "train_variant", counted)
     assert command("--epochs", "1", "--variants", "no dropout") == 0
-    assert trained == [("the recipe", 0), ("no dropout", 0)]
+    assert trained == [("baseline", 0), ("no dropout", 0)]
     assert command("--epochs", "1", "--variants", "no dropout", "--seeds", "2") == 0
-    assert trained[2:] == [("the recipe", 1), ("no dropout", 1)]
+    assert trained[2:] == [("baseline", 1), ("no dropout", 1)]
     rows, runs = (_results(tmp_path)[key] for key in ("rows", "runs"))
-    assert [row["variant"] for row in rows] == ["the recipe", "no dropout"]
+    assert [row["variant"] for row in rows] == ["baseline", "no dropout"]
     for row in rows:
         for key in ("accuracy", "f1"):
             values = [run[key] for run in runs if run["variant"] == row["variant"]]
             assert len(values) == 2 and row[key] == pytest.approx(statistics.mean(values))
             assert row[f"{key}_sd"] == pytest.approx(statistics.stdev(values))
     out = capsys.readouterr().out
-    assert f" | {rows[1]['f1']:.4f} ± {rows[1]['f1_sd']:.4f} | " in out and "On 9 photos" in out
+    assert f" | {rows[1]['f1']:.4f} ± {rows[1]['f1_sd']:.4f} | " in out and "On 8 photos" in out
     assert command("--epochs", "2", "--variants", "no dropout") == 2  # of other epochs
     assert "found another" in capsys.readouterr().err
 
 
 def test_the_time_is_kept_and_what_is_left_is_said(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ablate, "train_variant", lambda *words: {"accuracy": 0.5, "f1": 0.5, "minutes": 1.0})
+    monkeypatch.setattr(ablate, "train_variant", lambda *words: {"accuracy": 0.5, "f1": 0.5, "epochs": 3,
+                                                                  "minutes": 1.0})
     monkeypatch.setattr(ablate, "affordable_epochs", lambda *words: 3)
     ticks = iter(range(0, 10 ** 6, 60))
     monkeypatch.setattr(ablate.time, "monotonic", lambda: next(ticks))
@@ -105,7 +100,7 @@ def test_the_time_is_kept_and_what_is_left_is_said(command, tmp_path, capsys, mo
     assert len(_results(tmp_path)["runs"]) == len(ablate.USUAL) and _results(tmp_path)["epochs"] == 3
 
 
-@pytest.mark.parametrize("seconds, expected", [(10 ** 9, ablate.bird.Recipe.epochs), (0.0, 1)])
+@pytest.mark.parametrize("seconds, expected", [(10 ** 9, ablate.bird.Config.epochs), (0.0, 1)])
 def test_epochs_are_those_that_the_time_allows(photos, seconds, expected):
     read = ablate.read_photos(str(photos), None, 32)
     assert ablate.affordable_epochs(read, 4, seconds, 32, torch.device("cpu")) == expected

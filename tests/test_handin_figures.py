@@ -102,7 +102,7 @@ def test_the_same_input_gives_the_same_bytes(part, made, words, call, tmp_path):
 
 def _evaluate(truth, predicted):
     """The assignment's evaluate_gmm_performance."""
-    macro = {"average": "macro", "zero_division": 0}
+    macro = {"ema_decay": "macro", "zero_division": 0}
     return {"accuracy": metrics.accuracy_score(truth, predicted),
             "precision_macro": metrics.precision_score(truth, predicted, **macro),
             "recall_macro": metrics.recall_score(truth, predicted, **macro),
@@ -124,13 +124,13 @@ def test_the_numbers_of_the_birds_are_those_of_bird_csv(made, bird_trained, bird
     assert all(wrong[names.index(a), names.index(b)] == n for a, b, n in found["confusions"])
     assert [n for *_, n in found["confusions"]] == [n for n in sorted(wrong.flat, reverse=True)[:3] if n]
     history = json.loads(bird_trained.history.read_text())
-    kept = next(row for row in history["epochs"] if row["epoch"] == history["chosen_epoch"])
+    kept = next(row for row in history["epochs"] if row["epoch"] == history["best_epoch"])
     assert (found["validation_f1"], found["validation_accuracy"], found["minutes"]) == (
         history["validation"]["average_f1"], kept["val_accuracy"], history["minutes"])
     assert (found["photos"], found["epochs"], found["image_size"], found["classes"]) == (24, 6, 48, names)
     assert found["train_photos"] + found["validation_photos"] == sum(bird_data.counts)
     assert found["parameters"] == history["parameters"] and found["settings"] == history["settings"]
-    assert found["chosen_epoch"] == history["chosen_epoch"] and found["device"] == "cpu"
+    assert found["best_epoch"] == history["best_epoch"] and found["device"] == "cpu"
     for row, name in zip(found["grad_cam"], names):
         counts = [(row[side] or {"photos": 0})["photos"] for side in ("right", "wrong")]
         assert row["class"] == name and sum(counts) == 6 and counts[0] == round(6 * recall[names.index(name)])
@@ -209,7 +209,7 @@ def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird
     shutil.copytree(str(bird_data.test), str(tmp_path / "photos"))
     (tmp_path / "photos" / "10" / "0.jpg").write_bytes(b"no photo")
     paths, truth = figures_birds.read_birds(str(tmp_path / "photos"), bird_data.classes)
-    predicted, unreadable = figures_birds.bird.classify(model, paths, workers=1)
+    predicted, unreadable = figures_birds.bird.classify(model, paths)
     assert [Path(paths[i]).name for i in unreadable] == ["0.jpg"]
     measured = []
     monkeypatch.setattr(figures_birds, "measure_maps", measured.extend)
@@ -217,9 +217,9 @@ def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird
                                                     torch.device("cpu"), 1)
     assert numbers.photos == 24 and numbers.scores["accuracy"] == (predicted == truth).mean()
     assert len(measured) == 23 and "10/0.jpg" in remarks[0] and "1 photos cannot be read" in remarks[0]
-    side = round(figures_birds.bird.MARGIN * 48)
-    probabilities = figures_birds.bird.predict_probabilities(model, torch.from_numpy(np.stack([
-        figures_birds.bird.read_photo(path, side) for path in paths if path != paths[unreadable[0]]])))
+    side = round(figures_birds.bird.DECODED_SIZE * 48)
+    probabilities = figures_birds.bird.predict_proba(model, torch.from_numpy(np.stack([
+        figures_birds.bird.decode_photo(path, side) for path in paths if path != paths[unreadable[0]]])))
     assert sorted(example.probability for example in measured) == pytest.approx(
         sorted(probabilities.max(1).values.tolist()), abs=1e-4)
 
@@ -249,7 +249,7 @@ def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained, bird_data):
     """Channels of the last stage, each weighed by its mean gradient, rectified (Selvaraju et al. 2017, eq. 1 and 2)."""
     model = figures_birds.bird.load_model(str(bird_trained.model))
     paths, targets, kept = [bird_data.test / name / "0.jpg" for name in bird_data.classes[:3]], np.arange(3), []
-    photos = torch.from_numpy(np.stack([figures_birds.bird.read_photo(str(path), 96) for path in paths]))
+    photos = torch.from_numpy(np.stack([figures_birds.bird.decode_photo(str(path), 96) for path in paths]))
     handle = model.stages[-1].register_forward_hook(lambda module, inputs, output: kept.append(output))
     logits = model(photos.float() / 255)
     handle.remove()

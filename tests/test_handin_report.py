@@ -38,8 +38,8 @@ def bird_results(classes):
         confusions=[[classes[0], classes[-1], 34]],
         layers=[{"name": "photo", "shape": [3, 144, 144], "parameters": 0},
                 {"name": "linear", "shape": [10], "parameters": 10250}],
-        parameters=7654321, image_size=144, settings=dataclasses.asdict(bird.Recipe(dropout=0.27, seed=5)), epochs=66,
-        chosen_epoch=55, minutes=44.4, device="cpu", train_photos=4321, validation_photos=987,
+        parameters=7654321, image_size=144, settings=dataclasses.asdict(bird.Config(dropout=0.27, seed=5)), epochs=66,
+        best_epoch=55, minutes=44.4, device="cpu", train_photos=4321, validation_photos=987,
         validation_accuracy=0.8322, validation_f1=0.8246,
         grad_cam=[{"class": name, "right": map_, "wrong": {**map_, "centre": 0.23} if i else None}
                   for i, name in enumerate(classes)]))
@@ -56,7 +56,7 @@ DIGITS = dataclasses.asdict(results.DigitResults(
     settings={**dataclasses.asdict(vae.Config()), "encoder": [512, 256], "decoder": [512], "side": 28,
               "frequencies": 128, "separation": 7.8, "radius": 2.7, "prior_std": 0.3}))
 ABLATION = {"epochs": 9, "image_size": 88, "photos": 1221, "rows": [
-    {"variant": "the recipe", "seeds": [0, 1], "accuracy": 0.8212, "accuracy_sd": 0.0131, "f1": 0.81, "f1_sd": 0.0141},
+    {"variant": "the config", "seeds": [0, 1], "accuracy": 0.8212, "accuracy_sd": 0.0131, "f1": 0.81, "f1_sd": 0.0141},
     {"variant": "no augmentation", "seeds": [0], "accuracy": 0.7457, "accuracy_sd": None, "f1": 0.7345,
      "f1_sd": None}]}
 
@@ -220,7 +220,7 @@ def test_what_is_missing_names_the_command_that_makes_it(place, part, name, comm
     ("numbers.json", "{", ["numbers.json", "handin figures"]),
     ("numbers.json", '{"birds": {}}', ["numbers.json", "found others"]),
     ("numbers.json", '{"digits": {}}', ["numbers.json", "numbers of the birds", "found none"]),
-    ("numbers.json", json.dumps({"birds": {**bird_results(["a"]), "settings": {}}}), ["report.typ", "held_out"]),
+    ("numbers.json", json.dumps({"birds": {**bird_results(["a"]), "settings": {}}}), ["report.typ", "val_fraction"]),
     ("ablation.json", '{"rows": [{"variant": 3}]}', ["ablation.json", "handin ablate", "seeds"]),
     ("birds_confusion.png", "no picture", ["birds_confusion.png", "handin figures birds"])])
 def test_broken_input_is_one_line(place, name, content, words):
