@@ -5,7 +5,7 @@
 
 At test DATASET is a folder of class folders again, a folder of photos, or one photo.
 
-Model         Residual network [1] with batch normalization [2]: two convolutions of stride 2, four residual blocks,
+Model         Residual network [1] with batch normalization [2]: a convolution of stride 4, four residual blocks,
               average and max pooling (a bird may fill the photo or be a dot in it), dropout, one linear layer
 Augmentation  Random resized crops [3], rotation, horizontal flip and color jitter, for a whole batch at a time;
               progressive resizing: small crops first, because they are cheap; mixup and CutMix [5, 6]
@@ -55,8 +55,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SubsetRandomSamp
 
 # ---------------------------------------------------------------------------------------------------- hyper-parameters
 
-STEM_WIDTHS = (32, 64)          # channels of the first two convolutions; each halves the size
-WIDTHS = (64, 128, 256, 512)    # channels of the residual blocks; each after the first halves the size
+WIDTHS = (64, 128, 256, 512)    # channels of the residual blocks, the first also of the convolution before it
 BATCH_NORM = True               # after each convolution; without it each has a bias
 DECODED_SIZE = 4 / 3            # side of the decoded photos relative to the largest crops: room to zoom
 TEST_VIEWS = ((0.8, False), (0.8, True))  # (center crop as a fraction of the photo's sides, flipped): a whole photo
@@ -90,7 +89,7 @@ class Config:
     hflip: float = 0.5           # probability
     color_jitter: float = 0.3    # most change of brightness, contrast and saturation
     channel_jitter: float = 0.08  # most change of one color channel
-    val_fraction: float = 0.2    # of each class's photos
+    val_fraction: float = 0.1    # of each class's photos
     seed: int = 0
 
 
@@ -129,10 +128,9 @@ class BirdClassifier(nn.Module):
     def __init__(self, classes=tuple("0123456789"), counts=(1,) * 10, image_size=192, dropout=0.0):
         super().__init__()
         self.about = {"classes": list(classes), "counts": list(counts), "image_size": image_size}
-        self.stem = nn.Sequential(_conv(3, STEM_WIDTHS[0], 3, 2), nn.ReLU(inplace=True),
-                                  _conv(STEM_WIDTHS[0], STEM_WIDTHS[1], 3, 2), nn.ReLU(inplace=True))
-        self.blocks = nn.Sequential(*(ResidualBlock(n_in, n_out, 1 if i == 0 else 2) for i, (n_in, n_out)
-                                      in enumerate(zip((STEM_WIDTHS[1], *WIDTHS), WIDTHS))))
+        self.stem = nn.Sequential(_conv(3, WIDTHS[0], 7, 4), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(ResidualBlock(WIDTHS[0], WIDTHS[0], 1),
+                                    *(ResidualBlock(n_in, n_out, 2) for n_in, n_out in zip(WIDTHS, WIDTHS[1:])))
         self.dropout, self.head = nn.Dropout(dropout), nn.Linear(2 * WIDTHS[-1], len(classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -313,15 +311,16 @@ def crop_size(progress, config):
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-@dataclasses.dataclass
 class TrainState:
-    """What training changes."""
-    model: nn.Module
-    ema_model: nn.Module
-    optimizers: list
-    schedule: Schedule
-    history: list        # a dict of numbers per epoch
-    best: dict = None    # state_dict of the EMA model after the best epoch, on the CPU
+    """What training changes, at the start of a training on counts (K,) photos of each class; the model is initialized
+    from the seed of the config."""
+
+    def __init__(self, classes, counts, config, device):
+        torch.manual_seed(config.seed)
+        self.model = to_device(BirdClassifier(classes, counts, config.image_size, config.dropout), device)
+        self.ema_model, self.optimizers = copy.deepcopy(self.model), make_optimizers(self.model, config)
+        self.schedule = Schedule(config, config.epochs * max(1, sum(counts) // config.batch_size))
+        self.history, self.best = [], None  # a dict of numbers per epoch; state_dict of the EMA model of the best epoch
 
     def state_dict(self):
         """All that resuming needs."""
@@ -340,14 +339,6 @@ class TrainState:
         self.schedule.start -= checkpoint["seconds"]
         self.schedule.deadline -= checkpoint["seconds"]
         self.history, self.best = checkpoint["history"], checkpoint["best"]
-
-
-def new_state(classes, counts, config, device):
-    """TrainState at the start of a training on counts (K,) photos of each class, initialized from the config's seed."""
-    torch.manual_seed(config.seed)
-    model = to_device(BirdClassifier(classes, counts, config.image_size, config.dropout), device)
-    n_steps = config.epochs * max(1, sum(counts) // config.batch_size)
-    return TrainState(model, copy.deepcopy(model), make_optimizers(model, config), Schedule(config, n_steps), [])
 
 
 @torch.no_grad()
@@ -578,14 +569,12 @@ def list_test_photos(path):
     else:
         classes, photos = list_photos(path)
         loose = [os.path.join(path, name) for name in next(walk(path))[1]]
-    if not photos:
-        classes, photos, loose = [], [(name, None) for name in loose], []
-    if not photos:
-        raise InputError(f"{path}: expected photos ({' '.join(IMG_EXTENSIONS)}), found none")
-    if loose:
+    if photos and loose:
         warn(f"{path}: photos next to the class folders get no row, as in ImageFolder: "
              f"{shortened_list(map(os.path.basename, loose))}")
-    return classes, photos
+    if not photos and not loose:
+        raise InputError(f"{path}: expected photos ({' '.join(IMG_EXTENSIONS)}), found none")
+    return (classes, photos) if photos else ([], [(name, None) for name in loose])
 
 
 def decode_photo(path, size):
@@ -657,13 +646,12 @@ def pick_device(name):
             x = torch.ones(8, 8, device=device)
             if F.conv2d((x @ x)[None, None], x[None, None, :3, :3]).sum().item() == 36 * 9 * 8:
                 return x.device
+            reason = "it computes wrong sums"
         except (RuntimeError, AssertionError) as error:
             reason = printable(error)[:200]
-            if name == "auto":
-                warn(f"{device} is available but failed: {reason}")
-            else:
-                raise InputError(f"bird.py: expected an available --device, found '{name}': {reason}") from None
-    raise InputError(f"bird.py: expected an available --device, found '{name}', which computes wrong sums")
+        if name != "auto":
+            raise InputError(f"bird.py: expected an available --device, found '{name}': {reason}")
+        warn(f"{device} is available but failed: {reason}")
 
 
 @functools.lru_cache(maxsize=None)  # called at every step
@@ -680,8 +668,8 @@ def pick_precision(device):
 
 def autocast(device):
     """Context in which the network computes in the device's precision."""
-    dtype = pick_precision(device)
-    return torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    dtype = pick_precision(device)  # MPS, which not every torch can autocast, has float32
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
 
 
 def to_device(model, device):
@@ -851,7 +839,7 @@ def train_command(args, log):
         warn("too few photos for a validation set: validated on the training photos")
         val_idx = train_idx
     counts = np.bincount(dataset.labels[train_idx], minlength=len(classes)).tolist()
-    state, precision = new_state(classes, counts, config, device), str(pick_precision(device))[len("torch."):]
+    state, precision = TrainState(classes, counts, config, device), str(pick_precision(device))[len("torch."):]
     n_parameters = sum(p.numel() for p in state.model.parameters())
     log(f"{len(train_idx)} training and {len(val_idx)} validation photos, {len(classes)} classes; {n_parameters:,} "
         f"parameters, on {device} in {precision}")
@@ -902,7 +890,7 @@ def check_classes(dataset, classes, labels):
         raise InputError(f"{dataset}: expected readable photos in at least two class folders, found them in "
                          f"{present.sum()} of {len(classes)}")
     if not present.all():
-        warn(f"{dataset}: no readable photos of {shortened_list(np.array(classes)[~present])}; the class keeps its index")
+        warn(f"{dataset}: no readable photos of {shortened_list(np.array(classes)[~present])}; it keeps its index")
 
 
 def test_command(args, log):

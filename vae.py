@@ -762,13 +762,12 @@ def pick_device(name):
             x = torch.ones(8, 8, device=device)
             if F.conv2d((x @ x)[None, None], x[None, None, :3, :3]).sum().item() == 36 * 9 * 8:
                 return x.device
+            reason = "it computes wrong sums"
         except (RuntimeError, AssertionError) as error:
             reason = printable(error)[:200]
-            if name == "auto":
-                warnings.warn(f"{device} is available but failed: {reason}", RuntimeWarning, stacklevel=2)
-            else:
-                raise InputError(f"vae.py: expected an available --device, found '{name}': {reason}") from None
-    raise InputError(f"vae.py: expected an available --device, found '{name}', which computes wrong sums")
+        if name != "auto":
+            raise InputError(f"vae.py: expected an available --device, found '{name}': {reason}")
+        warnings.warn(f"{device} is available but failed: {reason}", RuntimeWarning, stacklevel=2)
 
 
 def train_command(args, log):

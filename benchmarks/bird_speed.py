@@ -81,7 +81,7 @@ def our_training(dataset, classes, config, device, seconds):
             raise _Enough
 
     update_ema, counts = bird.update_ema, torch.bincount(dataset.labels).tolist()
-    state, index = bird.new_state(classes, counts, config, device), np.arange(len(dataset))
+    state, index = bird.TrainState(classes, counts, config, device), np.arange(len(dataset))
     with mock.patch.object(bird, "update_ema", timed), contextlib.suppress(_Enough):
         next(bird.train_classifier(state, dataset, np.tile(index, 1 + 100_000 // len(index)), index, config))
     return (len(times) - 1 - 3) * config.batch_size / (times[-1] - times[3])

@@ -45,7 +45,7 @@ VARIANTS = {
     "no color jitter": {"color_jitter": 0.0, "channel_jitter": 0.0},
     "no progressive resizing": {"progressive": ()},
     "batches of 128": {"batch_size": 128},
-    "half as wide": {"STEM_WIDTHS": (16, 32), "WIDTHS": (32, 64, 128, 256)},
+    "half as wide": {"WIDTHS": (32, 64, 128, 256)},
     "whole photos at test": {"TEST_VIEWS": ((1.0, False), (1.0, True))},
     "no flipped view at test": {"TEST_VIEWS": ((0.8, False),)},
 }
@@ -89,7 +89,7 @@ def train_variant(photos, name, seed, epochs, image_size, device, on_epoch=lambd
         parts = bird.stratified_split(labels[photos.train_idx], config.val_fraction, seed)
         train_idx, val_idx = (photos.train_idx[part] for part in parts)
         counts = np.bincount(labels[train_idx], minlength=len(photos.classes)).tolist()
-        state = bird.new_state(photos.classes, counts, config, device)
+        state = bird.TrainState(photos.classes, counts, config, device)
         val_idx = val_idx if len(val_idx) else train_idx
         for _ in bird.train_classifier(state, photos.dataset, train_idx, val_idx, config):
             on_epoch()

@@ -58,7 +58,7 @@ def layer_table(model):
             name = "residual block" if layer.class_name == "ResidualBlock" else "convolution"
             name += f" {side} × {side}" + (f", stride {stride}" if stride > 1 else "")
         elif layer.class_name in ("Dropout", "Linear"):
-            name = "linear" if layer.class_name == "Linear" else "average and maximum pooling"
+            name = "linear" if layer.class_name == "Linear" else "average and max pooling"
         else:
             continue
         rows.append({"name": name, "shape": list(layer.output_size[1:]),
@@ -118,7 +118,7 @@ def grad_cam(model, photos, targets, batch=8):
     class targets (N,). Selvaraju et al. 2017, arXiv:1610.02391, through the library `grad-cam`."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    with GradCAM(model=model, target_layers=[model.stages[-1]]) as cam:
+    with GradCAM(model=model, target_layers=[model.blocks[-1]]) as cam:
         heat = [cam(input_tensor=part, targets=[ClassifierOutputTarget(int(k)) for k in classes])
                 for part, classes in zip(photos.split(batch), torch.as_tensor(targets).split(batch))]
     model.zero_grad(set_to_none=True)

@@ -451,7 +451,7 @@ def _train(bird, n_epochs=1, photos=None, **changes):
     """Trains on random bytes; the state at the end and a copy of the state_dict after each epoch."""
     config = _config(bird, **{"epochs": n_epochs, "batch_size": 8, "image_size": 32, **changes})
     dataset = bird.PhotoDataset(_photos(20, 48, seed=4) if photos is None else photos, torch.arange(20) % 3)
-    state = bird.new_state(list("abc"), [6, 5, 5], config, CPU)
+    state = bird.TrainState(list("abc"), [6, 5, 5], config, CPU)
     checkpoints = [copy.deepcopy(state.state_dict())
                    for _ in bird.train_classifier(state, dataset, torch.arange(16), torch.arange(16, 20), config)]
     return state, checkpoints
@@ -510,7 +510,7 @@ def test_a_default_training_stops_when_its_validation_no_longer_improves(bird, m
     for scores, expected in (([0.9] * 300, 170 + bird.Config.patience), (np.linspace(0, 1, 300), bird.Config.epochs),
                              ([0.5] * 174 + [0.6] * 99, 175 + bird.Config.patience)):
         _scores(bird, monkeypatch, scores)
-        state = bird.new_state(list("abc"), [48, 48, 32], bird.Config(), CPU)  # 128 photos: 2 steps per epoch
+        state = bird.TrainState(list("abc"), [48, 48, 32], bird.Config(), CPU)  # 128 photos: 2 steps per epoch
         for _ in bird.train_classifier(state, dataset, torch.arange(16), torch.arange(16, 20), bird.Config()):
             pass
         assert len(state.history) == expected
