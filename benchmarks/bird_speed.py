@@ -3,10 +3,10 @@
     python -m benchmarks.bird_speed [DATASET] [--rounds 3] [--seconds 20] [--device auto]
 
 The usual training loop: ImageFolder, torchvision transforms per photo, DataLoader with a worker per core, float32,
-contiguous. The usual test loop: one photo at a time, with as many views. Both on the device that bird.py takes; on a
+contiguous. The usual test loop: one photo at a time, with the same views. Both on the device that bird.py takes; on a
 GPU the training of bird.py is also timed in float32. Without DATASET 400 drawn photos of 1,200 px, the size of the
-course's, are used. The loops alternate; a ratio is of the medians. bird.py decodes once, before the first epoch: that
-is given apart.
+course's photos, are used. The loops alternate; a ratio is of the medians. bird.py decodes once, before the first epoch:
+that is reported separately.
 """
 import argparse
 import contextlib
@@ -33,7 +33,7 @@ import bird
 
 
 def draw_photos(folder, number=400, classes=10, width=1200, height=800):
-    """Smooth random photos with grain, as heavy to decode as real ones, in class folders."""
+    """Smooth random photos with grain, as slow to decode as real ones, in class folders."""
     rng = np.random.default_rng(0)
     for index in range(number):
         small = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
@@ -45,7 +45,7 @@ def draw_photos(folder, number=400, classes=10, width=1200, height=800):
 
 
 def usual_training(dataset, config, workers, device):
-    """Generator of the usual loop: yields the number of photos of each step it has done."""
+    """Generator of the usual loop: yields the batch size after each step."""
     prepare = transforms.Compose([
         transforms.RandomResizedCrop(config.image_size, scale=(config.crop_scale, 1)),
         transforms.RandomHorizontalFlip(config.hflip), transforms.RandomRotation(config.rotate),
@@ -70,7 +70,7 @@ class _Enough(Exception):
 
 
 def our_training(dataset, classes, config, device, seconds):
-    """Photos per second of `train_classifier` in about so many seconds, without the first steps. All are in one epoch,
+    """Photos per second of `train_classifier` over about `seconds`, without the first steps. All are in one epoch,
     because the usual loop does not validate either."""
     times = []
 
@@ -101,14 +101,14 @@ def measure_usual_training(dataset, config, workers, device, seconds):
 
 
 def measure_usual_test(classes, config, paths, views, device):
-    """Photos per second of the usual test loop: decode, resize, predict, each photo and view by itself, in float32."""
+    """Photos per second of the usual test loop: decode, resize, predict, one photo and view at a time, in float32."""
     model, labels = bird.BirdClassifier(classes, [1] * len(classes)).eval().to(device), []
     start = time.perf_counter()
     with torch.no_grad():
         for path in paths:
             with Image.open(path) as image:
                 image, total = image.convert("RGB"), 0.0
-            side = model.about["image_size"]
+            side = model.metadata["image_size"]
             for fraction, flipped in views:
                 whole = image.resize((round(side / fraction),) * 2, Image.BICUBIC)
                 photo = transforms.functional.to_tensor(transforms.functional.center_crop(whole, side))[None].to(device)
@@ -149,16 +149,16 @@ def compare(dataset, rounds, seconds, device):
     model = bird.to_device(bird.BirdClassifier(classes, torch.bincount(labels).tolist()).eval(), device)
     some = list(itertools.islice(itertools.cycle(paths), 600))
     training, slower, found = ([], []), [], {views: ([], []) for views in (((1.0, False),), bird.TEST_VIEWS)}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # where bird.py has set nothing
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # without what bird.py sets globally
         for _ in range(rounds):
-            training[0].append(apart.submit(measure_usual_training, dataset, config, workers, device, seconds).result())
+            training[0].append(pool.submit(measure_usual_training, dataset, config, workers, device, seconds).result())
             training[1].append(our_training(data, classes, config, device, seconds))
             if device.type == "cuda":
                 with mock.patch.object(bird, "pick_precision", lambda device: torch.float32):
                     slower.append(our_training(data, classes, config, device, seconds))
             for views, (usual, ours) in found.items():
                 few = some[:200 // len(views)]
-                usual.append(apart.submit(measure_usual_test, classes, config, few, views, device).result())
+                usual.append(pool.submit(measure_usual_test, classes, config, few, views, device).result())
                 start = time.perf_counter()
                 bird.classify(model, some, views)
                 ours.append(len(some) / (time.perf_counter() - start))

@@ -6,6 +6,7 @@ those of TEST or, without it, a fifth of TRAIN. FIGURES/ablation.json is rewritt
 with the same data and settings resumes where the first one stopped.
 """
 import dataclasses
+import hashlib
 import json
 import statistics
 import sys
@@ -30,7 +31,7 @@ VARIANTS = {
     "no augmentation": {"crop_scale": 1.0, "crop_ratio": 1.0, "rotate": 0.0, "hflip": 0.0, "color_jitter": 0.0,
                         "channel_jitter": 0.0, "mixup": 0.0, "cutmix": 0.0},
     "no batch normalization": {"BATCH_NORM": False},
-    "AdamW instead of Muon": {"Muon": torch.optim.AdamW},
+    "AdamW instead of Muon": {"Muon": torch.optim.AdamW, "lr": 2e-3},
     "no weight decay": {"weight_decay": 0.0},
     "no dropout": {"dropout": 0.0},
     "no label smoothing": {"label_smoothing": 0.0},
@@ -46,7 +47,7 @@ VARIANTS = {
     "no progressive resizing": {"progressive": ()},
     "batches of 128": {"batch_size": 128},
     "half as wide": {"WIDTHS": (32, 64, 128, 256)},
-    "whole photos at test": {"TEST_VIEWS": ((1.0, False), (1.0, True))},
+    "no center crop at test": {"TEST_VIEWS": ((1.0, False), (1.0, True))},
     "no flipped view at test": {"TEST_VIEWS": ((0.8, False),)},
 }
 USUAL = list(VARIANTS)[:10]
@@ -95,7 +96,7 @@ def train_variant(photos, name, seed, epochs, image_size, device, on_epoch=lambd
             on_epoch()
         model = state.ema_model
         if "last" not in VARIANTS[name]:
-            model.load_state_dict(state.best)
+            model.load_state_dict(state.best["weights"])
         predicted = torch.cat([bird.predict_proba(model.eval(), batch, bird.TEST_VIEWS).argmax(1)
                                for batch, _ in bird.batches(photos.dataset, photos.test_idx)])
     scores = all_scores(labels[photos.test_idx], predicted.numpy())
@@ -104,13 +105,13 @@ def train_variant(photos, name, seed, epochs, image_size, device, on_epoch=lambd
 
 
 def affordable_epochs(photos, trainings, seconds, image_size, device):
-    """Epochs that each of so many trainings may have: 1 to those of the config. Trains one to learn its time."""
+    """Epochs per training that fit into `seconds`, from 1 to those of the config. Times one epoch of the baseline."""
     epoch = 60 * train_variant(photos, "baseline", 0, 1, image_size, device)["minutes"]
     return max(1, min(bird.Config.epochs, int(0.95 * (seconds - epoch) / (epoch * trainings))))
 
 
 def table(runs):
-    """Rows of the table from the runs: a dict per variant, in the order of VARIANTS, those not yet trained left out:
+    """Rows of the table from the runs: a dict per variant, in the order of VARIANTS, without those not yet trained:
     "accuracy", "f1", "epochs" and "minutes" are means, "accuracy_sd" and "f1_sd" None for one seed."""
     rows = []
     for name in sorted({run["variant"] for run in runs}, key=list(VARIANTS).index):
@@ -166,7 +167,8 @@ def run(args):
     photos = read_photos(args.train, args.test, args.image_size)
     settings = {"data": [str(Path(path).resolve()) for path in (args.train, args.test) if path],
                 "photos": len(photos.test_idx), "image_size": args.image_size, "device": str(device),
-                "torch": torch.__version__, "threads": torch.get_num_threads()}
+                "torch": torch.__version__, "threads": torch.get_num_threads(),
+                "bird.py": hashlib.sha256(Path(bird.__file__).read_bytes()).hexdigest()}
     path, results = args.out / "ablation.json", {**settings, "epochs": args.epochs, "runs": [], "rows": []}
     if path.exists():
         results = read_json(path, "an earlier ablation")
@@ -181,7 +183,7 @@ def run(args):
     with tqdm(total=len(missing) * (results["epochs"] or 0), unit="epoch", file=sys.stderr, disable=None) as bar:
         for number, (name, seed) in enumerate(missing):
             if end - time.monotonic() < 60 * max(done.values(), default=0):  # this one might not end in time
-                print(f"ablate: {len(missing) - number} trainings are left for another call", file=sys.stderr)
+                print(f"ablate: {len(missing) - number} trainings remain; call again to continue", file=sys.stderr)
                 break
             bar.set_description(f"{name}, seed {seed}")
             found = train_variant(photos, name, seed, results["epochs"], args.image_size, device, bar.update)

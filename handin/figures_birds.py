@@ -39,8 +39,8 @@ def read_history(path, model):
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: expected {expected}, found one without {one_line(error)}") from None
     parameters = sum(p.numel() for p in model.parameters())
-    if known != (model.about["classes"], parameters):
-        raise InputError(f"{path}: expected the history of this model, of {len(model.about['classes'])} classes and "
+    if known != (model.metadata["classes"], parameters):
+        raise InputError(f"{path}: expected the history of this model, of {len(model.metadata['classes'])} classes and "
                          f"{parameters:,} parameters, found that of another")
     return record
 
@@ -49,7 +49,7 @@ def layer_table(model):
     """[{"name", "shape", "parameters"}] from photo to logits, for one photo of the size that the model was trained at,
     by torchinfo."""
     import torchinfo
-    size = model.about["image_size"]
+    size = model.metadata["image_size"]
     rows = [{"name": "photo", "shape": [3, size, size], "parameters": 0}]
     for layer in torchinfo.summary(model.eval(), (1, 3, size, size), depth=2, verbose=0, device="cpu").summary_list:
         if layer.depth == 2 and layer.class_name in ("ResidualBlock", "Sequential"):
@@ -128,7 +128,7 @@ def grad_cam(model, photos, targets, batch=8):
 def grad_cam_examples(model, paths, predicted, chosen):
     """For every class ([right Examples], [wrong Examples]) of the chosen indices. Their maps are of the first of the
     test's views, for the predicted class."""
-    names, size = model.about["classes"], model.about["image_size"]
+    names, size = model.metadata["classes"], model.metadata["image_size"]
     wanted = [i for groups in chosen for group in groups for i in group]
     if not wanted:
         return chosen
@@ -191,7 +191,7 @@ def gradcam_figure(rows, names):
 def results(model, history, truth, predicted, examples):
     """BirdResults of labels (N,) and of rows of ([right], [wrong]) Examples."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-    names = model.about["classes"]
+    names = model.metadata["classes"]
     columns = precision_recall_fscore_support(truth, predicted, labels=range(len(names)), zero_division=0)
     matrix = confusion_matrix(truth, predicted, labels=range(len(names)))
     np.fill_diagonal(matrix, 0)
@@ -203,7 +203,7 @@ def results(model, history, truth, predicted, examples):
                     "photos": int(photos)} for name, precision, recall, f1, photos in zip(names, *columns)],
         confusions=[[names[a], names[b], int(matrix[a, b])] for a, b in worst if matrix[a, b]],
         layers=layer_table(model), parameters=history["parameters"],
-        image_size=model.about["image_size"], settings=history["settings"], epochs=len(history["epochs"]),
+        image_size=model.metadata["image_size"], settings=history["settings"], epochs=len(history["epochs"]),
         best_epoch=history["best_epoch"], minutes=history["minutes"], device=history["device"],
         train_photos=len(history["split"]["train"]), validation_photos=len(history["split"]["validation"]),
         validation_accuracy=history["validation"]["accuracy"], validation_f1=history["validation"]["average_f1"],
@@ -215,7 +215,7 @@ def draw_all(test, model_path, history_path, device):
     """Figures {name: Figure}, pages {}, BirdResults and remarks (lines for the user) of part I, from the photos of a
     class folder set, a model and the history beside it. Raises InputError, also bird.py's."""
     model = bird.load_model(model_path)
-    names = model.about["classes"]
+    names = model.metadata["classes"]
     history = read_history(history_path or f"{os.path.splitext(model_path)[0]}_history.json", model)
     paths, truth = read_birds(test, names)
     predicted, unreadable = bird.classify(bird.to_device(model, device), paths)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refused
+from refusals import FullDisk, refused
 
 EPOCHS, SIZE = 12, 48  # as in the flags of `bird_fast`
 
@@ -39,8 +39,8 @@ def _files(folder):
 
 def _longer_than(minutes, err):
     """Whether stderr is the one line that says that --minutes could not be kept."""
-    return re.fullmatch(rf"bird\.py: warning: training took [\d.]+ minutes, not {re.escape(minutes)}: it reads all "
-                        r"photos, takes one step and validates in any case\n", err)
+    return re.fullmatch(rf"bird\.py: warning: training took [\d.]+ s, --minutes {re.escape(minutes)} allows [\d.]+ s: "
+                        r"all photos are read, one step and one validation made in any case\n", err)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_whole_photos_in_one_view_get_the_labels_of_the_command(bird, bird_call,
 def test_classes_counts_and_size_come_back_with_the_weights(bird, bird_trained, bird_data):
     history = json.loads(bird_trained.history.read_text())
     model = bird.load_model(str(bird_trained.model))
-    assert model.about == {"classes": bird_data.classes, "counts": history["counts"], "image_size": SIZE}
+    assert model.metadata == {"classes": bird_data.classes, "counts": history["counts"], "image_size": SIZE}
     assert model(torch.zeros(2, 3, SIZE, SIZE)).shape == (2, 4)
 
 
@@ -444,15 +444,25 @@ def test_a_second_ctrl_c_while_the_first_is_told_is_still_one_line(bird, bird_ca
     assert _files(tmp_path) == []
 
 
-def test_nothing_to_resume_begins_anew(bird_call, words, tmp_path):
-    found = bird_call(*words, "--epochs", "1", "--resume")
-    assert (found.code, found.err) == (0, "")
-    assert "resume" in found.out and _files(tmp_path) == ["bird.pth", "bird_history.json"]
+def test_a_checkpoint_that_finds_no_room_does_not_abort_training(bird, bird_call, words, monkeypatch, tmp_path):
+    def full_open(path, mode="r", *rest, **options):
+        return FullDisk() if "bird_checkpoint" in str(path) and mode[0] in "wx" else open(path, mode, *rest, **options)
+
+    monkeypatch.setattr(bird, "open", full_open, raising=False)
+    found = bird_call(*words)
+    assert found.code == 0 and _files(tmp_path) == ["bird.pth", "bird_history.json"]
+    assert all("without a checkpoint" in line for line in found.err.splitlines()) and found.err
 
 
-def test_without_resume_an_unfinished_training_begins_anew(half_way, bird_call, words):
+def test_nothing_to_resume_begins_anew_with_a_warning(bird_call, words, tmp_path):
+    found = bird_call(*words, "--epochs", "1", "--resume", "--quiet")
+    assert found.code == 0 and found.out == "" and len(found.err.splitlines()) == 1
+    assert "no checkpoint to resume" in found.err and _files(tmp_path) == ["bird.pth", "bird_history.json"]
+
+
+def test_without_resume_an_unfinished_training_begins_anew_with_a_warning(half_way, bird_call, words):
     found = bird_call(*words, "--epochs", "1")
-    assert (found.code, found.err) == (0, "")
+    assert found.code == 0 and len(found.err.splitlines()) == 1 and "without --resume" in found.err
     assert _epochs(found.out) == [1]
     assert _files(half_way) == ["bird.pth", "bird_history.json"]
 
@@ -507,7 +517,7 @@ def test_a_slow_machine_shortens_the_schedule_and_says_so(bird_alone, bird_few, 
                   "--minutes", minutes, cwd=tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
     history = json.loads((tmp_path / "bird_history.json").read_text())
-    assert history["shortened"] and 0.9 * float(minutes) < history["minutes"] <= float(minutes)
+    assert history["time_limited"] and 0.9 * float(minutes) < history["minutes"] <= float(minutes)
     (line,) = [line for line in process.stdout.splitlines() if "shortened" in line]
     assert f"--minutes {minutes}" in line and "15 epochs" in line and "not reproducible" in line
     rates = [row["lr"] for row in history["epochs"]]
@@ -515,7 +525,7 @@ def test_a_slow_machine_shortens_the_schedule_and_says_so(bird_alone, bird_few, 
 
 
 def test_with_time_enough_nothing_is_said_of_it(bird_trained, history):
-    assert not history["shortened"] and "shortened" not in bird_trained.processes[0].stdout
+    assert not history["time_limited"] and "shortened" not in bird_trained.processes[0].stdout
 
 
 def test_hardly_any_time_still_gives_a_model(bird_call, bird_data, words):

@@ -232,7 +232,7 @@ class Machine:
         self.now, self.config, self.pace, self.bird = 1000.0, config, pace, bird
         monkeypatch.setattr(bird.time, "monotonic", lambda: self.now)
         self.schedule = bird.Schedule(config, n_steps)
-        self.schedule.deadline = self.now + seconds
+        self.schedule.limit = seconds
 
     def train(self):
         """(progress, learning rate) at each step."""
@@ -252,9 +252,9 @@ PACES = {"steady": lambda step: 1.0, "fast": lambda step: 0.01, "a slow start": 
 
 @pytest.mark.parametrize("pace", PACES)
 def test_with_time_enough_progress_is_the_fraction_of_the_steps(bird, monkeypatch, pace):
-    machine = Machine(bird, monkeypatch, bird.Config(), 640, pace=PACES[pace])  # the steps take 568 seconds
-    assert (machine.train()[:, 0] == np.arange(1000) / 1000).all()
-    assert not machine.schedule.shortened
+    machine = Machine(bird, monkeypatch, bird.Config(), 640, pace=PACES[pace])  # the steps take 590 seconds
+    assert (machine.train()[:, 0] == np.arange(1, 1001) / 1001).all()
+    assert not machine.schedule.time_limited
 
 
 @pytest.mark.parametrize("seconds, pace", [(300, "steady"), (60, "steady"), (5, "steady"), (300, "a slow start"),
@@ -263,7 +263,7 @@ def test_with_less_time_the_whole_schedule_is_shortened(bird, monkeypatch, secon
     """It ends in time, at the latest with the step that was begun, with a learning rate near 0."""
     machine = Machine(bird, monkeypatch, bird.Config(), seconds, n_steps=100_000, pace=PACES[pace])
     progress, rates = machine.train().T
-    assert machine.schedule.shortened and machine.now - 1000 <= seconds + PACES[pace](1)
+    assert machine.schedule.time_limited and machine.now - 1000 <= seconds + PACES[pace](1)
     assert (np.diff(progress) >= 0).all()
     if pace == "steady":
         assert machine.now - 1000 >= seconds
@@ -272,11 +272,24 @@ def test_with_less_time_the_whole_schedule_is_shortened(bird, monkeypatch, secon
         assert left == sorted(left) and left[-1] == machine.config.image_size
 
 
-def test_time_left_knows_that_large_crops_take_longer(bird, monkeypatch):
-    machine, found = Machine(bird, monkeypatch, bird.Config(), math.inf), []
-    machine.pace = lambda step: found.append(machine.now - 1000 + 60 * machine.schedule.minutes_left()) or 1.0
+@pytest.mark.parametrize("limit, takes", [(math.inf, 590), (620, 590), (300, 300), (60, 60)])
+def test_time_left(bird, monkeypatch, limit, takes):
+    """It knows that large crops take longer; once the time limit determines the progress, it is what is left of it."""
+    machine, ends = Machine(bird, monkeypatch, bird.Config(), limit), []
+    machine.pace = lambda step: ends.append(machine.now - 1000 + 60 * machine.schedule.minutes_left()) or 1.0
     machine.train()
-    assert found[10:] == pytest.approx([machine.now - 1000] * len(found[10:]), rel=0.02)
+    assert ends[50:] == pytest.approx([takes] * len(ends[50:]), rel=0.03)
+
+
+def test_a_training_of_one_step_learns(bird):
+    before = bird.TrainState(list("abc"), [6, 5, 5], _config(bird, image_size=32), CPU).model.state_dict()
+    after = _train(bird, batch_size=16)[0].model.state_dict()
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+def test_a_training_that_diverges_is_one_line(bird):
+    with pytest.raises(bird.InputError, match="converges"):
+        _train(bird, lr=1e30, n_epochs=3, warmup=0.0)
 
 
 def test_training_sees_the_sizes_of_the_config(bird, monkeypatch):
@@ -385,7 +398,7 @@ def test_what_travels_with_the_weights_comes_back(bird, classes, size):
     """Any number of classes of any name, into a fresh model that knows nothing."""
     first, second = bird.BirdClassifier(classes, list(range(len(classes))), size), bird.BirdClassifier()
     second.set_extra_state(first.get_extra_state())
-    assert second.about == {"classes": classes, "counts": list(range(len(classes))), "image_size": size}
+    assert second.metadata == {"classes": classes, "counts": list(range(len(classes))), "image_size": size}
     assert second.head.out_features == len(classes)
 
 
@@ -440,7 +453,7 @@ def test_evaluation_is_that_of_the_plain_definition(bird, model, exact, batch_si
     loss, matrix = bird.evaluate(model, bird.batches(bird.PhotoDataset(photos, labels), index, batch_size), 32)
     with torch.no_grad():
         logits = model(bird.center_crop(photos[index], bird.TEST_VIEWS[0][0], 32, CPU))
-    expected = F.cross_entropy(logits, labels[index], weight=bird.balanced_weights(model.about["counts"]))
+    expected = F.cross_entropy(logits, labels[index], weight=bird.balanced_weights(model.metadata["counts"]))
     assert loss == pytest.approx(float(expected), rel=1e-3)
     assert torch.equal(matrix, bird.confusion_matrix(labels[index], logits.argmax(1), 5))
 
@@ -468,7 +481,7 @@ SWITCHED_OFF = [
 @pytest.mark.parametrize("changes", SWITCHED_OFF, ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()))
 def test_every_technique_is_switched_off_by_a_value(bird, changes):
     state, _ = _train(bird, **changes)
-    assert all(value.isfinite().all() for value in state.best.values())
+    assert all(value.isfinite().all() for value in state.best["weights"].values())
     assert all(math.isfinite(value) for value in state.history[0].values())
 
 
@@ -488,6 +501,14 @@ def test_without_ema_the_last_weights_are_kept(bird, decay):
     assert all(same.values()) if decay == 0 else not same["head.weight"]
 
 
+def test_epochs_of_smaller_crops_are_not_counted_by_early_stopping(bird, monkeypatch):
+    """As after a resume with more time, when the crops become smaller again."""
+    _scores(bird, monkeypatch, [0.9, *[0.5] * 20])
+    monkeypatch.setattr(bird, "crop_size", lambda progress, config: 64 if progress < 0.2 or progress > 0.6 else 32)
+    state, _ = _train(bird, n_epochs=10, patience=2, image_size=64)
+    assert [row["crop_size"] for row in state.history] == [64, 32, 32, 32, 32, 64, 64] and state.best["epoch"] == 1
+
+
 def _scores(bird, monkeypatch, scores):
     scores = iter(scores)
     monkeypatch.setattr(bird, "average_f1", lambda matrix: next(scores))
@@ -497,8 +518,8 @@ def test_early_stopping(bird, monkeypatch):
     """After `patience` epochs without a better score; the weights that are kept are those of the best epoch."""
     _scores(bird, monkeypatch, [0.1, 0.9, *[0.5] * 20])
     state, checkpoints = _train(bird, n_epochs=10, patience=3, progressive=())
-    assert len(state.history) == 5 and bird.best_epoch(state.history)["epoch"] == 2
-    for name, value in state.best.items():
+    assert len(state.history) == 5 and state.best["epoch"] == 2
+    for name, value in state.best["weights"].items():
         assert torch.equal(value, checkpoints[1]["ema_model"][name]), name
 
 
@@ -522,14 +543,14 @@ def test_the_epoch_that_is_kept_is_one_of_the_largest_crops(bird, monkeypatch):
     _scores(bird, monkeypatch, [0.9, 0.8, 0.5, 0.6, 0.5])
     state, checkpoints = _train(bird, n_epochs=5, image_size=64, progressive=((0.5, 1 / 2),))
     assert [row["crop_size"] for row in state.history] == [32, 32, 64, 64, 64]
-    assert torch.equal(state.best["head.weight"], checkpoints[3]["ema_model"]["head.weight"])
-    assert bird.best_epoch(state.history)["epoch"] == 4 and checkpoints[1]["best"] is None
+    assert torch.equal(state.best["weights"]["head.weight"], checkpoints[3]["ema_model"]["head.weight"])
+    assert state.best["epoch"] == 4 and checkpoints[1]["best"]["epoch"] == 1
 
 
 def test_of_equal_scores_the_lower_loss_then_the_earlier_epoch_is_kept(bird):
     rows = [{"crop_size": 32, "val_f1": f1, "val_loss": loss, "epoch": epoch} for epoch, (f1, loss) in enumerate(
         [(0.5, 0.1), (0.6, 0.9), (0.6, 0.8), (0.6, 0.8)])]
-    assert bird.best_epoch(rows)["epoch"] == 2
+    assert max(rows, key=bird.score)["epoch"] == 2
 
 
 def test_training_memorizes_a_few_photos(bird):

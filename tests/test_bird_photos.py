@@ -145,8 +145,21 @@ def test_deep_gray_images_show_what_those_of_8_bits_show(read, kind, ending):
     _assert_shows(read("a." + ending, DEEP[kind](_quarters(values=GREYS))), _grey(GREYS))
 
 
+def test_deep_gray_images_that_resampling_took_a_little_out_of_range(read):
+    values = _quarters(values=GREYS).astype(np.float32) / 255
+    values[0, :2] = 1.05, -0.02
+    _assert_shows(read("a.tif", Image.fromarray(values)), _grey(GREYS))
+
+
+def test_a_transparent_gray_of_16_bits_lies_on_white(read):
+    levels = _quarters(values=GREYS).astype(np.uint16) * 257
+    photo = read("a.png", Image.fromarray(levels), transparency=int(GREYS[0]) * 257)
+    _assert_shows(photo, [WHITE, *_grey(GREYS)[1:]])
+
+
 @pytest.mark.parametrize("pixels", [np.full((9, 9), np.nan), np.full((9, 9), np.inf), np.full((9, 9), -0.5),
-                                    np.full((9, 9), 1e6), np.full((9, 9), 70000), np.full((9, 9), -1)], ids=str)
+                                    np.full((9, 9), 1e6), np.full((9, 9), 80000), np.full((9, 9), -99)],
+                         ids=["NaN", "infinite", "-0.5", "a million", "80000", "-99"])
 def test_gray_values_of_unknown_scale_are_no_photo(read, pixels):
     with pytest.raises(ValueError):
         read("a.tif", Image.fromarray(pixels.astype(np.float32 if pixels.dtype == float else np.int32)))
@@ -353,17 +366,18 @@ def test_folders_that_link_to_each_other_are_each_followed_once(bird, tmp_path):
 
 @pytest.mark.parametrize("mode", ["train", "test"])
 @pytest.mark.parametrize("folder", ["a", "b/deep"])
-def test_a_folder_that_cannot_be_read_is_refused(bird_call, bird_untrained, monkeypatch, tmp_path, mode, folder):
+@pytest.mark.parametrize("right", ["listdir", "stat"])  # r and x of its mode
+def test_a_folder_that_cannot_be_read_is_refused(bird_call, bird_untrained, monkeypatch, tmp_path, mode, folder, right):
     """Without its photos all further rows would belong to other photos."""
     _touch(tmp_path, ["photos/a/0.jpg", "photos/b/deep/1.jpg", "photos/c/2.jpg"])
-    listdir = os.listdir
+    real, closed = getattr(os, right), os.path.join("photos", folder)
 
-    def closed(path):
-        if str(path).endswith(os.path.join("photos", folder)):
+    def refusing(path, *rest, **options):
+        if str(path).endswith((closed, os.path.join(closed, ".")) if right == "listdir" else os.path.join(closed, ".")):
             raise PermissionError(13, "Permission denied", str(path))
-        return listdir(path)
+        return real(path, *rest, **options)
 
-    monkeypatch.setattr(os, "listdir", closed)
+    monkeypatch.setattr(os, right, refusing)
     model = bird_untrained if mode == "test" else "bird.pth"
     refused(bird_call("photos", mode, model), os.path.join("photos", folder))
     assert _files(tmp_path) == ["photos"]
@@ -374,11 +388,12 @@ def _files(folder):
 
 
 @pytest.mark.parametrize("parts", [("train", "valid", "test"), ("Train", "Test"), ("training", "validation")])
-def test_a_folder_of_the_parts_of_a_dataset_is_not_trained_on(bird_call, tmp_path, parts):
+def test_a_folder_of_the_parts_of_a_dataset_is_refused(bird_call, bird_untrained, tmp_path, parts):
     _touch(tmp_path, [f"photos/{part}/{name}/0.jpg" for part in parts for name in "ab"])
-    found = bird_call("photos", "train", "bird.pth")
-    refused(found, "photos")
-    assert all(part in found.err for part in parts) and _files(tmp_path) == ["photos"]
+    for words in (("train", "bird.pth"), ("test", bird_untrained)):
+        found = bird_call("photos", *words)
+        refused(found, "photos")
+        assert all(part in found.err for part in parts) and _files(tmp_path) == ["photos"]
 
 
 def test_composed_and_decomposed_class_names_are_the_same(bird, bird_call, bird_draw, tmp_path):
@@ -523,7 +538,7 @@ def test_empty_classes_are_warned_of_in_training_and_keep_their_index(bird_call,
     assert found.code == 0
     (line,) = found.err.splitlines()
     assert line.startswith("bird.py: warning: ") and "a, c" in line
-    about = bird.load_model("bird.pth").about
+    about = bird.load_model("bird.pth").metadata
     assert about["classes"] == ["a", "b", "c", "d"] and about["counts"] == [0, 4, 0, 4]
     assert bird_call("photos", "test", "bird.pth").code == 0
     assert set(_rows(tmp_path / "bird.csv")) <= {1, 3}

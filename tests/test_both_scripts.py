@@ -341,10 +341,10 @@ def test_a_full_disk(loading):
 
 
 @pytest.mark.parametrize("command, name", [
-    ("bird train", "bird_checkpoint.pth"), ("bird train", "bird.pth."), ("bird train", "bird_history.json"),
+    ("bird train", "bird.pth."), ("bird train", "bird_history.json"),
     ("vae train", "vae.pth."), ("vae train", "gmm_params.pkl")], indirect=["command"])
 def test_a_full_disk_in_training_keeps_the_old_files(command, monkeypatch, name):
-    """A new file next to an old one would not match it. What bird.py has learned by then is kept for --resume."""
+    """A new file next to an old one would not match it. The checkpoint of bird.py is kept for --resume."""
     def full_open(path, mode="r", *rest, **options):
         return FullDisk() if name in str(path) and mode[0] in "wx" else open(path, mode, *rest, **options)
 

@@ -94,7 +94,7 @@ def test_the_time_is_kept_and_what_is_left_is_said(command, tmp_path, capsys, mo
     ticks = iter(range(0, 10 ** 6, 60))
     monkeypatch.setattr(ablate.time, "monotonic", lambda: next(ticks))
     assert command("--minutes", "5") == 1
-    assert 1 <= len(_results(tmp_path)["runs"]) < len(ablate.USUAL) and "are left" in capsys.readouterr().err
+    assert 1 <= len(_results(tmp_path)["runs"]) < len(ablate.USUAL) and "remain" in capsys.readouterr().err
     while command("--minutes", "5"):
         pass
     assert len(_results(tmp_path)["runs"]) == len(ablate.USUAL) and _results(tmp_path)["epochs"] == 3

@@ -42,7 +42,7 @@ def test_resume_of_birds(before, after, bird_script, bird_few, environment, tmp_
     command = [sys.executable, "-u", *pretended, str(bird_script), str(bird_few), "train", "bird.pth", *TINY]
     process = subprocess.Popen(command, cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if line.startswith("epoch   2/3"):  # logged before its state is written: that of the first epoch exists
+        if line.startswith("epoch   2/3"):  # logged after its checkpoint is written
             process.kill()
             break
     process.wait()
