@@ -284,7 +284,7 @@ class Schedule:
     def minutes_left(self):
         """Estimate from the time and the work so far, at most what is left of the time limit."""
         elapsed, work = time.monotonic() - self.start, np.interp(self.progress(), self.edges, self.work)
-        return min(elapsed * (self.work[-1] / work - 1), self.limit - elapsed) / 60
+        return max(0.0, min(elapsed * (self.work[-1] / work - 1), self.limit - elapsed)) / 60
 
 
 def learning_rate(progress, config):
@@ -825,7 +825,7 @@ def train_command(args, log):
     for few in val_idx[:1], val_idx[:128]:  # time for the last validation is reserved; the first call is slower
         before = time.monotonic()
         evaluate(state.ema_model, batches(dataset, few), config.image_size)
-    reserved = (time.monotonic() - before) * len(val_idx) / len(few)
+    reserved = 1.5 * (time.monotonic() - before) * len(val_idx) / len(few)  # photos on disk take longer
     state.schedule.limit = start + 60 * args.minutes - reserved - state.schedule.start
     if checkpoint:
         state.load_state_dict(checkpoint)
