@@ -77,11 +77,11 @@ def write_birds(folder):
 def command(folder, script, *words):
     """Runs a script in `folder` as a grader would; returns the seconds that it took."""
     print(f"\n$ python {script} {' '.join(words)}", flush=True)
-    began = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=str(folder), check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def digits(folder, flags):
@@ -116,7 +116,7 @@ def draw_figures(folder):
             (("digits", "val.npz", "test.npz", "--train", "train.npz", "--model", "vae.pth", "--mixture",
               "gmm_params.pkl"), ", latent.html")):
         print(f"\n$ python -m handin figures {' '.join(words)}", flush=True)
-        parser, began = argparse.ArgumentParser(), time.monotonic()
+        parser, start = argparse.ArgumentParser(), time.monotonic()
         figures.add_arguments(parser)
         here = [str(folder / word) if (folder / word).exists() else word for word in words]
         figures.run(parser.parse_args([*here, "--out", str(folder / "figures")]))

@@ -158,7 +158,7 @@ def _end(process, token):
 def run_bounded(command, cwd, environment, limits):
     """Outcome of a command run in `cwd`. Whatever ends the command, this function or this process, all that it started
     is killed."""
-    token, began, peak, stopped, pause = uuid.uuid4().hex, time.monotonic(), 0, "", POLL
+    token, start, peak, stopped, pause = uuid.uuid4().hex, time.monotonic(), 0, "", POLL
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([str(word) for word in command], cwd=str(cwd), env={**environment, MARK: token},
                                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -172,11 +172,11 @@ def run_bounded(command, cwd, environment, limits):
                 peak = max(peak, memory)
                 stopped = ("memory" if memory > limits.memory else
                            "output" if os.fstat(output.fileno()).st_size > limits.output else
-                           "time" if time.monotonic() - began > limits.seconds else "")
+                           "time" if time.monotonic() - start > limits.seconds else "")
                 pause = max(POLL, (time.monotonic() - looked) / LOOKING_SHARE)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0 if stopped else pause)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - start
         finally:
             guard.kill()  # before the group's number may be another's
             _end(process, token)
