@@ -120,7 +120,7 @@ def draw_figures(folder):
         figures.add_arguments(parser)
         here = [str(folder / word) if (folder / word).exists() else word for word in words]
         figures.run(parser.parse_args([*here, "--out", str(folder / "figures")]))
-        rows.append(Row(f"handin figures {words[0]}", time.monotonic() - began, f"figures/{words[0]}_*.png{others}"))
+        rows.append(Row(f"handin figures {words[0]}", time.monotonic() - start, f"figures/{words[0]}_*.png{others}"))
     return rows
 
 
