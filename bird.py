@@ -12,7 +12,7 @@ Augmentation  Random resized crops [3], rotation, horizontal flip and color jitt
 Loss          Class-weighted cross-entropy with label smoothing [4]
 Optimizer     Muon [7] for the convolutions, AdamW for the rest; linear warm-up and cosine decay [8]; the exponential
               moving average (EMA) of the weights [9] is validated and saved
-Selection     The best validation F1 among the epochs with the largest crops; early stopping
+Selection     The lowest validation loss among the epochs with the largest crops; early stopping
 Prediction    Class probabilities averaged over a center crop [10] and its mirror image
 
 [1] He et al. 2016, arXiv:1512.03385            [6] Yun et al. 2019 (CutMix), arXiv:1905.04899
@@ -70,7 +70,7 @@ class Config:
     batch_size: int = 64
     lr: float = 6e-3             # peak of linear warm-up and cosine decay
     warmup: float = 0.1          # progress, from 0 to 1, at the peak
-    patience: int = 8            # early stopping: epochs with the largest crops and no better validation score
+    patience: int = 10           # early stopping: epochs with the largest crops and no lower validation loss
     weight_decay: float = 0.1    # of the convolutions
     dropout: float = 0.2
     label_smoothing: float = 0.1
@@ -377,8 +377,9 @@ def train_one_epoch(model, ema_model, optimizers, loader, schedule, config, gene
 
 
 def score(row):
-    """Sort key of the epochs: crop size, because weights selected at a smaller one score lower at test; F1; loss."""
-    return row["crop_size"], row["val_f1"], -row["val_loss"]
+    """Sort key of the epochs: crop size, because weights selected at a smaller one score lower at test; validation
+    loss, because F1 on few photos hardly tells the last epochs apart."""
+    return row["crop_size"], -row["val_loss"]
 
 
 def train_classifier(state, dataset, train_idx, val_idx, config):
@@ -852,7 +853,7 @@ def train_command(args, log):
     with contextlib.suppress(OSError):
         os.remove(checkpoint_path)
     if state.schedule.progress() < 1:
-        log(f"early stopping after {n_epochs} epochs, {config.patience} without a better one")
+        log(f"early stopping after {n_epochs} epochs, {config.patience} without a lower validation loss")
     if time_limited:
         log(f"--minutes {args.minutes:g} shortened the schedule of {config.epochs} epochs: the result is not "
             "reproducible to the byte")

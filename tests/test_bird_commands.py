@@ -167,10 +167,10 @@ def test_history_holds_the_confusion_matrix_of_the_validation_photos(history):
     assert history["validation"]["average_f1"] == pytest.approx(expected)
 
 
-def test_the_epoch_that_is_kept_is_the_best_on_the_photos_set_aside(history):
+def test_the_epoch_that_is_kept_has_the_lowest_loss_on_the_validation_photos(history):
     """Of those that were validated at the size of test."""
     largest = [row for row in history["epochs"] if row["crop_size"] == SIZE]
-    assert history["epochs"][history["best_epoch"] - 1]["val_f1"] == max(row["val_f1"] for row in largest)
+    assert history["epochs"][history["best_epoch"] - 1]["val_loss"] == min(row["val_loss"] for row in largest)
 
 
 # ------------------------------------------------------------------------------------------- order, against ImageFolder

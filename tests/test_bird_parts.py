@@ -503,20 +503,20 @@ def test_without_ema_the_last_weights_are_kept(bird, decay):
 
 def test_epochs_of_smaller_crops_are_not_counted_by_early_stopping(bird, monkeypatch):
     """As after a resume with more time, when the crops become smaller again."""
-    _scores(bird, monkeypatch, [0.9, *[0.5] * 20])
+    _losses(bird, monkeypatch, [0.1, *[0.5] * 20])
     monkeypatch.setattr(bird, "crop_size", lambda progress, config: 64 if progress < 0.2 or progress > 0.6 else 32)
     state, _ = _train(bird, n_epochs=10, patience=2, image_size=64)
     assert [row["crop_size"] for row in state.history] == [64, 32, 32, 32, 32, 64, 64] and state.best["epoch"] == 1
 
 
-def _scores(bird, monkeypatch, scores):
-    scores = iter(scores)
-    monkeypatch.setattr(bird, "average_f1", lambda matrix: next(scores))
+def _losses(bird, monkeypatch, losses):
+    losses = iter(losses)
+    monkeypatch.setattr(bird, "evaluate", lambda *_: (next(losses), torch.ones(3, 3)))
 
 
 def test_early_stopping(bird, monkeypatch):
-    """After `patience` epochs without a better score; the weights that are kept are those of the best epoch."""
-    _scores(bird, monkeypatch, [0.1, 0.9, *[0.5] * 20])
+    """After `patience` epochs without a lower loss; the weights that are kept are those of the best epoch."""
+    _losses(bird, monkeypatch, [0.9, 0.1, *[0.5] * 20])
     state, checkpoints = _train(bird, n_epochs=10, patience=3, progressive=())
     assert len(state.history) == 5 and state.best["epoch"] == 2
     for name, value in state.best["weights"].items():
@@ -524,13 +524,12 @@ def test_early_stopping(bird, monkeypatch):
 
 
 def test_a_default_training_stops_when_its_validation_no_longer_improves(bird, monkeypatch):
-    """Its epochs and patience; patience begins with the largest crops, whatever the smaller ones scored."""
+    """Its epochs and patience; patience begins with the largest crops, however low the loss of smaller ones."""
     monkeypatch.setattr(bird, "train_one_epoch", lambda *args: setattr(args[4], "step", args[4].step + 2) or {})
-    monkeypatch.setattr(bird, "evaluate", lambda *_: (1.0, torch.ones(3, 3)))
     dataset = bird.PhotoDataset(_photos(20), torch.arange(20) % 3)
-    for scores, expected in (([0.9] * 300, 170 + bird.Config.patience), (np.linspace(0, 1, 300), bird.Config.epochs),
-                             ([0.5] * 174 + [0.6] * 99, 175 + bird.Config.patience)):
-        _scores(bird, monkeypatch, scores)
+    for losses, expected in (([0.1] * 300, 170 + bird.Config.patience), (np.linspace(1, 0, 300), bird.Config.epochs),
+                             ([0.5] * 174 + [0.4] * 99, 175 + bird.Config.patience)):
+        _losses(bird, monkeypatch, losses)
         state = bird.TrainState(list("abc"), [48, 48, 32], bird.Config(), CPU)  # 128 photos: 2 steps per epoch
         for _ in bird.train_classifier(state, dataset, torch.arange(16), torch.arange(16, 20), bird.Config()):
             pass
@@ -540,17 +539,16 @@ def test_a_default_training_stops_when_its_validation_no_longer_improves(bird, m
 
 def test_the_epoch_that_is_kept_is_one_of_the_largest_crops(bird, monkeypatch):
     """Weights that are best with small crops are not the best with those of test."""
-    _scores(bird, monkeypatch, [0.9, 0.8, 0.5, 0.6, 0.5])
+    _losses(bird, monkeypatch, [0.1, 0.2, 0.5, 0.4, 0.5])
     state, checkpoints = _train(bird, n_epochs=5, image_size=64, progressive=((0.5, 1 / 2),))
     assert [row["crop_size"] for row in state.history] == [32, 32, 64, 64, 64]
     assert torch.equal(state.best["weights"]["head.weight"], checkpoints[3]["ema_model"]["head.weight"])
     assert state.best["epoch"] == 4 and checkpoints[1]["best"]["epoch"] == 1
 
 
-def test_of_equal_scores_the_lower_loss_then_the_earlier_epoch_is_kept(bird):
-    rows = [{"crop_size": 32, "val_f1": f1, "val_loss": loss, "epoch": epoch} for epoch, (f1, loss) in enumerate(
-        [(0.5, 0.1), (0.6, 0.9), (0.6, 0.8), (0.6, 0.8)])]
-    assert max(rows, key=bird.score)["epoch"] == 2
+def test_of_equal_losses_the_earlier_epoch_is_kept(bird, monkeypatch):
+    _losses(bird, monkeypatch, [0.9, 0.8, 0.8])
+    assert _train(bird, n_epochs=3, progressive=())[0].best["epoch"] == 2
 
 
 def test_training_memorizes_a_few_photos(bird):
