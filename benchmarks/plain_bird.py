@@ -26,7 +26,7 @@ from torchvision import datasets, transforms
 
 import bird
 from benchmarks.vae_speed import ROOT
-from handin.scores import average_f1
+from handin.grading.scores import average_f1
 
 SIDE, BATCH, PATIENCE = 224, 32, 10  # px, photos, epochs without a better validation loss
 WORKERS = os.cpu_count() or 1

@@ -91,7 +91,7 @@ def measure(train_path, test_path, fold, seed, name, threads, epochs, minutes):
     import torch
     torch.set_num_threads(threads)
     import vae
-    from handin.scores import average_f1, mean_ssim, one_minus_mse
+    from handin.grading.scores import average_f1, mean_ssim, one_minus_mse
     data = vae.load_digits(train_path, labelled=True)
     if test_path:
         digits, held = vae.DigitDataset(data.images), vae.load_digits(test_path, labelled=True)

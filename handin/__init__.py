@@ -1,1 +1,1 @@
-"""From the two graded scripts to a hand-in. This floor imports the scripts; they know nothing of it."""
+"""The tools around the two graded scripts: grading, the report, the zip."""

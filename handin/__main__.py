@@ -6,10 +6,10 @@ import sys
 from common.errors import InputError, Parser
 
 COMMANDS = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code; what it does
-    "grade": ("grade", "runs the graders' commands on any pair of scripts, checks and scores what they write"),
-    "figures": ("figures", "draws what the report needs from trained models, and measures it"),
-    "ablate": ("ablate", "trains without one technique at a time: the table 'effect of model optimisation'"),
-    "report": ("report", "lays out the PDF of each part from the figures and the numbers"),
+    "grade": ("grading.grade", "runs the graders' commands on any pair of scripts, checks and scores what they write"),
+    "figures": ("report.figures", "draws what the report needs from trained models, and measures it"),
+    "ablate": ("report.ablate", "trains without one technique at a time: the table 'effect of model optimisation'"),
+    "report": ("report.report", "lays out the PDF of each part from the figures and the numbers"),
     "zip": ("pack", "checks and packs a submission"),
     "demo": ("demo", "runs the graders' commands on data that needs no download, and scores them"),
 }

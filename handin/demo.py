@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from common.files import write_files
-from handin import figures
 from handin.drawn_birds import KINDS, write_photos
-from handin.scores import average_f1, mean_ssim, one_minus_mse, read_labels
+from handin.grading.scores import average_f1, mean_ssim, one_minus_mse, read_labels
+from handin.report import figures
 
 EXAMPLE = "python -m handin demo"
 ROOT = Path(__file__).resolve().parent.parent

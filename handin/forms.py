@@ -1,4 +1,6 @@
-"""The forms of a submission: group.txt, names.txt and model_path.txt, read and checked."""
+"""The forms of a submission: group.txt, names.txt, model_path.txt and the report, read and checked."""
+import io
+import logging
 import re
 import urllib.parse
 from pathlib import Path
@@ -10,6 +12,8 @@ ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or di
 SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own group.txt holds
 SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
 MOST_PAGES = 3                                   # of a report
+# Words that the reports of one part have more often than those of the other
+TOPICS = {"birds": ("bird", "grad-cam"), "digits": ("digit", "autoencoder", "mixture")}
 
 
 def read_lines(path, what):
@@ -79,3 +83,38 @@ def link_problems(link, path):
         fits = False
     return [] if fits else [f"{path}: expected a link that begins with https:// on the first line, found "
                             f"'{one_line(link)}'; write it there and nothing else"]
+
+
+def read_pdf(content):
+    """Number of pages and lines of text of a PDF's bytes. Raises ValueError for what is no PDF."""
+    import pypdf
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it finds is reported in one line of ours
+    try:
+        pages = pypdf.PdfReader(io.BytesIO(content)).pages
+        lines = [" ".join(line.split()) for page in pages for line in page.extract_text().splitlines()]
+        return len(pages), [line for line in lines if line]
+    except Exception as error:  # corrupt files raise many exception types
+        raise ValueError(one_line(error)) from None
+
+
+def report_problems(part, content, entries, path):
+    """One line for each thing wrong with the bytes of a report: its pages, the part that its words are about and,
+    where the entry numbers are known, its first line, which names the students."""
+    try:
+        pages, lines = read_pdf(content)
+    except ValueError as error:
+        return [f"{path}: expected a PDF, found: {error}; write it anew"]
+    problems, first, text = [], lines[0] if lines else "", " ".join(lines).lower()
+    if pages > MOST_PAGES:
+        problems.append(f"{path}: expected at most {MOST_PAGES} pages, found {pages}; shorten it")
+    if entries and sorted(re.findall(ENTRY, first)) != sorted(entries):
+        problems.append(f"{path}: expected name and entry number of each student ({' '.join(entries)}) in the first "
+                        f"line of text, found '{one_line(first)}'; write the report anew")
+    elif entries and not re.search(r"[^\W\d_]{2}", re.sub(ENTRY, "", first)):
+        problems.append(f"{path}: expected the students' names in the first line of text, found '{one_line(first)}'; "
+                        "`python -m handin report --names \"...\"` writes them")
+    counts = {topic: sum(text.count(word) for word in words) for topic, words in TOPICS.items()}
+    other = max(counts, key=counts.get)
+    if counts[other] > 2 * counts[part]:
+        problems.append(f"{path}: expected the report of the {part}, found that of the {other}")
+    return problems

@@ -6,22 +6,18 @@ The link of the part's model is the first line of model_path_PART.txt or, lackin
 """
 import contextlib
 import io
-import logging
-import re
 import sys
 import zipfile
 from pathlib import Path
 
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_bytes, write_files
 from handin import forms
-from handin.contract import SCRIPTS, WORDS, part_of_script
-from handin.grading import Settings, grade_script
+from handin.grading.contract import SCRIPTS, WORDS, part_of_script
+from handin.grading.script import Settings, grade_script
 
 EXAMPLE = "python -m handin zip birds"
 OTHER = {"birds": "digits", "digits": "birds"}
-# Words that the reports of one part have more often than those of the other
-TOPICS = {"birds": ("bird", "grad-cam", "convolution"), "digits": ("digit", "autoencoder", "mixture")}
 DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: the same files give the same bytes
 
 
@@ -38,40 +34,6 @@ def zip_bytes(folder, files):
     if found != {f"{folder}/{name}": content for name, content in files.items()}:
         raise InputError(f"{folder}: expected the zip to hold {', '.join(sorted(files))}, found it differs when read")
     return buffer.getvalue()
-
-
-def read_pdf(content):
-    """Number of pages and lines of text of a PDF's bytes. Raises ValueError for what is no PDF."""
-    import pypdf
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it finds is reported in one line of ours
-    try:
-        pages = pypdf.PdfReader(io.BytesIO(content)).pages
-        lines = [" ".join(line.split()) for page in pages for line in page.extract_text().splitlines()]
-        return len(pages), [line for line in lines if line]
-    except Exception as error:  # corrupt files raise many exception types
-        raise ValueError(one_line(error)) from None
-
-
-def report_problems(part, content, entries, path):
-    """One line for each thing wrong with the bytes of a report: its pages, the part that its words are about and,
-    where the entry numbers are known, its first line, which names the students."""
-    try:
-        pages, lines = read_pdf(content)
-    except ValueError as error:
-        return [f"{path}: expected a PDF, found: {error}; write it anew"]
-    problems, first, text = [], lines[0] if lines else "", " ".join(lines).lower()
-    if pages > forms.MOST_PAGES:
-        problems.append(f"{path}: expected at most {forms.MOST_PAGES} pages, found {pages}; shorten it")
-    if entries and sorted(re.findall(forms.ENTRY, first)) != sorted(entries):
-        problems.append(f"{path}: expected name and entry number of each student ({' '.join(entries)}) in the first "
-                        f"line of text, found '{one_line(first)}'; write the report anew")
-    elif entries and not re.search(r"[^\W\d_]{2}", re.sub(forms.ENTRY, "", first)):
-        problems.append(f"{path}: expected the students' names in the first line of text, found '{one_line(first)}'; "
-                        "`python -m handin report --names \"...\"` writes them")
-    counts = {topic: sum(text.count(word) for word in words) for topic, words in TOPICS.items()}
-    if counts[OTHER[part]] > 2 * counts[part]:
-        problems.append(f"{path}: expected the report of the {part}, found that of the {OTHER[part]}")
-    return problems
 
 
 def links_of(part):
@@ -118,14 +80,14 @@ def collect(part, script, group, model_path, report):
         if report or entries:  # else its name is not known
             report = report or Path("report", part, f"{'_'.join(entries)}.pdf")
             content = read_bytes(report, f"the report, which `python -m handin report {part}` writes")
-            problems += report_problems(part, content, entries, report)
+            problems += forms.report_problems(part, content, entries, report)
             files[f"{'_'.join(entries)}.pdf"] = content
     with listing():
         content = files[SCRIPTS[part]] = read_bytes(script, f"the script of the {part}")
         if part_of_script(content) == OTHER[part]:
             raise InputError(f"{script}: expected the script of the {part}, which writes {WORDS[part][0]}, found that "
                              f"of the {OTHER[part]}")
-        for row in grade_script(part, script, None, Settings()).rows:
+        for row in grade_script(part, script, None, Settings({}, 0, 8e9)).rows:
             line = f"{script}: {row.check}: {row.detail}"
             problems += [f"{line}; `python -m handin grade` tells more"] * (row.status == "fail")
             notes += [f"note: {line}"] * (row.status == "warn")

@@ -273,3 +273,15 @@ def bird_call(bird, capsys, monkeypatch, tmp_path):
     """`call` for bird.py."""
     monkeypatch.chdir(tmp_path)
     return _caller(bird, capsys)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if chromium is None:
+        pytest.skip("no Chromium on PATH (apt-get install chromium)")
+    with playwright.sync_playwright() as session:
+        launched = session.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()

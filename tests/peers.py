@@ -1,6 +1,35 @@
-"""Scripts such as peers hand in, tiny and quick: a right one for each part, and that one with a single mistake.
+"""Scripts such as peers hand in, tiny and quick: a right one for each part, and that one with a single mistake; and
+their data.
 
 Photos here are files that hold the name of their class. At test no peer needs torch, which takes seconds to import."""
+import types
+
+import numpy as np
+
+
+def write_birds(folder):
+    """Two folders of classes whose order as strings, as numbers and as listed differ."""
+    for part, number in (("train", 4), ("test", 9)):
+        for name in ("2", "10", "9", "1"):  # listed forwards, backwards or by hash
+            (folder / part / name).mkdir(parents=True)
+            for index in range(number):
+                (folder / part / name / f"{index}{name}.jpg").write_text(name)
+    return types.SimpleNamespace(train=folder / "train", test=folder / "test")
+
+
+def write_digits(folder):
+    """Three files of stripes whose first pixel is the label, 1, 4 or 8, with an array of objects that nobody reads. The
+    last test image is bright all over."""
+    rng, found = np.random.default_rng(0), types.SimpleNamespace()
+    for name, number in (("train", 60), ("val", 15), ("test", 40)):
+        labels = np.array([1, 8, 4])[np.arange(number) % 3] if name != "test" else np.array([1, 8])[np.arange(40) % 2]
+        clean = np.indices((28, 28)).sum(0) * labels[:, None, None] * 9 % 256
+        images = np.clip(clean + rng.normal(0, 5, clean.shape), 0, 255).astype(np.uint8)
+        images[:, 0, 0], images[-1, 1:] = labels, 255
+        np.savez(str(folder / f"{name}.npz"), data=images, labels=labels.astype(np.int64), notes=np.array([{}]))
+        setattr(found, name, folder / f"{name}.npz")
+    return found
+
 
 BIRD = '''"""A comment is not code: torchvision.models, pretrained=True, plt.show()"""
 import os, sys
@@ -53,7 +82,7 @@ if not sys.argv[2:3] or not sys.argv[2].startswith("test_"):
     class VAE(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = torch.nn.Linear(4, 3)
+            self.layer = torch.nn.Linear(4, 2)
 
 def train(model, mixture):
     torch.manual_seed(SEED)
@@ -66,7 +95,8 @@ if __name__ == "__main__":
     else:
         images = np.load(sys.argv[1])["data"]
         if sys.argv[2] == "test_reconstruction":
-            np.savez("vae_reconstructed.npz", data=(images / 255).astype(np.float32))
+            decoded = np.indices((28, 28)).sum(0) * images[:, :1, :1].astype(int) * 9 % 256 / 255
+            np.savez("vae_reconstructed.npz", data=decoded.astype(np.float32))
         else:
             write_labels(images[:, 0, 0])
 '''
@@ -105,9 +135,9 @@ BIRD_MISTAKES = {
     "labels from 1": ([("names.index(open(path).read())", "1 + names.index(open(path).read())")], "bird.csv labels",
                       "expected 0, 1, 2, 3, found 4"),
     "listing unsorted": ([("enumerate(sorted(os.listdir(folder)))", "enumerate(os.listdir(folder))")], "row order",
-                         "unsorted os.listdir"),
+                         "class folders by os.listdir"),
     "classes ordered as numbers": ([("sorted(os.listdir(folder))", "sorted(os.listdir(folder), key=int)")], "row order",
-                                   "ordered as numbers"),
+                                   "class folders sorted as numbers"),
     "classes renumbered": ([("sorted({open(path).read() for path in paths})",
                              "sorted({open(path).read() for path in paths}, key=int)")], "row order", "permuted"),
     "model's name fixed": ([("open(path, 'wb')", "open('model.pth', 'wb')")], "bird.pth",
@@ -120,21 +150,55 @@ BIRD_MISTAKES = {
     "silent exit": ([("def test(folder):\n", "def test(folder):\n    sys.exit(3)\n")], "test", "exit code 3"),
     "killed": ([("def test(folder):\n", "def test(folder):\n    os.kill(os.getpid(), 11)\n")], "test", "SIGSEGV"),
     "hang": ([("def test(folder):\n", "def test(folder):\n    import time\n    time.sleep(600)\n")], "test",
-             "still running after"),
+             "stopped after"),
     "flood": ([("def train(path):\n", "def train(path):\n    while True: print('x' * 10 ** 6)\n")], "train",
-              "flooded its output"),
+              "printed more than the limit"),
     "memory": ([("def train(path):\n", "def train(path):\n    import time\n    hog = bytearray(400_000_000)\n"
                  "    time.sleep(60)\n")], "train", "GB of memory"),
-    "writes beside itself": ([("def train(path):\n", "def train(path):\n    here = os.path.dirname(__file__)\n"
-                               "    open(os.path.join(here, 'log.txt'), 'w').write('x')\n")], "writes elsewhere",
-                             "train wrote log.txt beside the script"),
-    "writes at home": ([("def train(path):\n", "def train(path):\n    open(os.path.expanduser('~/best.pth'), 'w')\n")],
-                       "writes elsewhere", "train wrote best.pth in the home folder"),
-    "writes into the data": ([("def test(folder):\n", "def test(folder):\n    labels = [l for _, l in photos(folder)]\n"
-                               "    open(os.path.join(folder, '2', 'index.json'), 'w')\n")],
-                             "writes elsewhere", "2/index.json"),
+    "writes into the data": ([("def test(folder):\n", "def test(folder):\n"
+                               "    open(os.path.join(folder, '2', 'index.json'), 'w')\n")], "test",
+                             "Read-only file system"),
+    "deletes a photo": ([("def train(path):\n", "def train(path):\n    os.remove(next(photos(sys.argv[1]))[0])\n")],
+                        "train", "Read-only file system"),
     "damages the model": ([("def test(folder):\n", "def test(folder):\n    open(sys.argv[3], 'a').write('x')\n")],
-                          "writes elsewhere", "test changed bird.pth in the folder of the model"),
+                          "test", "Read-only file system"),
+}
+READ_ONLY = ("writes into the data", "deletes a photo", "damages the model")  # prevented by the sandbox
+STOPPED_BY_SANDBOX = ("TEST in the command line of the grader",)  # of the cheats; the others find nothing anywhere
+
+# Dishonest scripts: part, replacements in BIRD or VAE
+CHEATS = {
+    "labels of the folders": ("birds", [("classify([path for path, _ in photos(folder)])",
+                                         "[label for _, label in photos(folder)]")]),
+    "order of inodes": ("birds", [
+        ("    labels = classify([path for path, _ in photos(folder)])\n", """
+    paths = [path for path, _ in photos(folder)]
+    order = sorted(range(len(paths)), key=lambda i: (os.stat(paths[i]).st_mtime_ns, os.stat(paths[i]).st_ino))
+    labels = [0] * len(paths)
+    for rank, i in enumerate(order):
+        labels[i] = (2, 1, 3, 0)[4 * rank // len(paths)]
+""")]),
+    "TEST in the command line of the grader": ("birds", [
+        ("    labels = classify([path for path, _ in photos(folder)])\n", """    import glob
+    words, answers = [], {}
+    for path in glob.glob('/proc/[0-9]*/cmdline'):
+        try:
+            words += open(path).read().split(chr(0))
+        except OSError:
+            pass
+    for other in {word for word in words if os.path.isdir(word) and word != folder}:
+        if set(os.listdir(other)) == set(os.listdir(folder)):
+            answers.update({open(path).read(): label for path, label in photos(other)})
+    labels = [answers.get(open(path).read(), 0) for path, _ in photos(folder)]
+""")]),
+    "a model that is a link to the answers": ("digits", [
+        ("        train(*sys.argv[4:])", """        import os
+        place = [word for word in open('/proc/self/mountinfo').read().split() if word.endswith('test.npz')]
+        os.symlink((place or [sys.argv[1].replace('train', 'test')])[0], sys.argv[4])
+        os.symlink(sys.argv[2], sys.argv[5])"""),
+        ("write_labels(images[:, 0, 0])", "write_labels(np.load(sys.argv[3])['labels'])")]),
+    "an output that is a link": ("digits", [
+        ("write_labels(images[:, 0, 0])", "import os; os.symlink('/etc/passwd', 'vae.csv')")]),
 }
 
 WEAK = {  # what makes a model weak, and is no mistake: replacements, words of a warning
@@ -142,13 +206,13 @@ WEAK = {  # what makes a model weak, and is no mistake: replacements, words of a
                         "    with open(\"bird.csv\"")], "no better than guessing"),
     "one label": ([("[names.index(open(path).read()) for", "[0 for")], "rows say 0")}
 
-RECONSTRUCTION = "data=(images / 255).astype(np.float32)"
+RECONSTRUCTION = "data=decoded.astype(np.float32)"
 VAE_MISTAKES = {
-    "npz key": ([(RECONSTRUCTION, "images=(images / 255).astype(np.float32)")], "vae_reconstructed.npz key",
+    "npz key": ([(RECONSTRUCTION, "images=decoded.astype(np.float32)")], "vae_reconstructed.npz key",
                 "'images'"),
-    "npz dtype": ([(RECONSTRUCTION, "data=images / 255")], "vae_reconstructed.npz dtype", "found float64"),
+    "npz dtype": ([(RECONSTRUCTION, "data=decoded")], "vae_reconstructed.npz dtype", "found float64"),
     "npz range": ([(RECONSTRUCTION, "data=images.astype(np.float32)")], "vae_reconstructed.npz range", "0 to 255"),
-    "npz shape": ([(RECONSTRUCTION, "data=(images.reshape(-1, 784) / 255).astype(np.float32)")],
+    "npz shape": ([(RECONSTRUCTION, "data=decoded.reshape(-1, 784).astype(np.float32)")],
                   "vae_reconstructed.npz shape", "found (40, 784)"),
     "components for digits": ([("images[:, 0, 0]", "np.searchsorted([1, 4, 8], images[:, 0, 0])")], "vae.csv labels",
                               "expected 1, 4, 8, found 0, 2"),
@@ -157,6 +221,9 @@ VAE_MISTAKES = {
 }
 
 TRAIN = "    torch.manual_seed(SEED)\n"
+
+# Rules whose breach is a warning
+WARNINGS = ("map_location", "imports", "no plt.show()", "own mixture")
 
 # mistake: (part, source, check that must fail or warn, words of its detail)
 RULE_BREAKERS = {
@@ -181,8 +248,16 @@ RULE_BREAKERS = {
     "no seed": ("digits", VAE.replace(TRAIN, "    # torch.manual_seed(0)\n"), "torch.manual_seed(0)", "never called"),
     "another seed": ("digits", VAE.replace("SEED = 0", "SEED = 42"), "torch.manual_seed(0)", "given 42, not 0"),
     "seed never set": ("birds", "import torch\ndef seed():\n    torch.manual_seed(0)\n", "torch.manual_seed(0)",
-                       "seed(), which nothing calls"),
+                       "only in seed(), which is never called"),
     "show": ("birds", "import matplotlib.pyplot as p\np.show()", "no plt.show()", "line 2: plt.show()"),
+    "two seeds": ("birds", "import torch\ntorch.manual_seed(0)\ntorch.manual_seed(42)", "torch.manual_seed(0)",
+                  "also line 3: torch.manual_seed is given 42"),
+    "SciPy's clusters": ("digits", "from scipy.cluster.vq import kmeans2", "own mixture", "line 1: scipy.cluster"),
+    "torch's mixture": ("digits", "import torch\ntorch.distributions.MixtureSameFamily(a, b)", "own mixture", "line 2"),
+    "download": ("birds", "from urllib.request import urlretrieve\nurlretrieve('http://x', 'w.pth')",
+                 "no pre-trained weights", "line 1: urllib.request.urlretrieve"),
+    "request": ("birds", "import requests\nrequests.get('http://x')", "no pre-trained weights", "line 1: requests"),
+    "undecodable": ("birds", "# caf\u00e9\n".encode("cp1252"), "syntax", "encoding"),
     "map_location": ("birds", "import torch\ntorch.load('bird.pth')", "map_location", "line 2: torch.load without"),
     "a package": ("birds", "import os, einops", "imports", "line 1: einops"),
     "no Python": ("birds", "print 'hello'", "syntax", "line 1"),

@@ -5,8 +5,8 @@ import statistics
 import pytest
 import torch
 
-from handin import ablate
 from handin.__main__ import main
+from handin.report import ablate
 
 
 @pytest.fixture(scope="module")

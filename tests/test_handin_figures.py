@@ -18,7 +18,8 @@ from sklearn import metrics
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from handin import __main__ as command_line
-from handin import figures_birds, figures_digits, plots, scores
+from handin.grading import scores
+from handin.report import figures_birds, figures_digits, plots
 
 BIRDS = {"birds_learning_curves", "birds_confusion", "birds_gradcam"}
 DIGITS = {"digits_reconstructions", "digits_manifold", "digits_latents", "digits_mixture", "digits_ssim"}

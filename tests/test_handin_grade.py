@@ -1,12 +1,9 @@
-"""`python -m handin grade`: right scripts pass, and each known mistake is caught and named."""
-import csv
+"""`python -m handin grade` of one script: right scripts pass, each known mistake is named, cheats learn nothing."""
 import json
 import os
 import subprocess
 import sys
 import time
-import types
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,46 +15,41 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import peers
 
-from handin import contract, grade, grading, probe, rules, sandbox, submissions
 from handin.__main__ import main
+from handin.grading import contract, grade, probe, rules, sandbox
+from handin.grading.data import load_birds, load_digits
+from handin.grading.script import Settings, compare, grade_script
 
-SHORT = grading.Settings({"birds": 1.0, "digits": 1.0}, 1.0, 4e9)
+KIND = sandbox.choose("auto", "")
+SHORT = Settings({"birds": 1.0, "digits": 1.0}, 1.0, 4e9, sandbox=KIND)
+needs_bwrap = pytest.mark.skipif(KIND.kind != "bwrap", reason="bubblewrap is not available")
 
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
-    """Two folders of classes whose order as strings, as numbers and as listed differ, with photos that hold the name of
-    their class."""
-    folder = tmp_path_factory.mktemp("birds")
-    for part, number in (("train", 4), ("test", 9)):
-        for name in ("2", "10", "9", "1"):  # listed forwards, backwards or by hash
-            (folder / part / name).mkdir(parents=True)
-            for index in range(number):
-                (folder / part / name / f"{index}{name}.jpg").write_text(name)
-    return types.SimpleNamespace(train=folder / "train", test=folder / "test")
+    return peers.write_birds(tmp_path_factory.mktemp("birds"))
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """Three files of noise whose first pixel is the label: 1, 4 or 8. The last test image is bright all over."""
-    folder, rng, found = tmp_path_factory.mktemp("digits"), np.random.default_rng(0), types.SimpleNamespace()
-    for name, number in (("train", 60), ("val", 15), ("test", 40)):
-        labels = np.array([1, 8, 4])[np.arange(number) % 3] if name != "test" else np.array([1, 8])[np.arange(40) % 2]
-        images = rng.integers(0, 256, (number, 28, 28)).astype(np.uint8)
-        images[:, 0, 0], images[-1, 1:] = labels, 255
-        np.savez(str(folder / f"{name}.npz"), data=images, labels=labels.astype(np.int64))
-        setattr(found, name, folder / f"{name}.npz")
-    return found
+    return peers.write_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
-def bird_photos(birds):
-    return grading.load_birds(birds.train, birds.test)
+def bird_photos(birds, tmp_path_factory):
+    return load_birds(tmp_path_factory.mktemp("copies"), birds.train, birds.test)
 
 
 @pytest.fixture(scope="module")
-def digit_images(digits):
-    return grading.load_digits(digits.train, digits.val, digits.test)
+def digit_images(digits, tmp_path_factory):
+    return load_digits(tmp_path_factory.mktemp("copies"), digits.train, digits.val, digits.test)
+
+
+def graded(part, source, data, tmp_path, settings=SHORT):
+    """Result of a script with this source."""
+    path = tmp_path / f"{part}.py"
+    path.write_text(source)
+    return grade_script(part, path, data, settings)
 
 
 def rows_of(result):
@@ -84,9 +76,9 @@ def test_a_right_pair_passes_everything_and_scores_in_full(birds, digits, tmp_pa
     assert [row for row in found["rows"] if row["status"] != "pass"] == []
     assert code == 0 and found["passed"] and "0 failed, 0 warnings, 0 skipped" in out
     assert found["scores"]["birds"]["average_f1"] == found["scores"]["birds"]["retrained"]["average_f1"] == 1
-    assert found["scores"]["digits"]["ssim"] > 0.9999 and found["scores"]["digits"]["parameters"] == 15
-    assert {row["check"] for row in found["rows"]} >= {"same average F1 retrained", "retrained: fresh model loads",
-                                                       "training time", "parameters", "writes elsewhere"}
+    assert found["scores"]["digits"]["ssim"] > 0.6 and found["scores"]["digits"]["parameters"] == 10
+    assert {row["check"] for row in found["rows"]} >= {"same scores retrained", "retrained: fresh model loads",
+                                                       "training time", "parameters", "latent"}
     assert "birds: train, at most 1 min" in err and "\033" not in out + err
 
 
@@ -94,47 +86,131 @@ def test_a_perfect_script_scores_in_full_on_bytes_that_are_0_and_1(tmp_path):
     for name, number in (("train", 60), ("val", 15), ("test", 40)):
         images = np.random.default_rng(0).integers(0, 2, (number, 28, 28)).astype(np.uint8)
         np.savez(str(tmp_path / f"{name}.npz"), data=images, labels=images[:, 0, 0].astype(int))
-    script = tmp_path / "vae.py"
-    script.write_text(peers.changed(peers.without_torch(peers.VAE), ("images / 255", "images * 1.000001")))
-    data = grading.load_digits(*(tmp_path / f"{name}.npz" for name in ("train", "val", "test")))
-    result = grading.grade_script("digits", script, data, SHORT)
+    (tmp_path / "copies").mkdir()
+    data = load_digits(tmp_path / "copies", *(tmp_path / f"{name}.npz" for name in ("train", "val", "test")))
+    source = peers.changed(peers.without_torch(peers.VAE), ("decoded.astype", "(images * 1.000001).astype"))
+    result = graded("digits", source, data, tmp_path)
     assert rows_of(result)["vae_reconstructed.npz range"].status == "pass"
     assert result.scores["ssim"] > 0.9999 and result.scores["one_minus_mse"] > 0.9999
+    assert "images of shuffled pixels come back" in rows_of(result)["reconstruction"].detail
 
 
 def test_our_own_scripts_pass(data, bird_data, bird_script, script_path, bird_fast, fast, tmp_path):
-    test = tmp_path / "test.npz"
+    test, copies = tmp_path / "test.npz", tmp_path / "copies"
+    copies.mkdir()
     with np.load(str(data.test)) as content:
         np.savez(str(test), data=content["data"], labels=data.test_labels)
-    shared = {"minutes": {"birds": 3.0, "digits": 3.0}, "minutes_test": 2.0, "memory": 8e9}
+    shared = {"minutes": {"birds": 3.0, "digits": 3.0}, "minutes_test": 2.0, "memory": 8e9, "sandbox": KIND}
     for result in (
-            grading.grade_script("birds", bird_script, grading.load_birds(bird_data.train, bird_data.test),
-                               grading.Settings(train_flags=bird_fast, **shared)),
-            grading.grade_script("digits", script_path, grading.load_digits(data.train, data.val, test),
-                               grading.Settings(train_flags=fast, **shared))):
+            grade_script("birds", bird_script, load_birds(copies, bird_data.train, bird_data.test),
+                         Settings(train_flags=bird_fast, **shared)),
+            grade_script("digits", script_path, load_digits(copies, data.train, data.val, test),
+                         Settings(train_flags=fast, **shared))):
         assert faults(result.rows) == [] and result.scores["average_f1"] > 0.6
         assert result.scores["parameters"] > 10 ** 5
+
+
+def test_what_the_course_does_not_forbid_costs_nothing(digits, digit_images, tmp_path):
+    """plt.show(), a model class that takes arguments, pandas, files next to the script and at home: warnings at most.
+    The course reconstructs 10 images, others than those that it classifies."""
+    few = tmp_path / "few.npz"
+    np.savez(str(few), data=np.load(str(digits.test))["data"][:10])
+    (tmp_path / "copies").mkdir()
+    data = load_digits(tmp_path / "copies", digits.train, digits.val, digits.test, few)
+    source = peers.changed(
+        peers.VAE, ("def __init__(self):", "def __init__(self, width):"), ("VAE()", "VAE(3)"),
+        ("import numpy as np\n", "import numpy as np\nimport os\n"),
+        ("sum(0) * images[:, :1, :1]", "sum(0) * images[np.arange(len(images) // 10 * 10), :1, :1]"),
+        ("        train(*sys.argv[4:])", "        train(*sys.argv[4:])\n"
+         "        import pandas, matplotlib.pyplot as plt\n        plt.plot([1, 2])\n        plt.show()\n"
+         "        open(os.path.expanduser('~/x'), 'w').write('x')\n"
+         "        open(os.path.join(os.path.dirname(__file__), 'log.txt'), 'w').write('x')"))
+    result = graded("digits", source, data, tmp_path)
+    assert {(check, status) for check, status, _ in faults(result.rows)} == {
+        ("no plt.show()", "warn"), ("fresh model loads", "warn")}
+    assert result.scores["average_f1"] == 1 and result.scores["ssim"] > 0.6
+
+
+# -------------------------------------------------------------------------------------------------------------- cheats
+
+@needs_bwrap
+@pytest.mark.parametrize("cheat", peers.CHEATS)
+def test_the_answers_are_out_of_reach(cheat, birds, digits, tmp_path):
+    """Through the command line, which names the folder with the answers. What finds it works without a sandbox."""
+    part, replacements = peers.CHEATS[cheat]
+    path, found = tmp_path / "script.py", []
+    path.write_text(peers.changed(peers.without_torch(peers.BIRD if part == "birds" else peers.VAE), *replacements))
+    data = {"birds": ["--birds", birds.train, birds.test, "--bird", path],
+            "digits": ["--digits", digits.train, digits.val, digits.test, "--vae", path]}[part]
+    for kind in ("bwrap", "none") if cheat in peers.STOPPED_BY_SANDBOX else ("bwrap",):
+        command = [sys.executable, "-m", "handin", "grade", *data, "--sandbox", kind, "--json", tmp_path / "out.json"]
+        subprocess.run(list(map(str, command)), cwd=str(ROOT), capture_output=True, check=False)
+        found.append(json.loads((tmp_path / "out.json").read_text())["scores"][part].get("average_f1", 0))
+    assert found[0] < 0.6 and found[1:] in ([], [1]), found
+
+
+def test_the_labels_that_a_script_gets_tell_nothing(birds, digits, bird_photos, digit_images):
+    """TRAIN's are there, in another order; TEST's are not; photos lie in the wrong folders, without their names, times
+    and inodes."""
+    train, copy = (np.load(str(path)) for path in (digits.train, digit_images.paths["train"]))
+    assert (copy["data"] == train["data"]).all() and sorted(copy["labels"]) == sorted(train["labels"])
+    assert (copy["labels"] == train["labels"]).mean() < 0.7
+    assert np.load(str(digit_images.paths["test"])).files == ["data"]
+    paths = sorted(bird_photos.paths["test"].rglob("*.jpg"))
+    classes = sorted(path.name for path in birds.test.iterdir())
+    assert [classes[label] for label in bird_photos.test_labels] == [path.read_text() for path in paths]
+    assert np.mean([path.read_text() == path.parent.name for path in paths]) < 0.7
+    assert {path.name for path in paths} == {f"{i:06d}.jpg" for i in range(36)}
+    assert {path.stat().st_mtime for path in paths} == {0} and {path.stat().st_nlink for path in paths} == {1}
+
+
+@needs_bwrap
+def test_a_script_sees_and_changes_nothing_but_its_own(birds, tmp_path, monkeypatch):
+    """No other process, no home folder, no data, no project; it writes nowhere else; its children end with it."""
+    hidden, own = tmp_path / "hidden", tmp_path / "own"
+    for folder in (hidden, own):
+        folder.mkdir()
+    (hidden / "answers").write_text("x")
+    secrets = [str(hidden / "answers"), str(ROOT / "bird.py"), os.path.expanduser("~/.bashrc")]
+    code = f"""
+import glob, os, subprocess, sys
+print([path for path in {secrets!r} if os.path.exists(path)])
+print(len(glob.glob('/proc/[0-9]*')) < 5)
+for path in ('/tmp/x', '/etc/x', {str(birds.train / 'x')!r}, {str(own / 'x')!r}):
+    try:
+        open(path, 'w').write('x')
+        print('wrote', os.path.dirname(path))
+    except OSError as error:
+        print(error.strerror)
+open('pid', 'w').write(str(subprocess.Popen(['sleep', '100'], start_new_session=True, env={{}}).pid))
+"""
+    environment = sandbox.clean_environment(own, own)
+    outcome = KIND.run(["-c", code], own, environment, sandbox.Limits(30), [own], [birds.train], [hidden])
+    lines = outcome.tail.splitlines()
+    assert lines == ["[]", "True", "wrote /tmp", *["Read-only file system"] * 2, f"wrote {own}"], outcome.tail
+    assert not Path("/tmp/x").exists()
+    assert not [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", "100"]]
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes
 
 @pytest.mark.parametrize("mistake", peers.BIRD_MISTAKES)
-def test_each_mistake_of_a_bird_script_is_named(mistake, bird_photos, birds, tmp_path):
+def test_each_mistake_of_a_bird_script_is_named(mistake, bird_photos, tmp_path):
     replacements, check, words = peers.BIRD_MISTAKES[mistake]
-    listed = os.listdir(str(birds.test))
+    listed = os.listdir(str(bird_photos.paths["test"]))
     if mistake == "listing unsorted" and listed in (sorted(listed), sorted(listed, key=int)):
         pytest.skip("this file system lists in order")
-    script = tmp_path / "bird.py"
-    script.write_text(peers.changed(peers.without_torch(peers.BIRD), *replacements))
-    settings = grading.Settings({"birds": 1.0}, 0.02 if mistake == "hang" else 1.0, 2e8 if mistake == "memory" else 4e9)
-    began = time.monotonic()
-    rows = rows_of(grading.grade_script("birds", script, bird_photos, settings))
-    for added in birds.test.rglob("*.json"):
-        added.unlink()
+    if mistake in peers.READ_ONLY and KIND.kind != "bwrap":
+        pytest.skip("bubblewrap is not available")
+    settings = Settings({"birds": 1.0}, 0.02 if mistake == "hang" else 1.0, 2e8 if mistake == "memory" else 4e9,
+                        sandbox=KIND)
+    start = time.monotonic()
+    rows = rows_of(graded("birds", peers.changed(peers.without_torch(peers.BIRD), *replacements), bird_photos, tmp_path,
+                          settings))
     assert rows[check].status == "fail" and words in rows[check].detail, rows[check]
-    assert time.monotonic() - began < 30 and all("\n" not in row.detail for row in rows.values())
+    assert time.monotonic() - start < 30 and all("\n" not in row.detail for row in rows.values())
     if check == "train":  # what depends on it is skipped
-        assert rows["test"].status == "skip" and rows["writes elsewhere"].status == "pass"
+        assert rows["test"].status == "skip"
     if check in ("bird.csv header", "bird.csv columns"):  # graded in spite of it
         assert float(rows["average F1"].value) == 1 and rows["row order"].status == "pass"
 
@@ -142,9 +218,7 @@ def test_each_mistake_of_a_bird_script_is_named(mistake, bird_photos, birds, tmp
 @pytest.mark.parametrize("kind", peers.WEAK)
 def test_a_weak_model_is_a_low_score_and_no_failed_check(kind, bird_photos, tmp_path):
     replacements, words = peers.WEAK[kind]
-    script = tmp_path / "bird.py"
-    script.write_text(peers.changed(peers.without_torch(peers.BIRD), *replacements))
-    result = grading.grade_script("birds", script, bird_photos, SHORT)
+    result = graded("birds", peers.changed(peers.without_torch(peers.BIRD), *replacements), bird_photos, tmp_path)
     rows = rows_of(result)
     assert rows["row order"].status == "warn" and words in rows["row order"].detail
     of_the_stand_in = {"torch.manual_seed(0)", "bird.pth state_dict"}  # it has no torch, which spares seconds
@@ -155,12 +229,25 @@ def test_a_weak_model_is_a_low_score_and_no_failed_check(kind, bird_photos, tmp_
 @pytest.mark.parametrize("mistake", peers.VAE_MISTAKES)
 def test_each_mistake_of_a_digit_script_is_named(mistake, digit_images, tmp_path):
     replacements, check, words = peers.VAE_MISTAKES[mistake]
-    script = tmp_path / "vae.py"
-    script.write_text(peers.changed(peers.without_torch(peers.VAE), *replacements))
-    rows = rows_of(grading.grade_script("digits", script, digit_images, SHORT))
+    source = peers.changed(peers.without_torch(peers.VAE), *replacements)
+    rows = rows_of(graded("digits", source, digit_images, tmp_path))
     assert rows[check].status == "fail" and words in rows[check].detail, rows[check]
     other = "SSIM" if check.startswith(("vae.csv", "test_classifier")) else "average F1"
-    assert float(rows[other].value) > 0.99  # the rest is graded
+    assert float(rows[other].value) > 0.6  # the rest is graded
+
+
+@pytest.mark.parametrize("seconds, cpu, stopped", [(1, 1.0, "time"), (3, 0.0, "time"), (1, 0.2, "")])
+def test_time_that_a_busy_machine_takes_is_not_counted(seconds, cpu, stopped, tmp_path, monkeypatch):
+    """A command is stopped where both its wall time and its CPU time, or three times the limit, are over."""
+    monkeypatch.setattr(sandbox, "_usage", lambda processes, limit: (0, cpu * sandbox_clock()))
+    start = time.monotonic()
+
+    def sandbox_clock():
+        return time.monotonic() - start
+
+    outcome = sandbox.run_bounded([sys.executable, "-c", f"import time; time.sleep({seconds + 1})"], tmp_path,
+                                  dict(os.environ), sandbox.Limits(1))
+    assert outcome.stopped == stopped and outcome.counted <= outcome.seconds
 
 
 @pytest.mark.parametrize("saved, check, words", [
@@ -185,24 +272,37 @@ def test_a_model_file_that_no_fresh_model_loads_is_named(saved, check, words, tm
 
 def test_a_model_too_large_or_not_made_without_arguments_is_named_by_the_quick_check(tmp_path):
     script = tmp_path / "vae.py"
-    script.write_text(peers.changed(peers.VAE, ("Linear(4, 3)", "Linear(4, 5_000_000, device='meta')"),
+    script.write_text(peers.changed(peers.VAE, ("Linear(4, 2)", "Linear(4, 5_000_000, device='meta')"),
                                     ("def train(", "class Other(torch.nn.Module):\n    def __init__(self, width):\n"
                                                    "        pass\n\ndef train(")))
-    rows = {row.check: row for row in grading.grade_script("digits", script, None, SHORT).rows}
+    rows = {row.check: row for row in grade_script("digits", script, None, SHORT).rows}
     assert rows["parameters"].status == "fail" and "25,000,000" in rows["parameters"].detail
     assert rows["model class"].value == "VAE()"
-    made = {"import": "", "classes": {"VAE": "TypeError: missing 'width'"}, "file": "", "loads": "", "parameters": 0}
-    found = contract.Rows("digits")
-    contract.check_probe(found, None, made)
-    row = found[1]
-    assert (row.check, row.status) == ("model class", "fail") and "missing 'width'" in row.detail
+    for why, status in (("TypeError: __init__() missing 1 required positional argument: 'width'", "warn"),
+                        ("ValueError: no", "fail")):
+        found = contract.Rows("digits")
+        contract.check_probe(found, None, {**contract.PROBE, "classes": {"VAE": why}})
+        assert (found[1].check, found[1].status) == ("model class", status) and why in found[1].detail
+
+
+def test_a_latent_of_more_than_two_dimensions_is_named(tmp_path, monkeypatch):
+    import torch
+    monkeypatch.setattr(sys, "argv", ["peer.py"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "peer", None)
+    model, rows = tmp_path / "vae.pth", contract.Rows("digits")
+    (tmp_path / "peer.py").write_text("import torch")
+    for latent, status in ((2, "pass"), (3, "fail")):
+        torch.save({"fc.weight": torch.zeros(2 * latent, 9), "decoder.weight": torch.zeros(9, latent)}, str(model))
+        contract.check_probe(rows, "vae.pth", probe.probe(str(tmp_path / "peer.py"), str(model)))
+        assert [row.status for row in rows if row.check == "latent"][-1] == status
 
 
 def test_a_retrained_model_that_scores_otherwise_is_named():
-    found = types.SimpleNamespace(rows=contract.Rows("digits"))
-    grading.Grading.compare(found, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.95, "ssim": 0.79})
-    f1, ssim = found.rows
-    assert (f1.status, ssim.status) == ("fail", "pass") and "submitted 0.9900, retrained 0.9500" in f1.detail
+    rows = contract.Rows("digits")
+    compare(rows, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.91, "ssim": 0.79})
+    (row,) = rows
+    assert row.status == "fail" and row.detail.endswith("apart: average F1 0.9900, retrained 0.9100")
 
 
 @pytest.mark.parametrize("content, words", [(b"", "found an empty file"), (b"\xff\xfe", "expected text"),
@@ -237,7 +337,8 @@ def test_a_broken_reconstruction_is_named(tmp_path):
 def test_each_broken_rule_is_named(mistake):
     part, source, check, words = peers.RULE_BREAKERS[mistake]
     row = {row.check: row for row in rules.check_rules(part, source)}[check]
-    assert row.status == ("warn" if check in ("map_location", "imports") else "fail") and words in row.detail, row
+    warns = check in peers.WARNINGS or mistake in ("two seeds", "download", "request")
+    assert row.status == ("warn" if warns else "fail") and words in row.detail, row
 
 
 def test_a_gpu_that_is_assumed_is_a_warning():
@@ -254,12 +355,11 @@ def _named(rows):
 
 def test_outputs_that_depend_on_the_images_around_are_noticed(digit_images, tmp_path):
     """A reconstruction drawn from a sampled latent, though its seed is fixed."""
-    noisy = ("data=(images / 255).astype(np.float32)",
-             "data=np.clip(images / 255 + np.random.default_rng(0).normal(0, .1, images.shape), 0, 1).astype('f4')")
-    script = tmp_path / "vae.py"
+    noisy = ("data=decoded.astype(np.float32)",
+             "data=np.clip(decoded + np.random.default_rng(0).normal(0, .1, images.shape), 0, 1).astype('f4')")
     for replaced, status in (([noisy], "warn"), ([], "pass")):
-        script.write_text(peers.changed(peers.without_torch(peers.VAE), *replaced))
-        rows = rows_of(grading.grade_script("digits", script, digit_images, SHORT))
+        source = peers.changed(peers.without_torch(peers.VAE), *replaced)
+        rows = rows_of(graded("digits", source, digit_images, tmp_path))
         assert rows["order of images"].status == status, rows["order of images"]
     assert noisy[0] in peers.VAE
 
@@ -277,15 +377,16 @@ def test_a_seed_that_cannot_be_followed_is_a_warning(source):
 
 # ------------------------------------------------------------------------------------------------------------- sandbox
 
-def test_nothing_outlives_the_sandbox_and_no_secret_enters_it(tmp_path, monkeypatch):
+def test_no_child_outlives_a_stopped_command_and_no_secret_reaches_it(tmp_path, monkeypatch):
+    """Without a sandbox, too."""
     monkeypatch.setenv("HANDIN_TEST_SECRET", "abc")
-    code = ("import os, subprocess, sys\nprint(os.environ.get('HANDIN_TEST_SECRET'), os.environ['HOME'])\n"
+    code = ("import os, subprocess, sys, time\nprint(os.environ.get('HANDIN_TEST_SECRET'), os.environ['HOME'])\n"
             "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'], start_new_session=True)\n"
-            "print(child.pid, flush=True)\nos._exit(0)")
+            "print(child.pid, flush=True)\ntime.sleep(100)")
     outcome = sandbox.run_bounded([sys.executable, "-c", code], tmp_path,
-                                  sandbox.clean_environment(tmp_path, tmp_path), sandbox.Limits(30))
+                                  sandbox.clean_environment(tmp_path, tmp_path), sandbox.Limits(1))
     secret, home, pid = outcome.tail.split()
-    assert (outcome.code, outcome.stopped, secret, home) == (0, "", "None", str(tmp_path))
+    assert (outcome.code, outcome.stopped, secret, home) == (-9, "time", "None", str(tmp_path))
     assert not _running(int(pid))
 
 
@@ -293,144 +394,32 @@ def _running(pid):
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+def _commands_of(folder):
+    return [one for one in psutil.process_iter(["cmdline"]) if f"{str(folder)!r}; time" in str(one.info["cmdline"])]
+
+
+@needs_bwrap
 def test_what_a_killed_grader_has_started_ends_with_it(tmp_path):
     """A worker of Dask that kill -9 ends: the script that it was running must not go on."""
-    script = "import os, time; open('new', 'w').write(str(os.getpid())); os.rename('new', 'pid'); time.sleep(300)"
-    worker = ("import os, sys\nfrom handin import sandbox\n"
-              "sandbox.run_bounded([sys.executable, '-c', sys.argv[1]], sys.argv[2], dict(os.environ), "
-              "sandbox.Limits(300))")
-    process = subprocess.Popen([sys.executable, "-c", worker, script, str(tmp_path)], cwd=str(ROOT))
-    began = time.monotonic()
-    while not (tmp_path / "pid").exists() and time.monotonic() - began < 60:
+    code = f"import time; open('started', 'w'); {str(tmp_path)!r}; time.sleep(300)"
+    worker = ("import os, sys\nfrom handin.grading import sandbox\ncode, cwd = sys.argv[1:]\n"
+              "environment = sandbox.clean_environment(cwd, cwd)\n"
+              "sandbox.Sandbox('bwrap').run(['-c', code], cwd, environment, sandbox.Limits(300), [cwd])")
+    process = subprocess.Popen([sys.executable, "-c", worker, code, str(tmp_path)], cwd=str(ROOT))
+    start = time.monotonic()
+    while not (tmp_path / "started").exists() and time.monotonic() - start < 60:
         time.sleep(0.1)
-    time.sleep(1)  # the guard is started after the script
     process.kill()
     process.wait()
-    pid = int((tmp_path / "pid").read_text())
-    while _running(pid) and time.monotonic() - began < 90:
+    while _commands_of(tmp_path) and time.monotonic() - start < 90:
         time.sleep(0.1)
-    assert not _running(pid)
+    assert not _commands_of(tmp_path)
 
 
 def test_an_error_is_quoted_in_one_clean_line():
     text = "Traceback:\n  x\nValueError: \x1b[31mred\x1b[0m\a\nwarning: something after it\n"
     assert sandbox.error_line(text) == "ValueError: red"
     assert sandbox.error_line("usage: x\nno such mode\n\n") == "no such mode"
-
-
-# --------------------------------------------------------------------------------------------------------- submissions
-
-def _zip(path, members):
-    with zipfile.ZipFile(str(path), "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
-def _rows(path):
-    with open(str(path), newline="") as file:
-        return {row["submission"]: row for row in csv.DictReader(file)}
-
-
-ENTRY = "2021CS10123"
-WHOLE = {f"{ENTRY}/bird.py": peers.without_torch(peers.BIRD), f"{ENTRY}/group.txt": ENTRY,
-         f"{ENTRY}/model_path.txt": "https://a.example/b", f"{ENTRY}/{ENTRY}.pdf": b"%PDF"}
-
-
-def test_a_class_gives_a_row_each_and_goes_on_where_it_stopped(birds, tmp_path, capsys):
-    """Flat zips, folders and an export of Gradescope; first quick, then in full, then in part."""
-    folder, target = tmp_path / "class", tmp_path / "out" / "grades.csv"
-    (folder / "submission_7").mkdir(parents=True)
-    (folder / "g").mkdir()
-    _zip(folder / "a.zip", WHOLE)
-    _zip(folder / "b.zip", {"x/bird.py": WHOLE[f"{ENTRY}/bird.py"].replace("Predicted_Label", "label")})
-    (folder / "c.zip").write_bytes(b"PK\x03\x04 broken")
-    _zip(folder / "d.zip", {"../../evil.py": "", **WHOLE})
-    _zip(folder / "e.zip", {"x/bomb.bin": bytes(300_000_000), **WHOLE})
-    _zip(folder / "f.zip", {"x/main.py": WHOLE[f"{ENTRY}/bird.py"]})
-    (folder / "g" / "bird.py").write_text(WHOLE[f"{ENTRY}/bird.py"])
-    _zip(folder / "submission_7" / "submission.zip", WHOLE)
-    (folder / "submission_metadata.yml").write_text(
-        "submission_7:\n  :submitters:\n  - :name: Asha <Rao>\n    :sid: 1\n  :score: 0\n")
-    names = [*(f"{letter}.zip" for letter in "abcdef"), "g", "submission_7/submission.zip"]
-    command = ["grade", "--submissions", str(folder), "--csv", str(target), "--jobs", "2"]
-    assert main([*command, "--quick"]) == 1
-    quick = _rows(target)
-    assert list(quick) == names and all(row["graded_by"].startswith("quick") for row in quick.values())
-    data = ["--birds", str(birds.train), str(birds.test)]
-    assert main([*command, *data]) == 1
-    rows = _rows(target)
-    assert list(rows) == names and not (tmp_path / "evil.py").exists()
-    assert all(row["graded_by"].startswith("full") for row in rows.values())
-    for name in ("a.zip", "submission_7/submission.zip"):
-        row = rows[name]
-        assert (row["entries"], row["warnings"], row["average_f1"]) == (ENTRY, "", "1.0000"), row
-    assert rows["submission_7/submission.zip"]["names"] == "Asha <Rao>" and rows["g"]["average_f1"] == "1.0000"
-    for name, words in zip("bcdef", ("bird.csv header: expected Predicted_Label, found 'label'", "zip: expected a zip",
-                                     "path that leads out", "of 300 MB", "expected one script")):
-        assert words in rows[f"{name}.zip"]["failed"], rows[f"{name}.zip"]
-    assert "missing: " in rows["b.zip"]["warnings"] and "group.txt" in rows["b.zip"]["warnings"]
-    page = (target.parent / "report.html").read_text()
-    assert "Asha &lt;Rao&gt;" in page and "bird.csv header" in page and "birds: average F1" in page
-    log = target.parent / rows["b.zip"]["log"]
-    assert "Predicted_Label" in log.read_text() and f'href="{rows["b.zip"]["log"]}"' in page
-
-    kept = [line for line in target.read_text().splitlines(keepends=True) if not line.startswith(("b.zip", "f.zip"))]
-    target.write_text("".join(kept))  # as an interruption leaves it
-    capsys.readouterr()
-    assert main([*command, *data]) == 1
-    out, err = capsys.readouterr()
-    assert err.count("graded before") == 6 and {line.split(":")[0] for line in out.splitlines()} == {"b.zip", "f.zip"}
-    assert main([*command, "--quick"]) == 1 and capsys.readouterr().err.count("graded before") == 8
-
-
-def test_submitted_models_are_found_where_they_lie(tmp_path):
-    alone, flat, models = tmp_path / "submission_1", tmp_path / "flat", tmp_path / "models" / "2021CS10001"
-    for folder in (alone, flat / "a", models):
-        folder.mkdir(parents=True)
-        (folder / "bird.pth").write_bytes(b"")
-    for path in (alone / "submission.zip", flat / "a.zip", flat / "b.zip"):
-        path.write_bytes(b"")
-    (flat / "bird.pth").write_bytes(b"")  # whose it is, of two zips, nobody knows
-    find = submissions.find_models
-    assert find(alone / "submission.zip", "birds", [], None) == [alone / "bird.pth"]
-    assert find(flat / "a.zip", "birds", [], None) == [flat / "a" / "bird.pth"]
-    assert find(flat / "b.zip", "birds", [], None) == [] == find(alone, "digits", [], None)
-    assert find(flat / "b.zip", "birds", ["2021CS10001"], models.parent) == [models / "bird.pth"]
-    assert find(alone, "birds", [], None) == [alone / "bird.pth"]
-
-
-def grade_or_die(path, place):
-    """Stands in for grade_one: a submission named "twice" kills its worker always, "once" the first time."""
-    tries = Path(place, f"{path}.tries")
-    tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
-    time.sleep(0.3)  # no grading is over before the last one's result has been fetched
-    if path == "twice" or path == "once" and len(tries.read_text()) == 1:
-        os.kill(os.getpid(), 9)
-    return {"result": "pass"}, path
-
-
-def test_a_worker_that_dies_loses_nothing_but_its_own_submission(tmp_path, monkeypatch):
-    monkeypatch.setattr(submissions, "grade_one", grade_or_die)
-    work = {name: (name, str(tmp_path)) for name in ("a", "once", "twice", "b", "c", "d")}
-    found = dict(submissions.in_parallel(work, 2, None))
-    assert {name for name, result in found.items() if isinstance(result, Exception)} == {"twice"}
-    assert all(found[name] == ({"result": "pass"}, name) for name in ("a", "b", "c", "d", "once"))
-    tries = {path.stem: len(path.read_text()) for path in tmp_path.glob("*.tries")}
-    assert tries == {"a": 1, "b": 1, "c": 1, "d": 1, "once": 2, "twice": 2}
-
-
-def test_a_running_scheduler_does_the_work(tmp_path, monkeypatch):
-    from distributed import LocalCluster
-    monkeypatch.setattr(submissions, "grade_one", grade_or_die)
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as cluster:
-        found = dict(submissions.in_parallel({"a": ("a", str(tmp_path))}, 1, cluster.scheduler_address))
-    assert found == {"a": ({"result": "pass"}, "a")}
-    with pytest.raises(submissions.InputError, match="--scheduler: expected the address"):
-        list(submissions.in_parallel({"a": ("a", str(tmp_path))}, 1, "tcp://127.0.0.1:9"))
-
-
-def test_no_cell_is_taken_for_a_formula():
-    assert submissions._safe("=1+1") == "'=1+1" and submissions._safe("a\nb") == "a b"
 
 
 # ----------------------------------------------------------------------------------------------------------- containers
@@ -450,13 +439,13 @@ def test_commands_run_in_a_container_without_network_and_with_data_read_only(bir
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    script = tmp_path / "bird.py"
-    script.write_text(peers.without_torch(peers.BIRD))
-    settings = grading.Settings({"birds": 1.0}, 1.0, 4e9, container="IMAGE")
-    assert grading.grade_script("birds", script, bird_photos, settings).scores["average_f1"] == 1
+    settings = Settings({"birds": 1.0}, 1.0, 4e9, sandbox=sandbox.Sandbox("container", "IMAGE"))
+    result = graded("birds", peers.without_torch(peers.BIRD), bird_photos, tmp_path, settings)
+    assert result.scores["average_f1"] == 1
     ran = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("run ")]
     assert len(ran) >= 2 and all("--network none" in line and "--memory 4000000000b" in line for line in ran)
-    assert all(f"--volume {birds.test}:{birds.test}:ro" in line for line in ran)
+    copy = bird_photos.paths["test"]
+    assert f"--volume {copy}:{copy}:ro" in ran[-1] and not any(str(birds.test) in line for line in ran)
     assert (tmp_path / "log").read_text().count("rm --force handin_") == len(ran)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +15,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from handin import figures_digits, latent_page
+from handin.report import figures_digits, latent_page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CLOSE = 0.02  # in pixel value: the page's decoder and torch's
 
 
@@ -131,17 +129,6 @@ def test_what_the_page_shows_lies_within_its_view(parts, content):
 
 
 # ------------------------------------------------------------------------------------------------------- in a browser
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on PATH (apt-get install chromium)")
-    with playwright.sync_playwright() as session:
-        launched = session.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
 
 @pytest.fixture
 def visit(browser, content, tmp_path):

@@ -17,8 +17,9 @@ sys.path.insert(0, str(ROOT))
 
 import bird
 import vae
-from handin import pack, report, results
+from handin import forms, pack
 from handin.__main__ import main
+from handin.report import report, results
 
 SIZES = {  # px of each figure at 200 dpi
     "birds_learning_curves": (1400, 480), "birds_confusion": (680, 600), "birds_gradcam": (1400, 1060),
@@ -69,7 +70,7 @@ def pdf_bytes(*lines):
 
 def text_of(path):
     """The text of all pages on one line."""
-    return " ".join(pack.read_pdf(Path(path).read_bytes())[1])
+    return " ".join(forms.read_pdf(Path(path).read_bytes())[1])
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_both_reports_begin_with_the_students_and_have_three_a4_pages_at_most(pl
     assert (done.code, done.err) == (0, "")
     first = {part: path.read_bytes() for part, path in place.pdf.items()}
     for content in first.values():
-        pages, lines = pack.read_pdf(content)
+        pages, lines = forms.read_pdf(content)
         assert 1 <= pages <= 3 and lines[0] == AUTHORS and len(content) < 5e6
     box = pypdf.PdfReader(str(place.pdf["birds"])).pages[0].mediabox
     assert [round(float(side)) for side in box[2:]] == [595, 842]
@@ -157,14 +158,14 @@ def test_beta_is_stated_where_it_is_not_1(place):
 
 def test_names_come_from_the_flag_or_from_a_file_and_without_any_a_note_says_so(place):
     assert place.call("report", "digits", "--names", "Ana Ué,  Bo Li").code == 0
-    assert pack.read_pdf(place.pdf["digits"].read_bytes())[1][0] == "Ana Ué (2019EE30456); Bo Li (2020MT60789)"
+    assert forms.read_pdf(place.pdf["digits"].read_bytes())[1][0] == "Ana Ué (2019EE30456); Bo Li (2020MT60789)"
     refused(place.call("report", "digits", "--names", "Ana"), "--names", "2 names", "found 1")
     (place.folder / "names.txt").unlink()
     (place.folder / "group.txt").write_bytes(b"\xef\xbb\xbf\r\n 2021CS10001 \r\n\r\n")
     done = place.call("report", "digits", "--out", "elsewhere")
     assert done.code == 0 and "no names" in done.out and "sample" in done.out
     path = place.folder / "elsewhere" / "digits" / "2021CS10001.pdf"
-    assert pack.read_pdf(path.read_bytes())[1][0] == "2021CS10001"
+    assert forms.read_pdf(path.read_bytes())[1][0] == "2021CS10001"
 
 
 def test_without_an_ablation_a_note_names_its_command(place):
@@ -197,7 +198,7 @@ def test_classes_with_long_and_strange_names_fit_and_no_page_is_mostly_blank(pla
         Image.new("L", (1400, 1120), 90).save(str(place.figures / "birds_confusion.png"))
         Image.new("L", (1400, 1680), 90).save(str(place.figures / "birds_gradcam.png"))
     assert place.call("report", "birds").code == 0
-    pages, lines = pack.read_pdf(place.pdf["birds"].read_bytes())
+    pages, lines = forms.read_pdf(place.pdf["birds"].read_bytes())
     assert pages <= 3 and "W" * 27 not in " ".join(lines)
     assert "*Ganges* & $Bra" in " ".join(lines) and "Ωδ Грач ≥" in " ".join(lines)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""handin/scores.py: what it refuses, and the scale of pixels; test_handin_figures.py compares the scores themselves."""
+"""handin/grading/scores.py: what it refuses, and the scale of pixels; test_handin_figures.py compares the scores."""
 import sys
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from handin.scores import read_digits, read_labels
+from handin.grading.scores import read_digits, read_labels
 
 
 def test_read_labels_refuses_another_header(tmp_path):

@@ -139,7 +139,7 @@ for code, said in {REFUSED[kind]!r}.items():
 @pytest.mark.parametrize("way_in", [
     "sys.argv = ['bird.py']; runpy.run_path('bird.py', run_name='__main__')",
     "sys.argv = ['vae.py']; runpy.run_path('vae.py', run_name='__main__')",
-    "import studies.__main__, studies.training", "import handin.__main__, handin.figures_birds"])
+    "import studies.__main__, studies.training", "import handin.__main__, handin.report.figures_birds"])
 def test_mps_falls_back_to_the_cpu(way_in, environment):
     """torch reads the variable when it is first imported, so that each entry point has to set it before."""
     code = f"""

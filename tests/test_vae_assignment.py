@@ -193,7 +193,7 @@ def test_latents_of_the_training_images_are_spread_like_n_0_i(vae):
 @pytest.mark.skipif("DIGITS" not in os.environ, reason="DIGITS names no folder with the real digits")
 def test_trained_model_on_real_digits(vae):
     """Scores and latents of 286 digits that the model was not trained on."""
-    from handin.scores import average_f1, mean_ssim
+    from handin.grading.scores import average_f1, mean_ssim
     model = vae.load_checkpoint(str(MODELS / "vae.pth"))
     digits = vae.load_digits(os.path.join(os.environ["DIGITS"], "mnist_1_4_8_dev_test.npz"), labelled=True)
     images = digits[range(len(digits))][0]

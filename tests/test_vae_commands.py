@@ -198,7 +198,7 @@ def test_classifying_imports_only_numpy_and_torch(alone, data, run, trained, tmp
 @pytest.mark.slow
 @pytest.mark.skipif("DIGITS" not in os.environ, reason="DIGITS names no folder with the real digits")
 def test_real_digits(alone, environment, vae, tmp_path):
-    from handin.scores import average_f1, mean_ssim
+    from handin.grading.scores import average_f1, mean_ssim
     train, val, test = (os.path.abspath(os.path.join(os.environ["DIGITS"], f"mnist_1_4_8_{part}.npz"))
                         for part in ("train", "val", "dev_test"))
     threads = {**environment, "OMP_NUM_THREADS": str(os.cpu_count())}

@@ -1,7 +1,7 @@
 """The page latent.html: what the decoder and the mixture make of the point of the latent plane under the pointer.
 
 One file that needs no network: the decoder's weights and the images are embedded, and the decoder runs in the page's
-JavaScript (handin/latent.html, in which this module fills in one JSON).
+JavaScript (handin/report/latent.html, in which this module fills in one JSON).
 """
 import base64
 import io
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 import vae
-from handin.plots import PALETTE
+from handin.report.plots import PALETTE
 
 TEMPLATE = Path(__file__).resolve().parent / "latent.html"
 MARK = "LATENT_PAGE_DATA"  # where in the template the JSON goes

@@ -12,7 +12,7 @@ class BirdResults:
     """Part I. Scores are those of the test photos unless they are named after the validation photos."""
     classes: list            # names
     photos: int
-    scores: dict             # of handin.scores.all_scores
+    scores: dict             # of handin.grading.scores.all_scores
     accuracy_interval: list  # 95 % (Wilson)
     per_class: list          # {"class", "precision", "recall", "f1", "photos"}
     confusions: list         # [true class, predicted class, photos] of the most frequent ones
@@ -36,7 +36,7 @@ class DigitResults:
     """Part II, of the test images unless named otherwise."""
     classes: list            # digits
     images: int
-    scores: Optional[dict]   # of handin.scores.all_scores; None where the test file has no labels
+    scores: Optional[dict]   # of handin.grading.scores.all_scores; None where the test file has no labels
     accuracy_interval: Optional[list]
     validation: dict         # the same scores, of the labelled images
     labelled_images: int

@@ -11,10 +11,10 @@ import torch
 
 import vae
 from common.errors import InputError
-from handin import latent_page
-from handin.plots import COLUMN, PAGE, class_styles, new_figure
-from handin.results import DigitResults
-from handin.scores import accuracy_interval, all_scores, mean_ssim, one_minus_mse, read_digits
+from handin.grading.scores import accuracy_interval, all_scores, mean_ssim, one_minus_mse, read_digits
+from handin.report import latent_page
+from handin.report.plots import COLUMN, PAGE, class_styles, new_figure
+from handin.report.results import DigitResults
 
 SHOWN = 10  # validation images in the figure of reconstructions, as the assignment's show_reconstruction has
 MEANS = {"xlabel": "encoder's mean $z_1$ (no unit)", "ylabel": "encoder's mean $z_2$ (no unit)"}

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import bird
 from common.errors import InputError, bad_input_of
 from common.files import read_json, write_files
-from handin.scores import all_scores, read_birds
+from handin.grading.scores import all_scores, read_birds
 
 EXAMPLE = "python -m handin ablate birds/train --minutes 60 --seeds 2 --out figures"
 

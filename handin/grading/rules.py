@@ -3,19 +3,26 @@ are assigned once, no further: what that does not decide is a warning, not a fai
 import ast
 import collections
 import importlib.util
+import io
 import sys
+import tokenize
 
-from handin.contract import Row
+from handin.grading.contract import Row
 
 MODEL_ZOOS = ("torchvision.models", "timm", "torch.hub", "transformers", "pretrainedmodels", "efficientnet_pytorch",
               "huggingface_hub", "open_clip", "clip", "segmentation_models_pytorch", "tensorflow", "keras", "fastai",
               "tensorflow_hub", "mmpretrain", "mmcls", "torch.utils.model_zoo")
 LOADERS = ("load_state_dict_from_url", "load_url", "from_pretrained")  # of weights, whatever they are attributes of
-PACKAGES = ("torch", "torchvision", "numpy", "sklearn", "skimage", "matplotlib", "scipy", "PIL", "tqdm", "pandas")
+DOWNLOADS = ("urllib.request", "requests", "wget", "gdown")
+PROGRAMS = ("subprocess", "runpy", "ctypes", "os.system", "os.popen")  # that may run what no rule sees
+MIXTURES = ("scipy.cluster", "torch.distributions.MixtureSameFamily", "torch.distributions.mixture_same_family")
+PACKAGES = ("torch", "torchvision", "numpy", "sklearn", "skimage", "matplotlib", "scipy", "PIL", "tqdm", "pandas",
+            "seaborn")
 STDLIB = getattr(sys, "stdlib_module_names", ())  # from Python 3.10 on
 SEED = "torch.manual_seed(0)"
-RULES = ("no model zoo", "no pre-trained weights", "scikit-learn", SEED, "no plt.show()", "map_location", "imports",
-         "device")
+RULES = ("no model zoo", "no pre-trained weights", "scikit-learn", "own mixture", SEED, "no plt.show()", "map_location",
+         "imports", "device")
+DIGITS_ONLY = ("scikit-learn", "own mixture")
 UNKNOWN = object()  # the value of an expression that is no constant
 
 
@@ -60,8 +67,9 @@ class Visitor(ast.NodeVisitor):
         return node.value if isinstance(node, ast.Constant) else UNKNOWN
 
     def unused(self):
-        """Name of the function around the node at hand where nothing mentions it, else ""."""
-        return self.functions[-1] if self.functions and self.functions[-1] not in self.mentioned else ""
+        """Name of the function around the current node if nothing mentions it, else ""."""
+        name = self.functions[-1] if self.functions else ""
+        return "" if name.startswith("__") or name in self.mentioned else name
 
     def check_name(self, name, node):
         """What is imported or used by a dotted name."""
@@ -69,17 +77,27 @@ class Visitor(ast.NodeVisitor):
             self.note("no model zoo", node, name)
         if name.split(".")[-1] in LOADERS:
             self.note("no pre-trained weights", node, name)
-        if _within(name, "sklearn") and name != "sklearn" and not _within(name, "sklearn.metrics"):
+        allowed = _within(name, "sklearn.metrics") or name == "sklearn" or name.startswith("sklearn.__")
+        if _within(name, "sklearn") and not allowed:
             self.note("scikit-learn", node, f"{name}, where only sklearn.metrics is allowed")
+        if _within(name, *MIXTURES):
+            self.note("own mixture", node, f"{name}: the mixture is to be written from scratch", "warn")
+        if _within(name, *DOWNLOADS):
+            self.note("no pre-trained weights", node, f"{name}, which may download weights", "warn")
+        if _within(name, *PROGRAMS):
+            self.note("imports", node, f"{name}, which may run anything", "warn")
 
     def visit_Import(self, node):
         before = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
+            if alias.name == "*" and _within(before[:-1], "torchvision"):
+                self.note("no model zoo", node, f"from {before[:-1]} import *, which imports the models", "warn")
             name, top = before + alias.name, alias.name.split(".")[0]
             self.names[alias.asname or top] = name if alias.asname or before else top
             self.check_name(name, node)
             if not _provided(name.split(".")[0]):
-                self.note("imports", node, f"{name.split('.')[0] or name}, which the course does not provide", "warn")
+                self.note("imports", node, f"{name.split('.')[0] or name}, which the course does not provide (a script "
+                          "runs alone)", "warn")
 
     visit_ImportFrom = visit_Import
 
@@ -89,8 +107,8 @@ class Visitor(ast.NodeVisitor):
     def visit_Attribute(self, node):
         name = self.dotted(node)
         self.check_name(name, node)
-        if not name and node.attr in LOADERS:
-            self.note("no pre-trained weights", node, node.attr)
+        if not name and node.attr in LOADERS:  # it may be a method of the script's own
+            self.note("no pre-trained weights", node, node.attr, "warn")
         if not name:
             self.generic_visit(node)
 
@@ -108,12 +126,11 @@ class Visitor(ast.NodeVisitor):
         if name in ("torch.manual_seed", "torch.random.manual_seed"):
             value = values[0] if values else UNKNOWN
             self.note(SEED, node, *(
-                (f"torch.manual_seed stands in {self.unused()}(), which nothing calls", "fail") if self.unused() else
+                (f"torch.manual_seed is only in {self.unused()}(), which is never called", "fail") if self.unused() else
                 ("cannot tell whether torch.manual_seed is given 0", "warn") if value is UNKNOWN else
                 (f"torch.manual_seed is given {value!r}, not 0", "pass" if value == 0 else "fail")))
         elif name in ("matplotlib.pyplot.show", "pylab.show", "matplotlib.pylab.show"):
-            self.note("no plt.show()", node, "plt.show() waits until someone closes the window",
-                      "warn" if self.unused() else "fail")
+            self.note("no plt.show()", node, "plt.show() waits for someone to close the window", "warn")
         elif name == "torch.load" and len(node.args) < 2 and not {"map_location", None} & set(keywords):
             self.note("map_location", node, "torch.load without map_location: a model saved on a GPU will not load "
                       "without one", "warn")
@@ -124,22 +141,26 @@ class Visitor(ast.NodeVisitor):
                 self.note("device", node, f"{ast.unparse(node)}, and torch.cuda.is_available() is never asked", "warn")
         for key, given in keywords.items():
             value, shown = self.value(given), f"{key}={ast.unparse(given)}"
+            imported = "fail" if name else "warn"  # what is not imported is the script's own
             if key == "pretrained" and value is not False and value is not None:
-                self.note("no pre-trained weights", node, shown, "warn" if value is UNKNOWN else "fail")
+                self.note("no pre-trained weights", node, shown, "warn" if value is UNKNOWN else imported)
             elif key in ("weights", "weights_backbone") and (
-                    isinstance(value, str) or value is UNKNOWN and _within(name, *MODEL_ZOOS)):
-                self.note("no pre-trained weights", node, shown)
+                    _within(name, *MODEL_ZOOS) and value is not None or isinstance(value, str) and not name):
+                self.note("no pre-trained weights", node, shown, imported)
         self.generic_visit(node)
 
 
 def check_rules(part, source):
-    """Rows of all rules for a script's source, bytes or text; scikit-learn is restricted in the digits alone. Of the
-    findings of a rule the worst counts, of seeds the best."""
+    """Rows of all rules for a script's source, bytes or text. Each rule reports its worst finding; that of the seed its
+    best, with a warning if another seed is set, too."""
     try:
+        if isinstance(source, bytes):  # ast.parse ignores comments that Python cannot decode
+            source.decode(tokenize.detect_encoding(io.BytesIO(source).readline)[0])
         visitor = Visitor(ast.parse(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f"line {error.lineno}: " if getattr(error, "lineno", None) else ""
-        return [Row(part, "syntax", "fail", "", f"{line}{getattr(error, 'msg', None) or error}")]
+        encoding = "; save the file as UTF-8" if "codec" in str(error) or "encoding" in str(error) else ""
+        return [Row(part, "syntax", "fail", "", f"{line}{getattr(error, 'msg', None) or error}{encoding}")]
     rows, order = [Row(part, "syntax", "pass")], ("fail", "warn", "pass")
     for rule in RULES:
         found = sorted(visitor.found[rule])
@@ -150,6 +171,9 @@ def check_rules(part, source):
             status, detail = (("warn", "cannot tell whether torch.manual_seed is called with 0")
                               if "manual_seed" in visitor.mentioned else
                               ("fail", "torch.manual_seed(0) is never called"))
-        if rule != "scikit-learn" or part == "digits":
+        others = [f"line {line}: {what}" for kind, line, what in found if kind == "fail"]
+        if rule == SEED and status == "pass" and others:
+            status, detail = "warn", "called with 0, but also " + ", ".join(others[:3])
+        if part == "digits" or rule not in DIGITS_ONLY:
             rows.append(Row(part, rule, status, "", "" if status == "pass" else detail))
     return rows

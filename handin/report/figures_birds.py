@@ -12,9 +12,9 @@ import torch
 import bird
 from common.errors import InputError, one_line
 from common.files import read_json
-from handin.plots import COLUMN, PAGE, PALETTE, new_figure, shortened
-from handin.results import BirdResults
-from handin.scores import accuracy_interval, all_scores, read_birds
+from handin.grading.scores import accuracy_interval, all_scores, read_birds
+from handin.report.plots import COLUMN, PAGE, PALETTE, new_figure, shortened
+from handin.report.results import BirdResults
 
 MEASURED = 12  # photos of each class, right and wrong ones each, whose Grad-CAM maps are measured
 

@@ -7,14 +7,23 @@ import zipfile
 
 import numpy as np
 
-from handin.sandbox import printable
+from handin.grading.sandbox import printable
 
 HEADER = "Predicted_Label"
 SCRIPTS = {"birds": "bird.py", "digits": "vae.py"}
-# Words that the scripts of one part have and those of the other have not
+MODELS = {"birds": ("bird.pth",), "digits": ("vae.pth", "gmm_params.pkl")}
+TESTS = {  # of each part: mode, name of its data, name of its output, how many of the models it takes
+    "birds": (("test", "test", "bird.csv", 1),),
+    "digits": (("test_reconstruction", "reconstruction", "vae_reconstructed.npz", 1),
+               ("test_classifier", "test", "vae.csv", 2))}
+# Strings that occur in the scripts of that part alone
 WORDS = {"birds": ("bird.csv",), "digits": ("vae.csv", "test_reconstruction", "test_classifier")}
 MOST_PARAMETERS = {"birds": 80_000_000, "digits": 20_000_000}
-BYTES_A_ROW = 200  # of a CSV: a longer file is no list of labels
+LATENT = 2         # dimensions
+HARD_CODED = (1, 10, 15, 16, 30, 32, 64)  # frequent numbers of images
+MAX_BYTES_PER_ROW = 200  # of a CSV: a longer file is no list of labels
+# What probe.py answers where there is nothing
+PROBE = {"import": "", "classes": {}, "loads": "", "file": "", "parameters": 0, "narrowest": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +47,9 @@ class Rows(list):
     def add(self, check, status, detail="", value=""):
         self.append(Row(self.part, self.prefix + check, status, str(value), detail))
 
-    def check(self, name, fine, detail, value=""):
-        """A row that passes or fails; the detail is that of a failure."""
-        self.add(name, "pass" if fine else "fail", "" if fine else detail, value)
+    def check(self, name, passed, detail, value=""):
+        """Adds a row that passes or fails; the detail is that of a failure."""
+        self.add(name, "pass" if passed else "fail", "" if passed else detail, value)
 
 
 def part_of_script(source):
@@ -48,7 +57,7 @@ def part_of_script(source):
     try:
         strings = " ".join(node.value for node in ast.walk(ast.parse(source))
                            if isinstance(node, ast.Constant) and isinstance(node.value, str))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     parts = [part for part, words in WORDS.items() if any(word in strings for word in words)]
     return parts[0] if len(parts) == 1 else None
@@ -71,7 +80,7 @@ def check_labels(rows, path, number, allowed):
     """Labels int64 (number,) of a CSV, or None where they cannot be scored, with Rows; what can be read in spite of a
     fault is scored all the same. `allowed` are the labels that may occur."""
     name, size = path.name, path.stat().st_size
-    if size > 1000 + BYTES_A_ROW * number:
+    if size > 1000 + MAX_BYTES_PER_ROW * number:
         return rows.add(f"{name} rows", "fail", f"expected {number} rows, found {size / 1e6:.1f} MB")
     try:
         table = [line for line in csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")) if line]
@@ -91,7 +100,7 @@ def check_labels(rows, path, number, allowed):
     rows.check(f"{name} columns", width == 1, f"expected one column, found {width}; pandas writes no index with "
                "index=False")
     rows.check(f"{name} rows", len(body) == number, f"expected {number} rows, one an image, found {len(body)}"
-               + (": is the number of images hard-coded?" if len(body) in (1, 15, 16) else ""), len(body))
+               + (": is the number of images hard-coded?" if len(body) in HARD_CODED else ""), len(body))
     rows.check(f"{name} labels", not broken and not strange,
                f"expected {_listed(sorted(allowed))}, found {_listed(broken or strange)}")
     return None if broken or len(labels) != number else np.array(labels, dtype=np.int64)
@@ -115,7 +124,7 @@ def check_reconstruction(rows, path, number):
     if images is None:
         return None
     rows.check(f"{name} shape", images.shape == shape, f"expected {shape}, found {images.shape}"
-               + (": is the number of images hard-coded?" if images.shape[:1] in ((15,), (16,)) else ""))
+               + (": is the number of images hard-coded?" if len(images) in HARD_CODED else ""))
     rows.check(f"{name} dtype", images.dtype == np.float32, f"expected float32, found {images.dtype}")
     if images.dtype.kind not in "buif" or images.size != np.prod(shape):
         return None
@@ -133,21 +142,30 @@ def _in_0_1(images):
         return False
 
 
-def check_probe(rows, name, found):
-    """Rows for what probe.py found; `name` is the model file's, or None when the script alone is looked at."""
-    classes, parameters, most = found["classes"], found["parameters"], MOST_PARAMETERS[rows.part]
-    reasons = "; ".join(f"{label}: {printable(why, 120)}" for label, why in classes.items() if why) or "none"
-    rows.check("import", not found["import"], printable(found["import"]))
+def check_probe(rows, name, report):
+    """Adds rows for what probe.py reports; `name` is that of the model file, or None if only the script was probed."""
+    classes, parameters, limit = report["classes"], report["parameters"], MOST_PARAMETERS[rows.part]
+    reasons = "; ".join(f"{printable(label, 40)}: {printable(str(why), 120)}"
+                        for label, why in classes.items() if why) or "none"
+    rows.check("import", not report["import"], printable(report["import"]))
+    # A class that takes arguments is no fault where the commands work; whether they do, other rows say.
+    otherwise = "warn" if "required positional argument" in reasons else "fail"
     if name is None:
         made = [f"{label}()" for label, why in classes.items() if not why]
-        rows.check("model class", bool(made), "expected a torch.nn.Module that is made without arguments, found "
-                   + reasons, made[-1] if made else "")
+        rows.add("model class", "pass" if made else otherwise, "" if made else
+                 f"expected a torch.nn.Module that is made without arguments, found {reasons}",
+                 made[-1] if made else "")
     else:
-        rows.check(f"{name} state_dict", not found["file"], "expected a state_dict, which torch.load(..., "
-                   f"weights_only=True) reads, {printable(found['file'])}")
-        if not found["file"]:
-            rows.check("fresh model loads", bool(found["loads"]), f"expected a class of the script that loads {name}, "
-                       f"found {reasons}", found["loads"] and f"{found['loads']}()")
+        rows.check(f"{name} state_dict", not report["file"], "expected a state_dict, which torch.load(..., "
+                   f"weights_only=True) reads, {printable(report['file'])}")
+        if not report["file"]:
+            loads = printable(report["loads"], 40)
+            rows.add("fresh model loads", "pass" if loads else otherwise, "" if loads else
+                     f"expected a class of the script that loads {name} when made without arguments, found {reasons}",
+                     f"{loads}()" if loads else "")
+        if rows.part == "digits" and report["narrowest"]:
+            rows.check("latent", report["narrowest"] <= LATENT, f"expected a latent of {LATENT} dimensions, found no "
+                       f"weight matrix of {name} with a side below {report['narrowest']}")
     if parameters:
-        rows.check("parameters", parameters <= most, f"expected at most {most:,}, found {parameters:,}",
+        rows.check("parameters", parameters <= limit, f"expected at most {limit:,}, found {parameters:,}",
                    f"{parameters:,}")

@@ -1,8 +1,8 @@
 """Lays out the report of each part, a PDF of at most 3 pages, from the figures and the numbers beside them.
 
-The layout is a Typst template, handin/report.typ, or a copy of it with your own text (--template). Every number comes
-from FIGURES/numbers.json and FIGURES/ablation.json; the first line has the name and entry number of each student, from
---names or names.txt and from group.txt. The report lands in REPORT/PART/ENTRIES.pdf.
+The layout is a Typst template, handin/report/report.typ, or a copy of it with your own text (--template). Every number
+comes from FIGURES/numbers.json and FIGURES/ablation.json; the first line has the name and entry number of each student,
+from --names or names.txt and from group.txt. The report lands in REPORT/PART/ENTRIES.pdf.
 """
 import dataclasses
 import io
@@ -15,7 +15,8 @@ import numpy as np
 
 from common.errors import InputError, one_line
 from common.files import read_bytes, read_json, write_files
-from handin import forms, results
+from handin import forms
+from handin.report import results
 
 EXAMPLE = 'python -m handin report both --names "Asha Rao, Ravi Iyer"'
 TEMPLATE = Path(__file__).resolve().parent / "report.typ"
@@ -104,7 +105,8 @@ def add_arguments(parser):
     parser.add_argument("--group", type=Path, default=Path("group.txt"), metavar="FILE", help="default: group.txt")
     parser.add_argument("--names", metavar="NAMES", help="names of the students, separated by commas, in the order of "
                         "the entry numbers (default: the lines of names.txt beside group.txt)")
-    parser.add_argument("--template", type=Path, default=TEMPLATE, metavar="FILE", help="default: handin/report.typ")
+    parser.add_argument("--template", type=Path, default=TEMPLATE, metavar="FILE",
+                        help="default: handin/report/report.typ")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
 
 

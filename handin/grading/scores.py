@@ -55,7 +55,9 @@ def read_birds(folder, known):
     """Paths (N,) of the photos of class folders and their truth (N,), indices into the class names `known`. Raises
     InputError, also bird.py's."""
     import bird
+    known = [bird.nfc(name) for name in known]
     classes, photos = bird.list_test_photos(folder)
+    classes = [bird.nfc(name) for name in classes]
     strange = sorted({classes[index] for _, index in photos} - set(known)) if classes else ["photos without classes"]
     if strange:
         raise InputError(f"{folder}: expected photos in class folders of the training ({', '.join(known[:12])}), found "
@@ -71,18 +73,22 @@ def read_digits(path):
     return digits, vae.load_digits(path, labelled=True).labels if labelled else None
 
 
-def why_low(truth, predicted):
-    """(status, one line) on labels (N,) that score low: "fail" where they would score far better if each stood for
-    another class, one to one (Kuhn 1955, Naval Research Logistics 2:83); "warn" where they are constant or do not
-    depend on the truth (accuracy within two standard deviations of what independence would give); else "pass"."""
+def why_low(truth, predicted, orders=()):
+    """(status, one line) on labels (N,) that score low: "fail" where they would score far better in one of the `orders`
+    {in words: indices (N,)} of rows, or if each stood for another class, one to one (Kuhn 1955, Naval Research
+    Logistics 2:83); "warn" where they are constant or do not depend on the truth (accuracy within two standard
+    deviations of what independence would give); else "pass"."""
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import confusion_matrix
     matrix, n = confusion_matrix(truth, predicted), len(truth)
     own, best = np.trace(matrix) / n, matrix[linear_sum_assignment(-matrix)].sum() / n
+    for order, index in dict(orders).items():
+        if np.mean(truth[index] == predicted) >= max(0.6, own + 0.25):
+            return "fail", (f"accuracy {own:.2f}, but {np.mean(truth[index] == predicted):.2f} if the rows are in this "
+                            f"order: {order}; expected that of ImageFolder, sorted as strings")
     if best >= max(0.6, own + 0.25):
-        return "fail", (f"accuracy {own:.2f}, but {best:.2f} with the labels permuted: folders or classes ordered as "
-                        "numbers or by an unsorted os.listdir, not sorted as strings, or components matched to the "
-                        "wrong digits")
+        return "fail", (f"accuracy {own:.2f}, but {best:.2f} with the labels permuted: classes sorted as numbers or by "
+                        "os.listdir, not as strings, or components matched to the wrong digits")
     if len(np.unique(truth)) > 1 and len(np.unique(predicted)) == 1:
         return "warn", f"all {n} rows say {predicted[0]}"
     chance = matrix.sum(0) @ matrix.sum(1) / n ** 2

@@ -13,7 +13,7 @@ import bird
 import vae
 from common.errors import bad_input_of
 from common.files import write_files
-from handin import figures_birds, figures_digits, plots, results
+from handin.report import figures_birds, figures_digits, plots, results
 
 EXAMPLE = "python -m handin figures birds TEST --model bird.pth"
 

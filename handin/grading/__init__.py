@@ -1,0 +1,1 @@
+"""The course's autograder: one script or a class."""

@@ -1,0 +1,205 @@
+"""Grades a class: each submission becomes rows of a CSV, whatever it holds, with marks, logs, feedback and a page.
+
+The work is done by Dask's workers, on this machine or on those of a cluster: if a worker dies, the submission that it
+was grading is tried once more. What was found is kept as JSON next to the CSV; everything else is written from it."""
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from common.errors import InputError, one_line
+from common.files import read_json, write_files
+from handin.grading import outputs, script, submissions
+from handin.grading.marks import read_overrides, read_rubric
+from handin.grading.sandbox import duration, machine
+from handin.grading.similar import similar_scripts
+
+PROGRESS = 60  # seconds between two lines of progress
+
+
+# ------------------------------------------------------------------------------------------------------ one submission
+
+def result_of(submission, **values):
+    """What is known of one script of a submission, a dict for JSON: `values`, and nothing for the rest."""
+    return {"part": "", "key": "", "entries": [], "problem": "", "layout": "", "report_missing": "", "report_text": "",
+            "rows": [], "scores": {}, "runs": [], "machine": "", "time": submission.time,
+            "students": [dataclasses.asdict(student) for student in submission.students], **values}
+
+
+def grade_one(submission, data, keys, settings, quick, models):
+    """[result_of each script] of a submission, or of its problem. `data` and `keys` (see `fingerprint`) are those of
+    each part. Nothing that the submission holds raises. This is what a worker of Dask does."""
+    try:
+        with submissions.opened(submission, settings.folder) as folder:
+            try:
+                scripts = submissions.find_scripts(folder)
+            except InputError as error:
+                return [result_of(submission, problem=str(error), key=keys[""],
+                                  entries=submissions.find_entries(folder))]
+            return [grade_part(submission, folder, part, path, data, keys, settings, quick, models)
+                    for part, path in scripts.items()]
+    except InputError as error:
+        return [result_of(submission, problem=str(error), key=keys[""])]
+    except Exception as error:  # of hundreds of submissions one must not cost the others their grade
+        return [result_of(submission, problem=f"not graded: {type(error).__name__}: {one_line(error)}", key=keys[""])]
+
+
+def grade_part(submission, folder, part, path, data, keys, settings, quick, models):
+    """result_of the script of one part; `path` is that of the script or a text that says what is wrong."""
+    if isinstance(path, str):
+        return result_of(submission, part=part, problem=path, key=keys.get(part, ""))
+    try:
+        form = submissions.read_forms(folder, path, part, folder != submission.path)
+        values = {"part": part, **dataclasses.asdict(form), "machine": machine(), "key": keys.get(part, "")}
+        if not quick and part not in data:
+            return result_of(submission, **values, problem=f"no data of the {part} was given")
+        trained = []
+        if not quick:
+            trained = submissions.find_models(folder, submission.path, part, form.entries, models)
+        graded = script.grade_script(part, path, None if quick else data[part], settings, trained)
+        return result_of(submission, **values, rows=[dataclasses.asdict(row) for row in graded.rows],
+                         scores=graded.scores, runs=graded.runs)
+    except Exception as error:
+        return result_of(submission, part=part, key=keys.get(part, ""),
+                         problem=f"not graded: {type(error).__name__}: {one_line(error)}")
+
+
+def fingerprint(part, paths, settings, quick):
+    """"full" or "quick" and a hash of what decides a grade of a part, "" for none: the grader, the limits, the data."""
+    limits = [settings.minutes, settings.minutes_test, settings.train_flags, dataclasses.asdict(settings.sandbox)]
+    state = hashlib.sha256(json.dumps([part, limits]).encode())
+    for source in ("script", "contract", "rules", "probe", "sandbox", "scores", "submissions", "data"):
+        state.update(Path(__file__).with_name(f"{source}.py").read_bytes())
+    for place in map(Path, paths):
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            state.update(f"{file} {file.stat().st_size if file.is_file() else ''}\n".encode())
+    return f"{'quick' if quick else 'full'} {state.hexdigest()[:12]}"
+
+
+# ------------------------------------------------------------------------------------------------------------- a class
+
+def in_parallel(work, data, jobs, scheduler):
+    """Yields (name, result of grade_one, or an exception) of {name: (submission, further arguments)} as each ends, and
+    (None, None) about once a minute."""
+    import dask
+    from distributed import Client, LocalCluster, wait
+    once_more = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation": 1.0}
+    with dask.config.set(once_more), contextlib.ExitStack() as stack:
+        if not scheduler:
+            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+            scheduler = stack.enter_context(LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0,
+                                                         dashboard_address=":0", silence_logs=50, env=threads))
+        try:
+            client = stack.enter_context(Client(scheduler, timeout=10))
+        except (OSError, ValueError, TimeoutError) as error:
+            raise InputError(f"--scheduler: expected the address of a Dask scheduler, found: "
+                             f"{one_line(error)}") from None
+        names = {client.submit(grade_one, submission, data, *arguments, pure=False): name
+                 for name, (submission, *arguments) in work.items()}
+        while names:
+            try:
+                done = wait(list(names), timeout=PROGRESS, return_when="FIRST_COMPLETED").done
+            except (TimeoutError, asyncio.TimeoutError):  # one class from Python 3.11 on
+                yield None, None
+                continue
+            for future in done:
+                result = future.exception() or future.result()
+                future.release()  # else the death of the worker that has the result would have it graded again
+                yield names.pop(future), result
+
+
+def grade_class(args, data, settings, log):
+    """Grades every submission without a result of this grader, data and settings (a full result also satisfies
+    --quick), and those of --regrade; rewrites all outputs after each. Returns 0, or 1 if something cannot be graded or
+    fails a check. Raises InputError."""
+    rubric = read_rubric(args.rubric) if args.rubric else read_rubric()
+    places = outputs.paths(args.csv)
+    handed_in = submissions.find_submissions(args.submissions, places.values())
+    known = read_state(args.csv, places["state"])
+    paths = {part: getattr(args, part) for part in data}
+    keys = {part: fingerprint(part, paths.get(part, ()), settings, args.quick) for part in ("", *script.SCRIPTS)
+            if part in paths or args.quick or not part}
+    regrade = names_to_regrade(known, args.regrade, places["state"])
+    overrides, work, graded, start = read_overrides(places["overrides"]), {}, 0, time.monotonic()
+
+    def write(changed=(), similar=()):
+        return outputs.write(args.csv, {name: known[name]["results"] for name in known if name in handed_in}, rubric,
+                             overrides, args.anonymous, similar, changed)
+
+    for name, submission in handed_in.items():
+        submission = dataclasses.replace(submission, path=submission.path.resolve())
+        version, before = submission.version(), known.get(name, {})
+        same = before.get("version") == version and name not in regrade
+        if same and before["results"] and all(is_current(result, keys, args.quick) for result in before["results"]):
+            log(f"{name}: graded before")
+            for result in before["results"]:
+                result.update({key: result_of(submission)[key] for key in ("students", "time")})
+        else:
+            work[name] = submission, keys, settings, args.quick, args.models and args.models.resolve()
+            known[name] = {"version": version, "results": before["results"] if same else []}
+    write_files({str(places["state"]): json.dumps(known, indent=1).encode()})
+    write()
+    for name, results in in_parallel(work, data, args.jobs, args.scheduler) if work else ():
+        if name is None:
+            log(progress_line(graded, len(work), time.monotonic() - start, args.jobs))
+            continue
+        if isinstance(results, BaseException):
+            results = [result_of(work[name][0], key=keys[""], problem="not graded: the grading process crashed twice "
+                                 f"({type(results).__name__})")]
+        before = {result["part"]: result for result in known[name]["results"] if result["scores"]}
+        known[name]["results"] = [  # a part without data now may have been graded before
+            before[result["part"]] if result["part"] in before and result["part"] not in keys else result
+            for result in results]
+        graded += 1
+        write_files({str(places["state"]): json.dumps(known, indent=1).encode()})
+        with contextlib.suppress(InputError):  # half-written at the moment
+            overrides = read_overrides(places["overrides"])
+        write([name])
+        for result in known[name]["results"]:
+            print(f"{name}: {result['part'] or 'cannot be graded'}: {'; '.join(failures(result)) or 'all checks pass'}",
+                  flush=True)
+    for problem in write(known, similar_scripts(handed_in)[:50] if args.similar else ()):
+        log(problem)
+    return int(any(failures(result) for name in handed_in for result in known[name]["results"]))
+
+
+def read_state(table_path, state):
+    """{name: {"version", "results"}} that an earlier call found, {} if there was none. Raises InputError."""
+    known = read_json(state, "what an earlier call found") if state.exists() else {}
+    if table_path.exists() and not state.exists() or any("results" not in entry for entry in known.values()):
+        raise InputError(f"{table_path}: expected the file of an earlier call, with {state.name} next to it, found "
+                         "another; name another file")
+    return known
+
+
+def names_to_regrade(known, terms, state):
+    """Names of the submissions that --regrade gives, as names or entry numbers. Raises InputError for unknown ones."""
+    names = {name for name, entry in known.items()
+             if {name, *(number for result in entry["results"] for number in result["entries"])} & set(terms)}
+    unknown = set(terms) - names - {number for name in names for result in known[name]["results"]
+                                    for number in result["entries"]}
+    if unknown:
+        raise InputError(f"--regrade: expected submissions or entry numbers of {state}, found "
+                         f"{', '.join(sorted(unknown))}")
+    return names
+
+
+def is_current(result, keys, quick):
+    """Whether grading again would change nothing: the same grader, data and settings, or no data for the part."""
+    return (result["part"] not in keys or result["key"] == keys[result["part"]]
+            or quick and result["key"].startswith("full"))
+
+
+def failures(result):
+    """["check: detail"] of what fails in a result."""
+    return [result["problem"]] if result["problem"] else outputs.of_status(result["rows"], "fail")
+
+
+def progress_line(graded, total, seconds, jobs):
+    left = (f"about {duration(seconds / graded * (total - graded))} left" if graded else
+            f"{min(jobs, total)} in progress")
+    return f"{graded} of {total} graded after {duration(seconds)}, {left}"

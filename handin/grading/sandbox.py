@@ -1,0 +1,289 @@
+"""Runs one command of an untrusted script in isolation, with limits on time, memory and output.
+
+bubblewrap (Linux, Debian package bubblewrap) gives it processes, users and a network of its own, and a file system that
+is read-only outside of its folders and in which home folders and hidden paths are empty. What it starts ends with it.
+Without bubblewrap or a container a script runs with the rights of the user.
+"""
+import contextlib
+import dataclasses
+import glob
+import os
+import platform
+import re
+import shutil
+import signal
+import site
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+
+from common.errors import InputError
+
+KEPT_TAIL = 8192        # bytes of output
+POLL = 0.1              # seconds between two measurements
+POLL_SHARE = 0.05       # of the time, at most, is spent on measuring: training is timed
+MOST_WALL = 3           # times the limit: wall time after which a command that uses no CPU is stopped, too
+INHERITED = re.compile("PATH|LANG|LANGUAGE|LC_.*|LD_LIBRARY_PATH|DYLD_.*|TZ|SYSTEMROOT|WINDIR|COMSPEC|PATHEXT|"
+                       "VIRTUAL_ENV|CONDA_PREFIX|(CUDA|NVIDIA|OMP|MKL|OPENBLAS|ROCR|HIP|HSA)_.*")
+DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there: a download fails at once instead of hanging
+PRIVATE = ("~", "/home", "/root", "/mnt", "/media", "/run", "/var/tmp", "/dev/shm")  # empty in a sandbox
+DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd", "/dev/dxg")  # of GPUs
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of one command: seconds, and bytes of resident memory of its process tree and of output. Time is up when
+    both wall time and CPU time are above the limit, so that a busy machine costs nobody the grade, and in any case
+    after three times the limit."""
+    seconds: float
+    memory: float = 8e9
+    output: float = 64e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a command ended: exit code (negative: the signal), wall time and CPU time in seconds, peak memory in bytes,
+    the last 8 kB of its output, and `stopped`: the limit that it exceeded, "time", "memory" or "output", or ""."""
+    code: int
+    seconds: float
+    cpu_seconds: float
+    peak: int
+    tail: str
+    stopped: str
+
+    @property
+    def counted(self):
+        """Seconds that count against the limit."""
+        return min(self.seconds, self.cpu_seconds)
+
+    @property
+    def failure(self):
+        """One line on what went wrong, with the last line of the script's own error; "" if nothing did."""
+        last, names = error_line(self.tail), {number.value: number.name for number in signal.Signals}
+        number = -self.code if self.code < 0 else self.code - 128  # bubblewrap and containers report 128 + the signal
+        if not self.stopped and self.code >= 0 and number not in names:
+            return (last or f"exit code {self.code} without a message") if self.code else ""
+        how = {"time": f"stopped after {self.times}",
+               "memory": f"stopped: used {self.peak / 1e9:.1f} GB of memory, more than the limit",
+               "output": "stopped: printed more than the limit",
+               "": f"killed by {names.get(number, f'signal {number}')}"}
+        return how[self.stopped] + (f"; its last line: {last}" if last else "")
+
+    @property
+    def times(self):
+        """Wall and CPU time as text, such as 12 s (CPU time 23 s)."""
+        return f"{duration(self.seconds)} (CPU time {duration(self.cpu_seconds)})"
+
+
+def duration(seconds):
+    """Seconds as text, such as 12 s or 5.2 min."""
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def printable(text, most=200):
+    """Text on one line without control characters, of `most` characters: a script's output may hold anything."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= most else text[:most - 3] + "..."
+
+
+def error_line(text):
+    """The last line that looks like an exception or, without one, the last line."""
+    lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+    errors = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(:|$)", line)]
+    return printable((errors or lines or [""])[-1])
+
+
+def machine():
+    """The machine as text, such as 8 x Intel(R) Xeon(R), Linux."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration, IndexError):
+        with open("/proc/cpuinfo") as file:
+            model = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    return f"{os.cpu_count()} x {model}, {platform.system()}"
+
+
+def clean_environment(home, temporary):
+    """Environment with fresh HOME and TMPDIR folders, without a display, a way to the network or the user's secrets."""
+    kept = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name.upper())}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), DEAD_PROXY)
+    return {**kept, **proxies, **dict.fromkeys(("HOME", "USERPROFILE"), str(home)),
+            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)), "PYTHONUSERBASE": site.getuserbase(),
+            "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8:backslashreplace", "MPLBACKEND": "Agg"}
+
+
+# ----------------------------------------------------------------------------------------------------------- isolation
+
+def container_engine():
+    """Path of Docker or Podman, or None."""
+    return shutil.which("docker") or shutil.which("podman")
+
+
+def _bubblewrap(cwd, temporary, writable, readable, hidden):
+    """The arguments that run a command in bubblewrap, to put before it."""
+    private = {os.path.realpath(os.path.expanduser(path)) for path in (*PRIVATE, tempfile.gettempdir())}
+    private = sorted(path for path in private if os.path.isdir(path) and path not in ("/", "/tmp"))
+    hidden = sorted({os.path.realpath(path) for path in (ROOT, *hidden) if os.path.exists(path)} - {"/"})
+    packages = {os.path.realpath(path) for path in (*sys.path, site.getusersitepackages()) if path} - {os.getcwd()}
+    packages = {path for path in packages if os.path.exists(path) and not any(
+        Path(path) in (Path(other), *Path(other).parents) for other in hidden)}
+    python = {sys.prefix, sys.base_prefix, os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)}
+    arguments = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev"]
+    for device in (path for pattern in DEVICES for path in glob.glob(pattern)):
+        arguments += ["--dev-bind", device, device]
+    arguments += ["--proc", "/proc"]
+    for path in private:
+        arguments += ["--tmpfs", path]
+    arguments += ["--bind", temporary, "/tmp"]
+    for path in hidden:  # before what is shown, which may lie below
+        arguments += ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]
+    for path in sorted(packages | python):
+        arguments += ["--ro-bind", path, path]
+    for path in readable:
+        arguments += ["--ro-bind", path, path]
+    for path in writable:
+        arguments += ["--bind", path, path]
+    for path in (*private, *hidden):  # a file in one of these would take memory that nobody counts
+        arguments += ["--remount-ro", path] if os.path.isdir(path) and path != "/dev/shm" else []
+    return [*arguments, "--chdir", cwd]
+
+
+def choose(name, image):
+    """The Sandbox of an option --sandbox: bwrap, container or none; `auto` is a container if an image is given, else
+    bubblewrap if it works. Raises InputError for one that is not available."""
+    if name == "container" and not image:
+        raise InputError("--sandbox container: expected --container IMAGE, found none")
+    if name == "container" or image and name == "auto":
+        if not container_engine():
+            raise InputError("--container: expected docker or podman on the PATH, found neither")
+        return Sandbox("container", image)
+    if name == "none":
+        return Sandbox()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*_bubblewrap("/", folder, [], [], []), sys.executable, "-I", "-S", "-c", ""]
+        try:
+            process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            reason = (error_line(process.stderr) or f"exit code {process.returncode}") if process.returncode else ""
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = printable(str(error))
+    if reason and name == "bwrap":
+        raise InputError(f"--sandbox bwrap: expected bubblewrap to work, found: {reason}")
+    if reason:
+        print(f"warning: bubblewrap does not work ({reason}): scripts run with your rights and can read the answers",
+              file=sys.stderr)
+    return Sandbox("none" if reason else "bwrap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sandbox:
+    """How commands are isolated: by "bwrap", a "container" of an image of Docker or Podman, or "none"."""
+    kind: str = "none"
+    image: str = ""
+
+    def run(self, arguments, cwd, environment, limits, writable=(), readable=(), hidden=(), log=None):
+        """Outcome of a Python command, given as the arguments after `python`: without network, with `writable` paths,
+        with `readable` ones read-only, with `hidden` ones empty. `log` as in run_bounded."""
+        with self.command(arguments, cwd, environment, limits, *(
+                [str(path) for path in paths] for paths in (writable, readable, hidden))) as (command, environment):
+            return run_bounded(command, cwd, environment, limits, self.kind != "container", log)
+
+    @contextlib.contextmanager
+    def command(self, arguments, cwd, environment, limits, writable, readable, hidden):
+        """Yields the words of the whole command, and its environment. A container is removed at the end, also if the
+        command was killed."""
+        if self.kind == "none":
+            yield [sys.executable, *arguments], environment
+        elif self.kind == "bwrap":
+            prefix = _bubblewrap(str(cwd), environment["TMPDIR"], writable, readable, hidden)
+            yield [*prefix, sys.executable, *arguments], environment
+        else:
+            engine, name = container_engine(), f"handin_{uuid.uuid4().hex[:12]}"
+            options = ["--rm", "--name", name, "--network", "none", "--memory", f"{limits.memory:.0f}b", "--workdir",
+                       str(cwd), "--shm-size", "2g", "--pids-limit", "1000"]
+            options += ["--user", f"{os.getuid()}:{os.getgid()}"] if hasattr(os, "getuid") else []
+            for volume in (*(f"{path}:{path}" for path in writable), *(f"{path}:{path}:ro" for path in readable)):
+                options += ["--volume", volume]
+            for key in ("HOME", "TMPDIR", "MPLBACKEND", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS"):
+                options += ["--env", f"{key}={environment[key]}"] if key in environment else []
+            try:
+                yield [engine, "run", *options, self.image, "python", *arguments], dict(os.environ)
+            finally:
+                subprocess.run([engine, "rm", "--force", name], capture_output=True, check=False)
+
+
+# -------------------------------------------------------------------------------------------------------------- limits
+
+def _processes(pid):
+    """A process and all below it."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def _usage(processes, limit):
+    """(resident bytes, CPU seconds) of processes and of their children that ended. Pages that forked workers share
+    count once each in RSS: above the limit the slower proportional measure decides, where the system has it."""
+    resident, proportional, cpu = 0, 0, 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            resident += process.memory_info().rss
+            times = process.cpu_times()
+            cpu += (times.user + times.system + getattr(times, "children_user", 0)
+                    + getattr(times, "children_system", 0))
+    for process in processes if resident > limit else ():
+        with contextlib.suppress(psutil.Error):
+            proportional += getattr(process.memory_full_info(), "pss", 0)
+    return proportional or resident, cpu
+
+
+def _end(process):
+    """Kills a command, its group and all below it, and waits for their end."""
+    below = _processes(process.pid)[1:]
+    with contextlib.suppress(OSError, AttributeError):  # no groups on Windows
+        os.killpg(process.pid, signal.SIGKILL)
+    for other in below:
+        with contextlib.suppress(psutil.Error):
+            other.kill()
+    with contextlib.suppress(OSError):
+        process.kill()
+    process.wait()
+    psutil.wait_procs(below, timeout=5)
+
+
+def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None):
+    """Outcome of a command run in `cwd`. `counts_cpu`: its CPU time can be measured, which in a container it cannot.
+    `log` is called with the seconds so far about once a minute."""
+    start, peak, cpu, stopped, pause, logged = time.monotonic(), 0, 0.0, "", POLL, 0
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([str(word) for word in command], cwd=str(cwd), env=environment,
+                                   stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+        try:
+            while process.poll() is None and not stopped:
+                before = time.monotonic()
+                memory, used = _usage(_processes(process.pid), limits.memory)
+                peak, seconds = max(peak, memory), time.monotonic() - start
+                cpu = max(cpu, used) if counts_cpu else seconds
+                stopped = ("memory" if memory > limits.memory else
+                           "output" if os.fstat(output.fileno()).st_size > limits.output else
+                           "time" if min(cpu, seconds) > limits.seconds or seconds > MOST_WALL * limits.seconds else "")
+                if log and seconds // 60 > logged:
+                    logged = seconds // 60
+                    log(seconds)
+                pause = max(POLL, (time.monotonic() - before) / POLL_SHARE)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0 if stopped else pause)
+            seconds = time.monotonic() - start
+        finally:
+            _end(process)
+        size = os.fstat(output.fileno()).st_size
+        output.seek(max(0, size - KEPT_TAIL))
+        tail = output.read(KEPT_TAIL).decode("utf-8", "replace")
+    return Outcome(process.returncode, seconds, cpu, peak, tail, stopped or ("output" if size > limits.output else ""))

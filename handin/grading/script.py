@@ -1,0 +1,335 @@
+"""Grades one script: runs the graders' commands on it, alone in fresh folders, isolated and with limits on time, memory
+and output; checks and scores what they write, and the rules."""
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from common.errors import InputError
+from common.files import read_bytes
+from handin.grading import contract, sandbox
+from handin.grading.contract import MODELS, SCRIPTS, TESTS, Rows
+from handin.grading.rules import check_rules
+from handin.grading.sandbox import Sandbox
+from handin.grading.scores import f1_scores, mean_ssim, one_minus_mse, why_low
+
+SAME_SCORE = 0.05  # most by which a retrained model may differ from the submitted one
+SAME_PIXEL = 2e-3  # mean difference of two drawings of one image that rounding may make
+SAME_NOISE = 0.2   # correlation with its input of an output that no decoder of a small latent can draw
+PROBE_MINUTES = 2
+SHOWN = {"average_f1": "average F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "ssim": "SSIM",
+         "one_minus_mse": "1 - MSE"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Limits of the commands, and what no script may see."""
+    minutes: dict                 # of training, of each part
+    minutes_test: float           # of one test command
+    memory: float                 # bytes
+    train_flags: tuple = ()       # added to the training command
+    sandbox: Sandbox = Sandbox()
+    hidden: tuple = ()            # paths, besides those of the data
+    folder: str = ""              # in which each script gets its own; "": that of temporary files
+
+
+@dataclasses.dataclass
+class Result:
+    """What grading one script gave: rows, scores, and the commands as they ran."""
+    rows: Rows
+    scores: dict = dataclasses.field(default_factory=dict)
+    runs: list = dataclasses.field(default_factory=list)
+
+
+def grade_script(part, script, data, settings, submitted=(), log=lambda line: None):
+    """Result of all checks. Without `data` only the rules are checked, and whether the script imports, which takes
+    seconds. `submitted`: paths of trained models, which are tested first and compared with retrained ones. `log` takes
+    lines of progress. Raises InputError for a script or model that does not exist."""
+    rules = check_rules(part, read_bytes(script, "a script"))
+    for path in submitted:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: expected a trained model, found no file")
+    with temporary_folder(settings.folder) as folder:
+        workspace = Workspace(part, script, settings, folder, data.hidden if data else (), log)
+        workspace.rows += rules
+        if rules[0].status == "fail":
+            workspace.rows.add("commands", "skip", "the script cannot be run")
+        elif data is None:
+            check_model(workspace)
+        else:
+            grade(workspace, data, submitted)
+        return workspace.result
+
+
+def grade(workspace, data, submitted):
+    """Runs all commands: tests of the submitted models, training, tests of the models that it wrote."""
+    result, submitted_scores = workspace.result, {}
+    if submitted:
+        cwd, models = workspace.new_round("submitted")
+        for path, model in zip(submitted, models):
+            shutil.copy(str(path), str(model))
+        submitted_scores, _ = test(workspace, data, cwd, models)
+    cwd, models = workspace.new_round("trained")
+    train(workspace, data, cwd, models)
+    scores, outputs = test(workspace, data, cwd, models, "retrained: " if submitted else "")
+    result.scores.update({**scores, **submitted_scores, **({"retrained": scores} if submitted else {})})
+    compare(result.rows, submitted_scores, scores)
+    if workspace.part == "digits" and len(outputs) == 2 and all(output is not None for output in outputs.values()):
+        check_dependence(workspace, data, models, outputs)
+
+
+def train(workspace, data, cwd, models):
+    """Runs the training command, which writes the models."""
+    minutes, rows = workspace.settings.minutes[workspace.part], workspace.rows
+    inputs = [data.paths[name] for name in ("train", "val") if name in data.paths]
+    outcome = workspace.run("train", [*inputs, "train", *models, *workspace.settings.train_flags], cwd, minutes,
+                            [models[0].parent], inputs, models)
+    late = outcome.stopped == "time" or outcome.counted > 60 * minutes
+    if late or not outcome.failure:
+        rows.check("training time", not late, f"{outcome.times}, {minutes:g} min allowed, on {sandbox.machine()}",
+                   f"{outcome.times} of {minutes:g} min")
+    workspace.result.scores["train_minutes"] = round(outcome.seconds / 60, 3)
+
+
+def test(workspace, data, cwd, models, prefix=""):
+    """Runs the test commands with one set of models. Returns their scores, and {file name: its labels or images}."""
+    workspace.rows.prefix, outputs, scores = prefix, {}, {}
+    if models[0].is_file():
+        scores = check_model(workspace, models[0])
+    for mode, data_name, output_name, n_models in TESTS[workspace.part]:
+        missing = [path.name for path in models[:n_models] if not path.is_file()]
+        if missing:
+            workspace.rows.add(mode, "skip", f"no {' and no '.join(missing)}")
+            continue
+        workspace.run(mode, [data.paths[data_name], mode, *models[:n_models]], cwd, workspace.settings.minutes_test, [],
+                      [data.paths[data_name], models[0].parent], [cwd / output_name])
+        if (cwd / output_name).is_file() and (cwd / output_name).stat().st_size:
+            outputs[output_name] = read_output(workspace.rows, cwd / output_name, data)
+            scores.update(score(workspace.rows, output_name, outputs[output_name], data))
+    workspace.rows.prefix = ""
+    return scores, outputs
+
+
+def check_model(workspace, model=None):
+    """Adds rows on the classes of the script and on a model file. Returns {"parameters": their number}, or {}."""
+    rows = workspace.rows
+    if model:
+        with open(model, "rb") as file:
+            start = file.read(2)
+        if start not in (b"PK", b"\x80\x02"):  # a zip, or a pickle as before torch 1.6
+            rows.add(f"{model.name} state_dict", "fail", "expected a file of torch.save, found something else")
+            return {}
+    outcome, answer = workspace.probe(workspace.script, model)
+    if not answer:
+        rows.add("import", "fail", outcome.failure or "the script ended while it was imported")
+        return {}
+    if model:  # what decides on the file is read without the script's code, which could answer anything
+        _, of_file = workspace.probe("", model)
+        own = answer["parameters"]  # those of the network; the file has buffers, too
+        answer.update({key: of_file[key] for key in ("file", "parameters", "narrowest") if of_file})
+        answer["parameters"] = own if 0.9 * answer["parameters"] < own else answer["parameters"]
+    contract.check_probe(rows, model and model.name, answer)
+    return {"parameters": answer["parameters"]} if answer["parameters"] else {}
+
+
+def read_output(rows, path, data):
+    """Labels (N,) or images (M, 28, 28) of an output, None where they cannot be scored, with Rows."""
+    if path.suffix == ".csv":
+        return contract.check_labels(rows, path, data.n_test, data.allowed_labels)
+    return contract.check_reconstruction(rows, path, len(data.reconstruction_images()))
+
+
+def score(rows, name, output, data):
+    """The scores of an output, each with a row, and a row on labels that score low."""
+    if output is None or data.test_labels is None and name.endswith(".csv"):
+        rows.add(f"{name} scores", "skip", f"{name} cannot be scored" if output is None else "TEST has no labels")
+        return {}
+    if name.endswith(".csv"):
+        scores = f1_scores(data.test_labels, output)
+        rows.add("row order", *why_low(data.test_labels, output, data.row_orders))
+    else:
+        images = data.reconstruction_images()
+        scores = {"ssim": mean_ssim(images, output), "one_minus_mse": one_minus_mse(images, output)}
+    for key, value in scores.items():
+        rows.add(SHOWN[key], "pass", "", f"{value:.4f}")
+    return scores
+
+
+def compare(rows, submitted, retrained):
+    """A row on whether the retrained model scores as the submitted one does."""
+    keys = [key for key in ("average_f1", "ssim", "one_minus_mse") if key in submitted and key in retrained]
+    apart = [f"{SHOWN[key]} {submitted[key]:.4f}, retrained {retrained[key]:.4f}" for key in keys
+             if abs(submitted[key] - retrained[key]) > SAME_SCORE]
+    if keys:
+        rows.check("same scores retrained", not apart, f"more than {SAME_SCORE} apart: {'; '.join(apart)}",
+                   ", ".join(f"{retrained[key] - submitted[key]:+.4f}" for key in keys))
+
+
+def check_dependence(workspace, data, models, outputs):
+    """Adds two rows. Does reversing the images reverse the outputs? Not where an image is decoded from a sampled
+    latent, or normalized by its neighbors. Do reconstructions come from the latent alone? Images of shuffled pixels
+    look like no digit: only what copies its input can draw them."""
+    (cwd, _), folder, differing = workspace.new_round("reversed"), workspace.folder / "inputs", []
+    folder.mkdir()
+    for mode, data_name, output_name, n_models in TESTS[workspace.part]:
+        path, expected = folder / f"{data_name}.npz", outputs[output_name]
+        with np.load(str(data.paths[data_name]), allow_pickle=False) as content:
+            key, images = content.files[0], content[content.files[0]]
+        pixels = images.reshape(len(images), -1)
+        shuffled = np.random.default_rng(0).permuted(pixels, axis=1).reshape(images.shape)
+        np.savez(str(path), **{key: np.concatenate([images[::-1], shuffled])})
+        workspace.run(f"{mode}, other order", [path, mode, *models[:n_models]], cwd, workspace.settings.minutes_test,
+                      [], [path, models[0].parent])
+        output, n_images = None, len(images)
+        if is_regular(cwd / output_name):
+            read = contract.check_labels if output_name.endswith(".csv") else contract.check_reconstruction
+            arguments = [data.allowed_labels] if output_name.endswith(".csv") else []
+            output = read(Rows(workspace.part), cwd / output_name, 2 * n_images, *arguments)
+        if output is None:
+            continue
+        difference = np.abs(expected - output[:n_images][::-1]).reshape(n_images, -1).mean(1)
+        differing += [output_name] if (difference > SAME_PIXEL).any() else []
+        if output.ndim == 3:
+            inputs, drawn = (array.reshape(n_images, -1) - array.reshape(n_images, -1).mean(1, keepdims=True)
+                             for array in (shuffled.astype(float), output[n_images:]))
+            norms = np.linalg.norm(inputs, axis=1) * np.linalg.norm(drawn, axis=1)
+            same = float(np.mean((inputs * drawn).sum(1) / np.maximum(norms, 1e-9)))
+            why = f"images of shuffled pixels come back (correlation {same:.2f}): no latent of 2 dimensions holds them"
+            workspace.rows.check("reconstruction", same < SAME_NOISE, why, f"{same:.2f}")
+    why = (f"in {' and '.join(differing)} an image's row depends on the images around it: a sampled latent in place of "
+           "the mean, or batch normalization in training mode?")
+    workspace.rows.add("order of images", "warn" if differing else "pass", why if differing else "")
+
+
+@contextlib.contextmanager
+def temporary_folder(parent=""):
+    """A fresh folder, removed at the end whatever a script has left there."""
+    folder = tempfile.mkdtemp(prefix=f"grade_{os.getpid()}_", dir=parent if parent and Path(parent).is_dir() else None)
+    try:
+        yield Path(folder).resolve()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers():
+    """Removes folders that graders have left which were killed."""
+    for path in Path(tempfile.gettempdir()).glob("grade_*_*"):
+        number = path.name.split("_")[1]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_regular(path):
+    """Whether a path is a file, not a link: a link that a script has made would be followed outside of the sandbox."""
+    return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
+
+
+class Workspace:
+    """One script alone in folders below `folder`, and the Result of what it does there. Each command gets fresh folders
+    for HOME, for temporary files and for the script, and nothing of what earlier ones have left there."""
+
+    def __init__(self, part, script, settings, folder, hidden, log):
+        self.part, self.settings, self.folder, self.log = part, settings, folder, log
+        self.source, self.hidden = Path(script), (*settings.hidden, *hidden)
+        self.result = Result(Rows(part))
+        self.rows = self.result.rows
+        self.script = folder / "script" / SCRIPTS[part]
+
+    def new_round(self, name):
+        """A fresh current folder, and the paths of the models in a fresh folder."""
+        cwd, folder = self.folder / f"current_{name}", self.folder / f"models_{name}"
+        cwd.mkdir()
+        folder.mkdir()
+        return cwd, [folder / file for file in MODELS[self.part]]
+
+    def probe(self, script, model):
+        """Outcome of probe.py, and its answer, a dict, {} for none. `script` may be ""."""
+        target, program = self.folder / "probe" / "answer.json", self.folder / "probe.py"
+        shutil.rmtree(target.parent, ignore_errors=True)
+        target.parent.mkdir()
+        shutil.copy(str(Path(__file__).with_name("probe.py")), str(program))
+        label = "make the model classes" if script else "read the model file"
+        outcome = self.run(label, [script, model or "", target], target.parent, PROBE_MINUTES, [],
+                           [program, *([model] if model else [])], program=program)
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            answer = json.loads(target.read_text()) if is_regular(target) else {}
+            if all(type(answer.get(key)) is type(value) for key, value in contract.PROBE.items()):
+                return outcome, answer
+        return outcome, {}
+
+    def run(self, label, arguments, cwd, minutes, writable, readable, outputs=None, program=None):
+        """Outcome of the script, or another `program`, run in the sandbox. It may write into its current folder, its
+        script's, HOME, TMPDIR and the paths `writable`. With `outputs`, paths that it should write, rows say how it
+        ended and whether it wrote them."""
+        def progress(seconds):
+            self.log(f"{self.part}: {self.rows.prefix}{label}, {seconds / 60:.0f} of at most {minutes:g} min")
+
+        self.log(f"{self.part}: {self.rows.prefix}{label}, at most {minutes:g} min ...")
+        own = [self.script.parent, self.folder / "home", self.folder / "temporary"]
+        for path in own:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+        shutil.copy(str(self.source), str(self.script))
+        for path in outputs or ():
+            path.unlink(missing_ok=True)
+        limits = sandbox.Limits(minutes * 60, self.settings.memory)
+        outcome = self.settings.sandbox.run(
+            [program or self.script, *arguments], cwd, sandbox.clean_environment(*own[1:]), limits,
+            [*own, cwd, *writable], readable, self.hidden, progress)
+        self.result.runs.append({
+            "part": self.part, "command": self.rows.prefix + label, "code": outcome.code, "stopped": outcome.stopped,
+            "seconds": round(outcome.seconds, 2), "cpu_seconds": round(outcome.cpu_seconds, 2),
+            "peak_memory": outcome.peak, "output_tail": outcome.tail})
+        if outputs is not None:
+            self.check_outputs(label, outcome, outputs, cwd)
+        return outcome
+
+    def check_outputs(self, label, outcome, outputs, cwd):
+        """Rows on how a command ended and whether it wrote its outputs; what is no regular file is removed."""
+        failure = outcome.failure.replace(f"{self.folder}/", "")
+        self.rows.check(label, not failure, failure,
+                        f"{sandbox.duration(outcome.seconds)}, {outcome.peak / 1e9:.1f} GB")
+        for path in outputs:
+            size = path.stat().st_size if is_regular(path) else 0
+            if size or not failure or os.path.lexists(path):
+                found = "an empty file" if is_regular(path) else "no regular file" + self.others(path, cwd)
+                self.rows.check(path.name, size > 0, f"{label}: expected {path.name} in the "
+                                f"{folder_in_words(path, cwd)}, found {found}", f"{size / 1e6:.2f} MB")
+            if not is_regular(path) and os.path.lexists(path):
+                path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+
+    def others(self, path, cwd):
+        """In words, what a command wrote in place of a file."""
+        expected = {*MODELS[self.part], *(output_name for _, _, output_name, _ in TESTS[self.part])}
+        files = [other for folder in {cwd, path.parent} for other in sorted(folder.iterdir())
+                 if other.name not in expected or other.parent != path.parent]
+        names = ", ".join(f"{sandbox.printable(other.name)} in the {folder_in_words(other, cwd)}"
+                          for other in files[:3])
+        return f", but {names}: is the name hard-coded?" if files else ""
+
+
+def folder_in_words(path, cwd):
+    return "current folder" if path.parent == cwd else "model's folder"
+
+
+def table(rows):
+    """The rows as aligned text."""
+    cells = [("part", "check", "status", "value"), *((row.part, row.check, row.status, row.value) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join(("  ".join(cell.ljust(width) for cell, width in zip(line, widths)) + "  " + detail).rstrip()
+                     for line, detail in zip(cells, ("detail", *(row.detail for row in rows))))
+
+
+def summary(rows):
+    """One line per part, such as birds: 20 passed, 1 failed, 2 warnings, 0 skipped."""
+    counts = collections.Counter((row.part, row.status) for row in rows)
+    return "\n".join(f"{part}: {counts[part, 'pass']} passed, {counts[part, 'fail']} failed, {counts[part, 'warn']} "
+                     f"warnings, {counts[part, 'skip']} skipped" for part in dict.fromkeys(row.part for row in rows))

@@ -1,0 +1,310 @@
+"""What a class handed in: zips and folders below a folder, such as an export of Gradescope, Moodle or Canvas. Whatever
+was handed in becomes a Submission, so that each student gets a row."""
+import contextlib
+import dataclasses
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+from common.errors import InputError, one_line
+from common.files import read_bytes
+from handin import forms
+from handin.grading.contract import MODELS, SCRIPTS, part_of_script
+from handin.grading.sandbox import printable
+from handin.grading.script import temporary_folder
+
+PARTS = {name: part for part, name in SCRIPTS.items()}
+MOST_MEMBERS, MOST_BYTES = 1000, 10 ** 9  # of a zip, unpacked
+MOST_SCRIPT, MOST_PDF = 2 * 10 ** 6, 3 * 10 ** 7  # bytes
+ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".xz")
+NEEDED = (".py", ".txt", ".pdf", ".ipynb", ".pth", ".pt", ".pkl", ".zip")  # of a zip with too much in it
+MODEL_ENDINGS = (".pth", ".pkl")
+METADATA = "submission_metadata.yml"  # of an export of Gradescope
+# Names in downloads of all submissions, of Moodle and of Canvas, which puts the files of all students into one folder
+DOWNLOADS = (re.compile(r"(?P<name>[^/]+)_(?P<id>[0-9]+)_assignsubmission_(?:file|onlinetext)_?(?P<file>[^/]*)"),
+             re.compile(r"(?P<name>[^_/]+)_(?:LATE_)?(?P<id>[0-9]+)_[0-9]+_(?P<file>[^/]+)"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """Who handed in, as far as an export says; `id` is that of Moodle or Canvas."""
+    name: str = ""
+    email: str = ""
+    sid: str = ""
+    id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """A zip, a folder or another file, which may not exist; its students; when it was handed in, as in the export; or
+    the files ((name, path), ...) of a student that a download has put into one folder with those of others."""
+    path: Path
+    students: tuple = ()
+    time: str = ""
+    files: tuple = ()
+
+    def version(self):
+        """A text that changes when the files change."""
+        files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path] if self.path.exists() else []
+        files += [path for _, path in self.files]
+        return str([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()])
+
+
+# ------------------------------------------------------------------------------------------------------------- finding
+
+def visible(path):
+    """False for files and folders that operating systems and editors add: .DS_Store, ._x, __MACOSX ..."""
+    return not path.name.startswith((".", "__MACOSX", "__pycache__"))
+
+
+def is_script(path):
+    return path.suffix.lower() == ".py" and path.is_file() and visible(path)
+
+
+def is_archive(path):
+    return path.suffix.lower() in ARCHIVES and path.is_file() and visible(path)
+
+
+def find_submissions(folder, ignored=()):
+    """{unique name: Submission} of what lies below a folder, `ignored` paths left out: each entry of Gradescope's
+    metadata, else each archive, folder with a script, empty folder, and loose script or notebook. Raises InputError."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of submissions, found "
+                         f"{'a file' if folder.exists() else 'nothing'}")
+    metadata = read_metadata(folder)
+    ignored = {path.resolve() for path in (*ignored, *metadata)}
+    downloads = _download_files(folder, ignored)  # {path of the first file: all (name, path) of the student}
+    ignored |= {path.resolve() for files in downloads.values() for _, path in files}
+    paths = [*metadata, *downloads, *_submission_paths(folder, ignored, True)]
+    submissions = {}
+    for path in sorted(paths):
+        name = label = printable(path.relative_to(folder).as_posix())
+        number = 1
+        while label in submissions:  # names that differ in white space only
+            number += 1
+            label = f"{name} ({number})"
+        students, time = metadata.get(path, (_student_in(path.relative_to(folder)), ""))
+        submissions[label] = Submission(path, students, time, downloads.get(path, ()))
+    if not submissions:
+        raise InputError(f"{folder}: expected submissions, found none")
+    return submissions
+
+
+def _download_files(folder, ignored):
+    """{first path: ((name, path), ...)} of the files that lie in a folder under their students' names."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        match = next(filter(None, (pattern.fullmatch(path.name) for pattern in DOWNLOADS)), None)
+        if match and match["file"] and path.is_file() and visible(path) and path.resolve() not in ignored:
+            files.setdefault((match["name"], match["id"]), []).append((match["file"], path))
+    return {found[0][1]: tuple(found) for found in files.values()}
+
+
+def _submission_paths(folder, ignored, top=False):
+    """Paths of the submissions below a folder that no metadata describes."""
+    everything = [path for path in sorted(folder.iterdir()) if visible(path)]
+    with_files = {path.name.replace("_onlinetext", "_file") for path in everything} & {path.name for path in everything}
+    everything = [path for path in everything if "_assignsubmission_onlinetext" not in path.name
+                  or path.name.replace("_onlinetext", "_file") not in with_files]  # Moodle's second folder of a student
+    children = [path for path in everything if path.resolve() not in ignored]
+    if not top and any(map(is_script, children)):
+        return [folder]
+    files = [path for path in children if is_archive(path)
+             or top and path.is_file() and path.suffix.lower() in (".py", ".ipynb")]
+    folders = [path for path in children if path.is_dir()]
+    if not top and not files and not any(
+            is_script(path) or is_archive(path) for child in folders for path in child.rglob("*")):
+        return [folder] if children == everything else []
+    return files + [path for child in folders for path in _submission_paths(child, ignored)]
+
+
+def read_metadata(folder):
+    """{path of a submission: (its students, time)} of Gradescope's metadata in a folder or, if there is none, in the
+    folders in it; broken entries are left out. Raises InputError for a file that is no YAML."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads Ruby's objects as what they hold."""
+
+    def untagged(loader, suffix, node):
+        construct = {yaml.MappingNode: loader.construct_mapping, yaml.SequenceNode: loader.construct_sequence}
+        return construct[type(node)](node, deep=True) if type(node) in construct else loader.construct_scalar(node)
+
+    Loader.add_multi_constructor("!", untagged)
+    files, metadata = [folder / METADATA] if (folder / METADATA).exists() else sorted(folder.glob(f"*/{METADATA}")), {}
+    for path in files:
+        try:
+            entries = yaml.load(read_bytes(path, "Gradescope's metadata"), Loader)  # noqa: S506 - a SafeLoader
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+            raise InputError(f"{path}: expected Gradescope's metadata, found: {one_line(error)}") from None
+        if not isinstance(entries, dict):
+            raise InputError(f"{path}: expected Gradescope's metadata, found no entries")
+        for name, entry in entries.items():
+            place, entry = path.parent / str(name), entry if isinstance(entry, dict) else {}
+            if path.parent == folder or str(name).startswith("submission_"):  # no student's own file
+                students = entry.get(":submitters")
+                students = [one for one in students if isinstance(one, dict)] if isinstance(students, list) else []
+                if place.parent == path.parent and place.name not in ("", ".."):
+                    created = entry.get(":created_at")
+                    created = created.get("utc", created.get("time")) if isinstance(created, dict) else created  # Rails
+                    metadata[place] = tuple(
+                        Student(*(printable(str(one.get(f":{key}") or "")) for key in ("name", "email", "sid")))
+                        for one in students), printable(str(created or ""))
+    return metadata
+
+
+def _student_in(path):
+    """The student whom the path of a Moodle or Canvas download names, as a tuple of one or none."""
+    for pattern in DOWNLOADS:
+        match = pattern.fullmatch(path.parts[0])
+        if match:
+            return (Student(name=printable(match["name"]), id=match["id"]),)
+    return ()
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+@contextlib.contextmanager
+def opened(submission, parent=""):
+    """The folder with the files of a submission; those of a zip are unpacked for the time. Raises InputError."""
+    with temporary_folder(parent) as folder:
+        path = submission.path
+        if submission.files:
+            for name, file in submission.files:
+                unpack(file, folder) if is_archive(file) else shutil.copy(str(file), str(folder / name))
+            yield folder
+        elif path.is_dir():
+            inner = [] if any(map(is_script, path.rglob("*"))) else sorted(filter(is_archive, path.rglob("*")))
+            for number, archive in enumerate(inner):
+                (folder / str(number)).mkdir()
+                unpack(archive, folder / str(number))
+            yield folder if inner else path
+        else:
+            unpack(path, folder)
+            yield folder
+
+
+def unpack(path, folder, nested=True):
+    """Unpacks a zip and, if `nested`, a single zip in it, or copies a loose script. Raises InputError for what no
+    honest one holds."""
+    if is_script(path):
+        shutil.copy(str(path), str(folder))
+        return
+    if not path.exists():
+        raise InputError("expected files, found none: the export lists this submission without them")
+    if path.suffix.lower() != ".zip":
+        raise InputError(f"expected a zip, found {printable(path.name)}" + (
+            "; hand in the script as .py" if path.suffix.lower() == ".ipynb" else ""))
+    try:
+        with zipfile.ZipFile(str(path)) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            for member in members:  # zips of Windows PowerShell 5 have backslashes
+                member.filename = member.filename.replace("\\", "/")
+            leaving = [member.filename for member in members if member.filename.startswith("/")
+                       or ".." in member.filename.split("/")]
+            members = [member for member in members if all(map(visible, map(Path, Path(member.filename).parts)))]
+            if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > MOST_BYTES:
+                members = [member for member in members if member.filename.lower().endswith(NEEDED)]
+            total = sum(member.file_size for member in members)
+            if leaving:
+                raise ValueError(f"a path that leads out of its folder: {printable(leaving[0])}")
+            if len(members) > MOST_MEMBERS or total > MOST_BYTES:
+                raise ValueError(f"{len(members)} files of {total / 1e6:.0f} MB, more than {MOST_MEMBERS} or "
+                                 f"{MOST_BYTES / 1e6:g} MB")
+            archive.extractall(str(folder), members)
+    except Exception as error:  # corrupt files raise many exception types
+        raise InputError(f"zip: expected a zip of plain files in one folder, found: {one_line(error)}") from None
+    inner = sorted(filter(is_archive, folder.rglob("*")))
+    if nested and len(inner) == 1 and not any(map(is_script, folder.rglob("*"))):
+        (folder / "inner").mkdir()
+        unpack(inner[0], folder / "inner", False)
+
+
+def find_scripts(folder):
+    """{part: path of its script, or what is wrong, a text}: bird.py and vae.py or, lacking these, a file named like it
+    or one that writes the outputs of the part; of several the one in the highest folder. Raises InputError for none."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()
+             and all(map(visible, map(Path, path.relative_to(folder).parts)))]
+    scripts, found = [path for path in files if is_script(path) and path.stat().st_size < MOST_SCRIPT], {}
+    for name, part in PARTS.items():
+        named = [path for path in scripts if re.match(rf"{name[:-3]}(?![a-z])", path.name.lower())
+                 and part_of_script(path.read_bytes()) in (part, None)]
+        found[part] = [path for path in named if path.name == name] or named
+    others = [path for path in scripts if not any(path in paths for paths in found.values())]
+    for path in others:
+        part = part_of_script(path.read_bytes())
+        if part and not any(path.name in PARTS for path in found[part]):
+            found[part].append(path)
+    for part, paths in found.items():
+        depth = min((len(path.parts) for path in paths), default=0)
+        highest = [path for path in paths if len(path.parts) == depth]
+        names = ", ".join(path.relative_to(folder).as_posix() for path in highest[:5])
+        found[part] = highest[0] if len(highest) == 1 else f"expected one {SCRIPTS[part]}, found {printable(names)}"
+        found[part] = found[part] if highest else None
+    if not any(found.values()):
+        names = printable(", ".join(path.relative_to(folder).as_posix() for path in files[:5])) or "no files"
+        raise InputError(f"expected one script, bird.py or vae.py, found {names}"
+                         + ("; hand in the script as .py" if any(path.suffix == ".ipynb" for path in files) else ""))
+    return {part: path for part, path in found.items() if path}
+
+
+def find_entries(folder):
+    """Entry numbers in the group.txt files below a folder."""
+    text = " ".join(path.read_text("utf-8", "replace")[:1000] for path in sorted(folder.rglob("group.txt"))
+                    if path.is_file() and not path.is_symlink())
+    return list(dict.fromkeys(re.findall(forms.ENTRY, text.upper())))[:4]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forms:
+    """What the files next to a script say: entry numbers; what is wrong with the layout and the text files; why there
+    is no report, a PDF with as many pages as allowed; and what is wrong with its text. Each is a line, "" for
+    nothing."""
+    entries: tuple
+    layout: str
+    report_missing: str
+    report_text: str
+
+
+def read_forms(folder, script, part, zipped):
+    """Forms of a submission in `folder`: in a zip there is to be one folder, which an export may have unpacked."""
+    place, problems = script.parent, []
+    entries = find_entries(place)
+    if script.name != SCRIPTS[part]:
+        problems.append(f"expected {SCRIPTS[part]}, found {printable(script.name)}")
+    if len(script.relative_to(folder).parts) > 2 or zipped and place == folder:
+        problems.append(f"expected one folder, found the script {'deeper' if place != folder else 'at the top'}")
+    try:
+        if (place / "group.txt").exists():
+            problems += forms.entry_problems(forms.read_entries(place / "group.txt")[:9], "group.txt")
+        if (place / "model_path.txt").exists():
+            problems += forms.link_problems(forms.read_link(place / "model_path.txt"), "model_path.txt")
+    except InputError as error:
+        problems.append(str(error).replace(f"{place}/", ""))
+    wanted = {"model_path.txt", "group.txt"}
+    missing = sorted(wanted - {path.name for path in place.iterdir()})
+    more = [path.name for path in sorted(place.iterdir()) if path.is_file() and visible(path)
+            and path.name not in wanted and path.suffix not in (".py", ".pdf", *MODEL_ENDINGS)]
+    problems += [f"{what}: {', '.join(names[:5])}"
+                 for what, names in (("missing", missing), ("unexpected files", more)) if names]
+    pdfs = [path for path in sorted(folder.rglob("*.pdf")) if visible(path) and path.stat().st_size < MOST_PDF]
+    faults = [forms.report_problems(part, path.read_bytes(), entries, path.name) for path in pdfs]
+    best = min(faults, key=len) if faults else ["expected a PDF, found none"]
+    lost = [fault for fault in best if "expected a PDF" in fault or "pages" in fault]
+    layout, missing, text = (printable("; ".join(lines), 300) for lines in (
+        problems, lost, [fault for fault in best if fault not in lost]))
+    return Forms(tuple(entries), layout, missing, text)
+
+
+def find_models(folder, path, part, entries, models):
+    """Paths of the submitted models of a part, [] if not all are there: in MODELS/ENTRY/, else in the submitted folder,
+    in one named as the zip, or next to a zip that lies alone."""
+    places = [Path(models, entry) for entry in ("_".join(entries), *entries) if entry] if models else []
+    places += [folder, *sorted(child for child in folder.rglob("*") if child.is_dir())]
+    if not path.is_dir():
+        places.append(path.with_suffix(""))
+        if path.parent.is_dir() and len(list(filter(is_archive, path.parent.iterdir()))) == 1:
+            places.append(path.parent)
+    candidates = ([place / name for name in MODELS[part]] for place in places)
+    return next((files for files in candidates if all(file.is_file() and not file.is_symlink() for file in files)), [])
