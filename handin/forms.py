@@ -35,7 +35,7 @@ def read_link(path):
 
 
 def entry_problems(entries, path):
-    """One line for each thing wrong with the entry numbers of `path`, and how to mend it."""
+    """One line for each thing wrong with the entry numbers of `path`, and how to fix it."""
     problems = [f"{path}: expected an entry number like {SAMPLE_ENTRIES[0]} on each line, found '{one_line(entry)}'"
                 + ("; write it in upper case" if re.fullmatch(ENTRY, entry.upper()) else "")
                 for entry in entries if not re.fullmatch(ENTRY, entry)]
@@ -54,7 +54,7 @@ def sample_problems(entries, path):
 
 def authors(entries, names, group):
     """["Name (ENTRY)"] of the students, from names separated by commas or, where that is None, from the lines of
-    names.txt beside group.txt; the entry numbers alone where there is neither. Raises InputError."""
+    names.txt next to group.txt; the entry numbers alone where there is neither. Raises InputError."""
     where = Path(group).with_name("names.txt")
     if names is not None:
         found, where = names.split(","), "--names"
@@ -103,13 +103,13 @@ def report_problems(part, content, entries, path):
     try:
         pages, lines = read_pdf(content)
     except ValueError as error:
-        return [f"{path}: expected a PDF, found: {error}; write it anew"]
+        return [f"{path}: expected a PDF, found: {error}; export it again"]
     problems, first, text = [], lines[0] if lines else "", " ".join(lines).lower()
     if pages > MOST_PAGES:
         problems.append(f"{path}: expected at most {MOST_PAGES} pages, found {pages}; shorten it")
     if entries and sorted(re.findall(ENTRY, first)) != sorted(entries):
         problems.append(f"{path}: expected name and entry number of each student ({' '.join(entries)}) in the first "
-                        f"line of text, found '{one_line(first)}'; write the report anew")
+                        f"line of text, found '{one_line(first)}'; write the report again")
     elif entries and not re.search(r"[^\W\d_]{2}", re.sub(ENTRY, "", first)):
         problems.append(f"{path}: expected the students' names in the first line of text, found '{one_line(first)}'; "
                         "`python -m handin report --names \"...\"` writes them")

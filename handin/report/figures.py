@@ -26,7 +26,7 @@ def add_arguments(parser):
                               description=f"example: {results.MAKERS['digits']}")
     birds.add_argument("test", metavar="TEST", help="folder of class folders of photos that were not trained on")
     birds.add_argument("--model", required=True, metavar="FILE", help="bird.pth")
-    birds.add_argument("--history", metavar="FILE", help="bird_history.json (default: the one beside the model)")
+    birds.add_argument("--history", metavar="FILE", help="bird_history.json (default: the one next to the model)")
     digits.add_argument("val", metavar="VAL", help="the labelled digits that name the components, .npz")
     digits.add_argument("test", metavar="TEST", help="digits that were not trained on, .npz, with labels or without")
     digits.add_argument("--train", metavar="TRAIN", help="the training images, .npz, whose latents are drawn; labels "

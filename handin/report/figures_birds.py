@@ -28,9 +28,9 @@ class Example(NamedTuple):
 
 
 def read_history(path, model):
-    """The record that bird.py's training leaves beside its model. Raises InputError when it is none, or that of another
+    """The record that bird.py's training leaves next to its model. Raises InputError when it is none, or that of another
     model than this BirdClassifier."""
-    expected = "the history that bird.py's train writes beside its model"
+    expected = "the history that bird.py's train writes next to its model"
     record = read_json(path, expected)
     try:
         chosen = [row["epoch"] for row in record["epochs"]].index(record["best_epoch"])
@@ -156,7 +156,7 @@ def measure_maps(examples):
 
 
 def gradcam_figure(rows, names):
-    """For every class a right and a wrong photo, each with its map beside it, from rows of ([right], [wrong])
+    """For every class a right and a wrong photo, each with its map next to it, from rows of ([right], [wrong])
     Examples; two blocks of classes side by side where there are more than five."""
     import cv2
     from pytorch_grad_cam.utils.image import show_cam_on_image
@@ -213,7 +213,7 @@ def results(model, history, truth, predicted, examples):
 
 def draw_all(test, model_path, history_path, device):
     """Figures {name: Figure}, pages {}, BirdResults and remarks (lines for the user) of part I, from the photos of a
-    class folder set, a model and the history beside it. Raises InputError, also bird.py's."""
+    class folder set, a model and the history next to it. Raises InputError, also bird.py's."""
     model = bird.load_model(model_path)
     names = model.metadata["classes"]
     history = read_history(history_path or f"{os.path.splitext(model_path)[0]}_history.json", model)

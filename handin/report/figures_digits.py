@@ -139,12 +139,12 @@ def mixture_figure(means, classes, mixture, labels, val_means, predicted=False):
     axes.scatter(*val_means.T, s=18, marker="x", color="black", linewidths=0.9, label=f"labelled ({len(val_means)})")
     axes.plot(*mixture.means_.T, "+", color="black", markersize=7, markeredgewidth=1.2, label="mean")
     axes.set(title="ellipses: 1, 2 and 3 standard deviations")
-    return _frame(figure, axes, np.vstack(corners), 0.14, 3)  # room for what is written beside the ellipses
+    return _frame(figure, axes, np.vstack(corners), 0.14, 3)  # room for what is written next to the ellipses
 
 
 def ssim_figure(similarities, classes, labels):
     """Histogram of the SSIM (N,) of each image and its refined reconstruction, by class (N,) unless that is None, in
-    the colours that the latents have beside the mixture's labels (K,); and the mean."""
+    the colors that the latents have next to the mixture's labels (K,); and the mean."""
     figure = new_figure(COLUMN, 2.4)
     axes = figure.add_subplot(xlabel="SSIM of the refined reconstruction (no unit)", ylabel="images")
     low = min(0.95, math.floor(20 * similarities.min()) / 20)

@@ -1,4 +1,4 @@
-"""Lays out the report of each part, a PDF of at most 3 pages, from the figures and the numbers beside them.
+"""Lays out the report of each part, a PDF of at most 3 pages, from the figures and the numbers next to them.
 
 The layout is a Typst template, handin/report/report.typ, or a copy of it with your own text (--template). Every number
 comes from FIGURES/numbers.json and FIGURES/ablation.json; the first line has the name and entry number of each student,
@@ -104,7 +104,7 @@ def add_arguments(parser):
     parser.add_argument("--figures", type=Path, default=Path("figures"), metavar="FOLDER", help="default: figures")
     parser.add_argument("--group", type=Path, default=Path("group.txt"), metavar="FILE", help="default: group.txt")
     parser.add_argument("--names", metavar="NAMES", help="names of the students, separated by commas, in the order of "
-                        "the entry numbers (default: the lines of names.txt beside group.txt)")
+                        "the entry numbers (default: the lines of names.txt next to group.txt)")
     parser.add_argument("--template", type=Path, default=TEMPLATE, metavar="FILE",
                         help="default: handin/report/report.typ")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
