@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
 
 def read_history(path, model):
-    """The record that bird.py's training leaves next to its model. Raises InputError when it is none, or that of another
+    """The record that bird.py's training leaves next to its model. Raises InputError if it is none, or that of another
     model than this BirdClassifier."""
     expected = "the history that bird.py's train writes next to its model"
     record = read_json(path, expected)
