@@ -164,6 +164,21 @@ def test_the_labels_that_a_script_gets_tell_nothing(birds, digits, bird_photos, 
     assert {path.stat().st_mtime for path in paths} == {0} and {path.stat().st_nlink for path in paths} == {1}
 
 
+def test_photos_of_train_may_be_links(birds, tmp_path):
+    """To folders of their own, which a sandbox would not show."""
+    for photo in birds.train.rglob("*.jpg"):
+        link, real = tmp_path / "train" / photo.parent.name / photo.name, tmp_path / "real" / photo.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        real.parent.mkdir(exist_ok=True)
+        real.write_text(photo.read_text())
+        link.symlink_to(real)
+    (tmp_path / "copies").mkdir()
+    data = load_birds(tmp_path / "copies", tmp_path / "train", birds.test)
+    source = peers.changed(peers.without_torch(peers.BIRD), ("def train(path):\n", "def train(path):\n"
+                           "    assert all(open(path).read() for path, _ in photos(sys.argv[1]))\n"))
+    assert rows_of(graded("birds", source, data, tmp_path))["train"].status == "pass"
+
+
 @needs_bwrap
 def test_a_script_sees_and_changes_nothing_but_its_own(birds, tmp_path, monkeypatch):
     """No other process, no home folder, no data, no project; it writes nowhere else; its children end with it."""

@@ -19,6 +19,7 @@ class Data:
     allowed_labels: list
     test_labels: object           # (N,), or None
     n_test: int
+    links: tuple = ()             # folders outside of TRAIN to which its photos are links
     row_orders: dict = dataclasses.field(default_factory=dict)  # birds: {frequent mistake in words: indices (N,)}
 
     def reconstruction_images(self):
@@ -32,7 +33,7 @@ def load_birds(folder, train, test):
     import bird
     train, test = Path(train).resolve(), Path(test).resolve()
     with bad_input_of(bird):
-        classes, _ = bird.list_photos(str(train))
+        classes, train_photos = bird.list_photos(str(train))
         photos, labels = read_birds(str(test), classes)
         test_classes = bird.list_test_photos(str(test))[0]
     if train in (test, *test.parents) or test in train.parents:
@@ -47,8 +48,10 @@ def load_birds(folder, train, test):
         shutil.copyfile(photos[source], target)
         os.utime(target, (0, 0))
     hidden = {test.parent, test, *(Path(photo).resolve().parent for photo in photos)}
+    links = {Path(photo).resolve().parent for photo, _ in train_photos} - hidden
+    links = tuple(sorted(folder for folder in links if train not in (folder, *folder.parents)))
     return Data({"train": train, "test": copy}, tuple(sorted(hidden)), list(range(len(classes))), labels[order],
-                len(order), wrong_orders(copy, copies))
+                len(order), links, wrong_orders(copy, copies))
 
 
 def wrong_orders(folder, paths):

@@ -91,7 +91,7 @@ def train(workspace, data, cwd, models):
     minutes, rows = workspace.settings.minutes[workspace.part], workspace.rows
     inputs = [data.paths[name] for name in ("train", "val") if name in data.paths]
     outcome = workspace.run("train", [*inputs, "train", *models, *workspace.settings.train_flags], cwd, minutes,
-                            [models[0].parent], inputs, models)
+                            [models[0].parent], [*inputs, *data.links], models)
     late = outcome.stopped == "time" or outcome.counted > 60 * minutes
     if late or not outcome.failure:
         rows.check("training time", not late, f"{outcome.times}, {minutes:g} min allowed, on {sandbox.machine()}",
