@@ -102,7 +102,7 @@ submission_4:
     assert found["g/submission_3"].students == found["g/submission_4"].students == () and len(found) == 6
     ids = {name: [(one.name, one.id) for one in found[name].students] for name in found if not name.startswith("g/")}
     assert ids == {"Ravi Iyer_4711_assignsubmission_file_": [("Ravi Iyer", "4711")],
-                   "iyerravi_LATE_81_92_submission.zip": [("iyerravi", "81")]}
+                   "iyerravi_81": [("iyerravi", "81")]}
     (tmp_path / "g" / "submission_metadata.yml").write_text("a: [")
     with pytest.raises(InputError, match="expected Gradescope's metadata"):
         submissions.find_submissions(tmp_path)
@@ -305,6 +305,7 @@ def test_the_shipped_rubric_has_100_points_for_each_part():
 
 
 @pytest.mark.parametrize("old, new", [("report: 10", "report: -1"), ("full: 1}", "full: 0}"), ("ssim:", "sim:"),
+                                      ("points: 90", "points: .nan"),
                                       ("max_deduction: 50", "max_deduction: x"), ("birds:", "birds: ["),
                                       ("late: [10, 20]", "late: 10"), ('"*": 10', '"*": no'),
                                       ("deadline: null", "deadline: 2024-11-06 18:00:00")])
@@ -326,9 +327,15 @@ def test_broken_overrides_are_named(text, tmp_path):
 
 def test_a_mark_of_a_teacher_counts_for_the_part_that_it_names():
     rows = outputs.class_rows({"a": [result_of(), result_of(part="digits")]}, marks.read_rubric())
-    assert "found 2; add a column part" in outputs.override(rows, [(ENTRY, "", 33.0, "")])[0]
-    assert outputs.override(rows, [(ENTRY, "digits", 33.0, "oral exam")]) == []
+    rubric = marks.read_rubric()
+    assert "found 2; add a column part" in outputs.override(rows, [(ENTRY, "", 33.0, "")], rubric)[0]
+    assert outputs.override(rows, [(ENTRY, "digits", 33.0, "oral exam")], rubric) == []
     assert [row["mark"] for row in rows] == [82, 33]
+    rows = outputs.class_rows({"a.rar": [result_of(part="", scores={}, problem="expected a zip")]}, rubric)
+    assert outputs.override(rows, [("a.rar", "birds", 12.0, ""), ("a.rar", "digits", 13.0, "")], rubric) == []
+    assert [(row["part"], row["mark"], row["max_mark"]) for row in rows] == [
+        ("", "", ""), ("birds", 12, 100), ("digits", 13, 100)]
+    assert "birds: mark" in outputs.page([{**row, "submission": "a", "log": "", "feedback": ""} for row in rows], [])
 
 
 # ------------------------------------------------------------------------------------------------------------- outputs

@@ -8,11 +8,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 from common.errors import InputError, one_line
 from common.files import read_json, write_files
+from handin import forms
 from handin.grading import outputs, script, submissions
 from handin.grading.marks import read_overrides, read_rubric
 from handin.grading.sandbox import duration, machine
@@ -55,6 +57,7 @@ def grade_part(submission, folder, part, path, data, keys, settings, quick, mode
     try:
         form = submissions.read_forms(folder, path, part, folder != submission.path)
         values = {"part": part, **dataclasses.asdict(form), "machine": machine(), "key": keys.get(part, "")}
+        values["entries"] = values["entries"] or re.findall(forms.ENTRY, submission.path.stem.upper())
         if not quick and part not in data:
             return result_of(submission, **values, problem=f"no data of the {part} was given")
         trained = []

@@ -72,8 +72,8 @@ def wrong_orders(folder, paths):
 
 def load_digits(folder, train, val, test, reconstruction=None):
     """Data of .npz files; without RECONSTRUCTION the images of TEST are reconstructed. `folder` gets copies: TRAIN
-    keeps its labels, shuffled, because a script may expect that there are some; TEST and RECONSTRUCTION have none.
-    Raises InputError."""
+    keeps its labels, shuffled, because a script may expect that there are some; TEST and RECONSTRUCTION have none, and
+    their images are shuffled. Raises InputError."""
     import vae
     given = {"train": train, "val": val, "test": test, "reconstruction": reconstruction or test}
     given = {name: Path(path).resolve() for name, path in given.items()}
@@ -85,7 +85,7 @@ def load_digits(folder, train, val, test, reconstruction=None):
         val_labels = vae.load_digits(given["val"], labelled=True).labels
         digits, labels = read_digits(given["test"])
         vae.load_digits(given["reconstruction"])
-    copies = {name: Path(folder, f"{name}.npz") for name in given}
+    copies, orders = {name: Path(folder, f"{name}.npz") for name in given}, {}
     for name, path in given.items():
         with np.load(path, allow_pickle=False) as content:  # other arrays may be there; they are not read
             key = "data" if "data" in content.files else next(key for key in content.files if key != "labels")
@@ -94,6 +94,9 @@ def load_digits(folder, train, val, test, reconstruction=None):
                 arrays["labels"] = content["labels"]
         if name == "train" and "labels" in arrays:
             arrays["labels"] = np.random.default_rng().permutation(arrays["labels"])  # no seed: unpredictable
+        if name in ("test", "reconstruction"):  # a file may be sorted by label
+            arrays[key] = arrays[key][orders.setdefault(path, np.random.default_rng().permutation(len(arrays[key])))]
         np.savez(copies[name], **arrays)
+    labels = None if labels is None else labels[orders[given["test"]]]
     hidden = {*given.values(), *(path.parent for path in given.values())}
     return Data(copies, tuple(sorted(hidden)), sorted(set(val_labels.tolist())), labels, len(digits))

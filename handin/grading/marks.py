@@ -36,7 +36,8 @@ def read_rubric(path=RUBRIC):
         for part in SCRIPTS:
             rules = rubric[part]
             scores = {key: rule for key, rule in rules.items() if key in SHOWN}
-            numbers += [rules["report"], *rules["late"], *(rule["points"] for rule in scores.values())]
+            numbers += [rules["report"], *rules["late"],
+                        *(rule[key] for rule in scores.values() for key in ("points", "zero", "full"))]
             unknown = set(rules) - set(SHOWN) - {"report", "late", "deadline"}
             if not scores or unknown:
                 raise ValueError(f"{part}: no scores, or unknown keys: {', '.join(map(str, unknown))}")
@@ -46,7 +47,7 @@ def read_rubric(path=RUBRIC):
             if deadline is not None and not (isinstance(deadline, datetime.datetime) and deadline.tzinfo):
                 raise ValueError(f"{part}: a deadline without date, time and time zone: {deadline}")
         wrong = [number for number in numbers
-                 if not isinstance(number, (int, float)) or isinstance(number, bool) or number < 0]
+                 if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 <= number < math.inf]
         if wrong:
             raise ValueError(f"{wrong[0]} in place of a number of 0 or more")
         if not all(isinstance(pattern, str) for pattern in rubric["deductions"]):
@@ -61,6 +62,11 @@ def read_rubric(path=RUBRIC):
                          "such as a number in place of a list") from None
     except ValueError as error:
         raise InputError(f"{path}: expected a rubric, found: {one_line(error)}") from None
+
+
+def maximum(rubric, part):
+    """The points of a part."""
+    return rubric[part]["report"] + sum(rule["points"] for key, rule in rubric[part].items() if key in SHOWN)
 
 
 def deductions_of(rubric, rows):
@@ -107,8 +113,7 @@ def mark(rubric, part, result):
     value = sum(earned for _, earned, _ in points) * max(0.0, 1 - percent / 100)
     scored = any(key in scores for key in SHOWN)
     status = "cannot be graded" if not scored else "graded with deductions" if deductions or late else "graded"
-    return Mark(round(value, 2) if scored else 0.0, sum(possible for _, _, possible in points), points,
-                deductions + late, status)
+    return Mark(round(value, 2) if scored else 0.0, maximum(rubric, part), points, deductions + late, status)
 
 
 def read_overrides(path):

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.files import write_files
 from handin.grading.contract import SCRIPTS, Row
-from handin.grading.marks import mark
+from handin.grading.marks import mark, maximum
 from handin.grading.sandbox import printable
 from handin.grading.script import SHOWN, table
 
@@ -61,7 +61,7 @@ def write(table_path, results, rubric, overrides, anonymous, similar, changed):
     message for each override that does not match one row and each student with several marks. Raises InputError."""
     places, files = paths(table_path), {}
     rows = class_rows(results, rubric)
-    problems = override(rows, overrides)
+    problems = override(rows, overrides, rubric)
     labels = {row["name"]: row["label"] if anonymous else row["name"] for row in rows}
 
     def hide(text, row=None):
@@ -147,15 +147,21 @@ def class_rows(results, rubric):
     return rows
 
 
-def override(rows, overrides):
-    """Writes the teacher's marks into the rows. Returns a message for each that does not match exactly one row."""
+def override(rows, overrides, rubric):
+    """Writes the teacher's marks into the rows; what has no script gets a row for the part that is named. Returns a
+    message for each that does not match exactly one row."""
     problems = []
     for entry, part, value, why in overrides:
         entry = unicodedata.normalize("NFC", entry)
-        matches = [row for row in rows if row["part"] in ("", part) or not part]
-        matches = [row for row in matches if entry in {unicodedata.normalize("NFC", term) for term in row["terms"]}]
+        matches = [row for row in rows if entry in {unicodedata.normalize("NFC", term) for term in row["terms"]}]
+        if part:
+            matches = [row for row in matches if row["part"] == part] or [row for row in matches if not row["part"]]
         if len(matches) == 1:
-            matches[0].update(mark=value, status="graded by hand", deductions=why, part=part or matches[0]["part"])
+            row = matches[0]
+            if part and not row["part"]:
+                row = {**row, "part": part, "max_mark": maximum(rubric, part)}
+                rows.append(row)
+            row.update(mark=value, status="graded by hand", deductions=why)
         else:
             problems.append(f"overrides.csv: expected one row for {entry}, found {len(matches)}"
                             + ("; add a column part, or name the submission" if matches else ""))

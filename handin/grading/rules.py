@@ -80,8 +80,9 @@ class Visitor(ast.NodeVisitor):
         allowed = _within(name, "sklearn.metrics") or name == "sklearn" or name.startswith("sklearn.__")
         if _within(name, "sklearn") and not allowed:
             self.note("scikit-learn", node, f"{name}, where only sklearn.metrics is allowed")
-        if _within(name, *MIXTURES):
-            self.note("own mixture", node, f"{name}: the mixture is to be written from scratch", "warn")
+        if _within(name, *MIXTURES, "sklearn.mixture", "sklearn.cluster"):
+            self.note("own mixture", node, f"{name}: the mixture is to be written from scratch",
+                      "fail" if _within(name, "sklearn") else "warn")
         if _within(name, *DOWNLOADS):
             self.note("no pre-trained weights", node, f"{name}, which may download weights", "warn")
         if _within(name, *PROGRAMS):

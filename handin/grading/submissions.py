@@ -79,7 +79,9 @@ def find_submissions(folder, ignored=()):
     paths = [*metadata, *downloads, *_submission_paths(folder, ignored, True)]
     submissions = {}
     for path in sorted(paths):
-        name = label = printable(path.relative_to(folder).as_posix())
+        name = label = printable(path.relative_to(folder).as_posix() if path not in downloads else
+                                 "_".join(next(filter(None, (pattern.fullmatch(path.name) for pattern in DOWNLOADS)))
+                                          .group("name", "id")))
         number = 1
         while label in submissions:  # names that differ in white space only
             number += 1
@@ -250,10 +252,10 @@ def find_scripts(folder):
 
 
 def find_entries(folder):
-    """Entry numbers in the group.txt files below a folder."""
-    text = " ".join(path.read_text("utf-8", "replace")[:1000] for path in sorted(folder.rglob("group.txt"))
-                    if path.is_file() and not path.is_symlink())
-    return list(dict.fromkeys(re.findall(forms.ENTRY, text.upper())))[:4]
+    """Entry numbers in the group.txt files below a folder, whatever stands between or within them."""
+    text = " ".join(path.read_text("utf-8", "replace")[:1000] for path in sorted(folder.rglob("*.txt"))
+                    if path.name.lower().startswith("group") and path.is_file() and not path.is_symlink())
+    return list(dict.fromkeys(re.findall(forms.ENTRY, re.sub(r"[\s-]", "", text).upper())))[:4]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +272,7 @@ class Forms:
 def read_forms(folder, script, part, zipped):
     """Forms of a submission in `folder`: in a zip there is to be one folder, which an export may have unpacked."""
     place, problems = script.parent, []
-    entries = find_entries(place)
+    entries = find_entries(place) or find_entries(folder)
     if script.name != SCRIPTS[part]:
         problems.append(f"expected {SCRIPTS[part]}, found {printable(script.name)}")
     if len(script.relative_to(folder).parts) > 2 or zipped and place == folder:
