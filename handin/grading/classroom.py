@@ -26,7 +26,7 @@ PROGRESS = 60  # seconds between two lines of progress
 # ------------------------------------------------------------------------------------------------------ one submission
 
 def result_of(submission, **values):
-    """What is known of one script of a submission, a dict for JSON: `values`, and nothing for the rest."""
+    """What is known of one script of a submission, a dict for JSON: `values`, and defaults for the other keys."""
     return {"part": "", "key": "", "entries": [], "problem": "", "layout": "", "report_missing": "", "report_text": "",
             "rows": [], "scores": {}, "runs": [], "machine": "", "time": submission.time,
             "students": [dataclasses.asdict(student) for student in submission.students], **values}

@@ -112,7 +112,8 @@ def test(workspace, data, cwd, models, prefix=""):
         workspace.run(mode, [data.paths[data_name], mode, *models[:n_models]], cwd, workspace.settings.minutes_test, [],
                       [data.paths[data_name], models[0].parent], [cwd / output_name])
         if (cwd / output_name).is_file() and (cwd / output_name).stat().st_size:
-            outputs[output_name] = read_output(workspace.rows, cwd / output_name, data)
+            n_rows = data.n_test if output_name.endswith(".csv") else len(data.reconstruction_images())
+            outputs[output_name] = read_output(workspace.rows, cwd / output_name, n_rows, data)
             scores.update(score(workspace.rows, output_name, outputs[output_name], data))
     workspace.rows.prefix = ""
     return scores, outputs
@@ -140,11 +141,11 @@ def check_model(workspace, model=None):
     return {"parameters": answer["parameters"]} if answer["parameters"] else {}
 
 
-def read_output(rows, path, data):
-    """Labels (N,) or images (M, 28, 28) of an output, None where they cannot be scored, with Rows."""
+def read_output(rows, path, n_rows, data):
+    """Labels (n_rows,) or images (n_rows, 28, 28) of an output, None where they cannot be scored, with Rows."""
     if path.suffix == ".csv":
-        return contract.check_labels(rows, path, data.n_test, data.allowed_labels)
-    return contract.check_reconstruction(rows, path, len(data.reconstruction_images()))
+        return contract.check_labels(rows, path, n_rows, data.allowed_labels)
+    return contract.check_reconstruction(rows, path, n_rows)
 
 
 def score(rows, name, output, data):
@@ -189,9 +190,7 @@ def check_dependence(workspace, data, models, outputs):
                       [], [path, models[0].parent])
         output, n_images = None, len(images)
         if is_regular(cwd / output_name):
-            read = contract.check_labels if output_name.endswith(".csv") else contract.check_reconstruction
-            arguments = [data.allowed_labels] if output_name.endswith(".csv") else []
-            output = read(Rows(workspace.part), cwd / output_name, 2 * n_images, *arguments)
+            output = read_output(Rows(workspace.part), cwd / output_name, 2 * n_images, data)
         if output is None:
             workspace.rows.add("order of images", "warn", f"{output_name} cannot be checked: twice as many images, in "
                                "another order, gave no output that can be read")
@@ -222,7 +221,7 @@ def temporary_folder(parent=""):
 
 
 def remove_leftovers():
-    """Removes folders that graders have left which were killed."""
+    """Removes the temporary folders of graders that were killed."""
     for path in Path(tempfile.gettempdir()).glob("grade_*_*"):
         number = path.name.split("_")[1]
         if number.isdigit() and not psutil.pid_exists(int(number)):

@@ -79,14 +79,13 @@ def find_submissions(folder, ignored=()):
     paths = [*metadata, *downloads, *_submission_paths(folder, ignored, True)]
     submissions = {}
     for path in sorted(paths):
-        name = label = printable(path.relative_to(folder).as_posix() if path not in downloads else
-                                 "_".join(next(filter(None, (pattern.fullmatch(path.name) for pattern in DOWNLOADS)))
-                                          .group("name", "id")))
+        students, time = metadata.get(path, (_student_in(path.relative_to(folder)), ""))
+        name = label = (f"{students[0].name}_{students[0].id}" if path in downloads else
+                        printable(path.relative_to(folder).as_posix()))
         number = 1
         while label in submissions:  # names that differ in white space only
             number += 1
             label = f"{name} ({number})"
-        students, time = metadata.get(path, (_student_in(path.relative_to(folder)), ""))
         submissions[label] = Submission(path, students, time, downloads.get(path, ()))
     if not submissions:
         raise InputError(f"{folder}: expected submissions, found none")
@@ -97,7 +96,7 @@ def _download_files(folder, ignored):
     """{first path: ((name, path), ...)} of the files that lie in a folder under their students' names."""
     files = {}
     for path in sorted(folder.iterdir()):
-        match = next(filter(None, (pattern.fullmatch(path.name) for pattern in DOWNLOADS)), None)
+        match = _download(path.name)
         if match and match["file"] and path.is_file() and visible(path) and path.resolve() not in ignored:
             files.setdefault((match["name"], match["id"]), []).append((match["file"], path))
     return {found[0][1]: tuple(found) for found in files.values()}
@@ -158,11 +157,13 @@ def read_metadata(folder):
 
 def _student_in(path):
     """The student whom the path of a Moodle or Canvas download names, as a tuple of one or none."""
-    for pattern in DOWNLOADS:
-        match = pattern.fullmatch(path.parts[0])
-        if match:
-            return (Student(name=printable(match["name"]), id=match["id"]),)
-    return ()
+    match = _download(path.parts[0])
+    return (Student(name=printable(match["name"]), id=match["id"]),) if match else ()
+
+
+def _download(name):
+    """The match of a name in a download of Moodle or Canvas, or None."""
+    return next(filter(None, (pattern.fullmatch(name) for pattern in DOWNLOADS)), None)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
