@@ -159,6 +159,8 @@ def test_forms_and_report_are_checked(tmp_path, pdf):
 def test_entry_numbers_are_read_however_they_are_written(tmp_path):
     (tmp_path / "group.txt").write_bytes("\ufeff2021cs10123, 2021CS10124;<script>\r\n../x =1+1\n".encode())
     assert submissions.find_entries(tmp_path) == ["2021CS10123", "2021CS10124"]
+    (tmp_path / "group.txt").write_bytes("2021CS10123\r\n".encode("utf-16"))
+    assert submissions.find_entries(tmp_path) == ["2021CS10123"]
 
 
 def test_submitted_models_are_found_where_they_lie(tmp_path):
@@ -332,6 +334,7 @@ def test_a_mark_of_a_teacher_counts_for_the_part_that_it_names():
     assert outputs.override(rows, [(ENTRY, "digits", 33.0, "oral exam")], rubric) == []
     assert [row["mark"] for row in rows] == [82, 33]
     rows = outputs.class_rows({"a.rar": [result_of(part="", scores={}, problem="expected a zip")]}, rubric)
+    assert "expected a column part" in outputs.override(rows, [("a.rar", "", 12.0, "")], rubric)[0]
     assert outputs.override(rows, [("a.rar", "birds", 12.0, ""), ("a.rar", "digits", 13.0, "")], rubric) == []
     assert [(row["part"], row["mark"], row["max_mark"]) for row in rows] == [
         ("", "", ""), ("birds", 12, 100), ("digits", 13, 100)]

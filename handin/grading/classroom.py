@@ -40,12 +40,13 @@ def grade_one(submission, data, keys, settings, quick, models):
             try:
                 scripts = submissions.find_scripts(folder)
             except InputError as error:
-                return [result_of(submission, problem=str(error), key=keys[""],
-                                  entries=submissions.find_entries(folder))]
+                entries = submissions.find_entries(folder) or re.findall(forms.ENTRY, submission.path.stem.upper())
+                return [result_of(submission, problem=str(error), key=keys[""], entries=entries)]
             return [grade_part(submission, folder, part, path, data, keys, settings, quick, models)
                     for part, path in scripts.items()]
     except InputError as error:
-        return [result_of(submission, problem=str(error), key=keys[""])]
+        entries = re.findall(forms.ENTRY, submission.path.stem.upper())
+        return [result_of(submission, problem=str(error), key=keys[""], entries=entries)]
     except Exception as error:  # of hundreds of submissions one must not cost the others their grade
         return [result_of(submission, problem=f"not graded: {type(error).__name__}: {one_line(error)}", key=keys[""])]
 

@@ -48,8 +48,12 @@ def load_birds(folder, train, test):
         shutil.copyfile(photos[source], target)
         os.utime(target, (0, 0))
     hidden = {test.parent, test, *(Path(photo).resolve().parent for photo in photos)}
-    links = {Path(photo).resolve().parent for photo, _ in train_photos} - hidden
+    links = {Path(photo).resolve().parent for photo, _ in train_photos}
     links = tuple(sorted(folder for folder in links if train not in (folder, *folder.parents)))
+    shared = [folder for folder in links if any(folder in (path, *path.parents) for path in hidden - {test.parent})]
+    if shared:
+        raise InputError(f"{train}: expected photos apart from those of {test}, found links of both to {shared[0]}; "
+                         "copy the photos")
     return Data({"train": train, "test": copy}, tuple(sorted(hidden)), list(range(len(classes))), labels[order],
                 len(order), links, wrong_orders(copy, copies))
 

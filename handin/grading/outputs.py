@@ -156,7 +156,9 @@ def override(rows, overrides, rubric):
         matches = [row for row in rows if entry in {unicodedata.normalize("NFC", term) for term in row["terms"]}]
         if part:
             matches = [row for row in matches if row["part"] == part] or [row for row in matches if not row["part"]]
-        if len(matches) == 1:
+        if len(matches) == 1 and not part and not matches[0]["part"]:
+            problems.append(f"overrides.csv: expected a column part for {entry}, who has no script, found none")
+        elif len(matches) == 1:
             row = matches[0]
             if part and not row["part"]:
                 row = {**row, "part": part, "max_mark": maximum(rubric, part)}

@@ -254,8 +254,10 @@ def find_scripts(folder):
 
 def find_entries(folder):
     """Entry numbers in the group.txt files below a folder, whatever stands between or within them."""
-    text = " ".join(path.read_text("utf-8", "replace")[:1000] for path in sorted(folder.rglob("*.txt"))
-                    if path.name.lower().startswith("group") and path.is_file() and not path.is_symlink())
+    contents = [path.read_bytes()[:2000] for path in sorted(folder.rglob("*.txt"))
+                if path.name.lower().startswith("group") and path.is_file() and not path.is_symlink()]
+    text = " ".join(content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "replace")
+                    for content in contents)
     return list(dict.fromkeys(re.findall(forms.ENTRY, re.sub(r"[\s-]", "", text).upper())))[:4]
 
 
