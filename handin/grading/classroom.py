@@ -129,6 +129,7 @@ def grade_class(args, data, settings, log):
             if part in paths or args.quick or not part}
     regrade = names_to_regrade(known, args.regrade, places["state"])
     overrides, work, graded, start = read_overrides(places["overrides"]), {}, 0, time.monotonic()
+    versions, unchanged = {}, {}
 
     def write(changed=(), similar=()):
         return outputs.write(args.csv, {name: known[name]["results"] for name in known if name in handed_in}, rubric,
@@ -144,7 +145,8 @@ def grade_class(args, data, settings, log):
                 result.update({key: result_of(submission)[key] for key in ("students", "time")})
         else:
             work[name] = submission, keys, settings, args.quick, args.models and args.models.resolve()
-            known[name] = {"version": version, "results": before["results"] if same else []}
+            known[name] = {"version": "", "results": before.get("results", [])}  # until the new ones are there
+            versions[name], unchanged[name] = version, same
     write_files({str(places["state"]): json.dumps(known, indent=1).encode()})
     write()
     for name, results in in_parallel(work, data, args.jobs, args.scheduler) if work else ():
@@ -154,10 +156,10 @@ def grade_class(args, data, settings, log):
         if isinstance(results, BaseException):
             results = [result_of(work[name][0], key=keys[""], problem="not graded: the grading process crashed twice "
                                  f"({type(results).__name__})")]
-        before = {result["part"]: result for result in known[name]["results"] if result["scores"]}
-        known[name]["results"] = [  # a part without data now may have been graded before
+        before = {result["part"]: result for result in known[name]["results"] if result["scores"] and unchanged[name]}
+        known[name] = {"version": versions[name], "results": [  # a part without data now may have been graded before
             before[result["part"]] if result["part"] in before and result["part"] not in keys else result
-            for result in results]
+            for result in results]}
         graded += 1
         write_files({str(places["state"]): json.dumps(known, indent=1).encode()})
         with contextlib.suppress(InputError):  # half-written at the moment

@@ -18,7 +18,7 @@ import psutil
 
 from common.errors import InputError
 from common.files import read_bytes, write_files
-from handin.grading import classroom, contract, outputs, sandbox
+from handin.grading import classroom, contract, sandbox
 from handin.grading.contract import SCRIPTS
 from handin.grading.data import load_birds, load_digits
 from handin.grading.script import Settings, grade_script, remove_leftovers, summary, table, temporary_folder
@@ -99,7 +99,7 @@ def settings_of(args):
     except ValueError as error:
         raise InputError(f"--train-flags: expected words as for a shell, found: {error}") from None
     memory = 1e9 * args.memory if args.memory else min(16e9, 0.8 * psutil.virtual_memory().total)
-    hidden = [args.submissions, args.models, *outputs.paths(args.csv).values()] if args.submissions else []
+    hidden = [args.submissions, args.models, args.csv.resolve().parent] if args.submissions else []
     return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test, memory, flags,
                     sandbox.choose(args.sandbox, args.container), tuple(str(path.resolve()) for path in hidden if path))
 

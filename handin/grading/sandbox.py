@@ -151,7 +151,7 @@ def _bubblewrap(cwd, temporary, writable, readable, hidden):
         arguments += ["--ro-bind", path, path]
     for path in writable:
         arguments += ["--bind", path, path]
-    for path in (*private, *hidden):  # a file in one of these would take memory that nobody counts
+    for path in ("/dev", *private, *hidden):  # a file in one of these would take memory that nobody counts
         arguments += ["--remount-ro", path] if os.path.isdir(path) and path != "/dev/shm" else []
     return [*arguments, "--chdir", cwd]
 
