@@ -202,8 +202,9 @@ CHEATS = {
 }
 
 WEAK = {  # what makes a model weak, and is no mistake: replacements, words of a warning
-    "random labels": ([("    with open(\"bird.csv\"", "    import random\n    random.Random(2).shuffle(labels)\n"
-                        "    with open(\"bird.csv\"")], "no better than guessing"),
+    "labels independent of the photos": (  # of each class as many of every label, in whichever order the photos are
+        [("    with open(\"bird.csv\"", "    labels = [labels[:i].count(label) % 4 for i, label in "
+          "enumerate(labels)]\n    with open(\"bird.csv\"")], "no better than guessing"),
     "one label": ([("[names.index(open(path).read()) for", "[0 for")], "rows say 0")}
 
 RECONSTRUCTION = "data=decoded.astype(np.float32)"
