@@ -529,9 +529,9 @@ def test_with_time_enough_nothing_is_said_of_it(bird_trained, history):
 
 
 def test_hardly_any_time_still_gives_a_model(bird_call, bird_data, words):
-    """Reading the photos alone may take longer."""
+    """Reading the photos alone may take longer, and a fast machine finishes in time."""
     found = bird_call(*words, "--minutes", "0.01")
-    assert found.code == 0 and _longer_than("0.01", found.err)
+    assert found.code == 0 and (_longer_than("0.01", found.err) or not found.err)
     assert bird_call(bird_data.test / "1" / "0.jpg", "test", "bird.pth").code == 0
 
 
