@@ -27,7 +27,7 @@ CLASSES = (1, 4, 8)
 VAL_PER_CLASS = 5
 BIRDS_PER_CLASS = {"train": 100, "test": 40}
 BIRD_FLAGS = ("--epochs", "40", "--image-size", "96", "--minutes", "3")  # a slow machine gets a shorter schedule
-QUICK_BIRD_FLAGS = ("--epochs", "18", "--image-size", "48")
+QUICK_BIRD_FLAGS = ("--epochs", "10", "--image-size", "32")
 DIGIT_FLAGS, QUICK_DIGIT_FLAGS = ("--epochs", "60"), ("--epochs", "20")
 CAPTIONS = {
     "Birds": {

@@ -187,8 +187,11 @@ CHEATS = {
         except OSError:
             pass
     for other in {word for word in words if os.path.isdir(word) and word != folder}:
-        if set(os.listdir(other)) == set(os.listdir(folder)):
-            answers.update({open(path).read(): label for path, label in photos(other)})
+        try:
+            if set(os.listdir(other)) == set(os.listdir(folder)):
+                answers.update({open(path).read(): label for path, label in photos(other)})
+        except (OSError, ValueError):  # of another test
+            pass
     labels = [answers.get(open(path).read(), 0) for path, _ in photos(folder)]
 """)]),
     "a model that is a link to the answers": ("digits", [
