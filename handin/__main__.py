@@ -7,6 +7,7 @@ from common.errors import InputError, Parser
 
 COMMANDS = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code; what it does
     "grade": ("grading.grade", "runs the graders' commands on any pair of scripts, checks and scores what they write"),
+    "autograder": ("grading.autograder", "makes an autograder for Gradescope, or tries one on this machine"),
     "figures": ("report.figures", "draws what the report needs from trained models, and measures it"),
     "ablate": ("report.ablate", "trains without one technique at a time: the table 'effect of model optimisation'"),
     "report": ("report.report", "lays out the PDF of each part from the figures and the numbers"),
@@ -18,7 +19,7 @@ COMMANDS = {  # module of this package, with EXAMPLE, add_arguments(parser) and 
 def main(argv=None):
     """Runs one command; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    listed = "\n".join(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items())
+    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items())
     parser = Parser(prog="python -m handin", formatter_class=argparse.RawDescriptionHelpFormatter,
                     description=f"From the two scripts to a hand-in. Commands, each with its own --help:\n\n{listed}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")

@@ -7,13 +7,15 @@ The link of the part's model is the first line of model_path_PART.txt or, lackin
 import contextlib
 import io
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 from common.errors import InputError
 from common.files import read_bytes, write_files
 from handin import forms
-from handin.grading.contract import SCRIPTS, WORDS, part_of_script
+from handin.grading.contract import MODELS, SCRIPTS, WORDS, part_of_script
+from handin.grading.fetch import OFFLINE, FetchError, fetch
 from handin.grading.script import Settings, grade_script
 
 EXAMPLE = "python -m handin zip birds"
@@ -46,6 +48,17 @@ def links_of(part):
             if name.endswith("/model_path.txt"):
                 found[packed] = archive.read(name).decode().strip()
     return found
+
+
+def try_link(part, link):
+    """One line on what the link of a model gives, which a grader would download."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            files = fetch(link, MODELS[part], folder)
+        except FetchError as error:
+            return f"note: model_path.txt: {'the link was not tried: ' if OFFLINE in str(error) else ''}{error}"
+        return "model_path.txt: the link gives " + ", ".join(f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)"
+                                                             for file in files)
 
 
 def collect(part, script, group, model_path, report):
@@ -114,6 +127,7 @@ def run(args):
         print(" ".join(line.splitlines()), file=sys.stderr)
     if problems:
         return 2
+    print(try_link(args.part, files["model_path.txt"].decode().strip()))
     path, folder = (args.out or Path("submission", args.part)) / "submission.zip", "_".join(entries)
     write_files({str(path): zip_bytes(folder, files)})
     print(f"wrote {path}: {folder}/ with {', '.join(sorted(files))}")

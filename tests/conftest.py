@@ -37,6 +37,11 @@ FAST_FILES = ("test_bird_parts", "test_bird_photos", "test_docs", "test_handin_s
               "test_studies_data", "test_vae_assignment", "test_vae_files", "test_vae_mixture")
 
 
+def pytest_configure(config):
+    """pytest-xdist would start with the files of most tests, so that the few long tests come last, on one worker."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items):
     """Tests that train or start many processes are slow: those of all other files."""
     for item in items:

@@ -144,7 +144,7 @@ def test_forms_and_report_are_checked(tmp_path, pdf):
     def read():
         return submissions.read_forms(tmp_path, place / "bird.py", "birds", True)
 
-    assert read() == submissions.Forms((ENTRY,), "", "", "")
+    assert read() == submissions.Forms((ENTRY,), "https://a.example/b", "", "", "")
     (place / "data.npz").write_bytes(b"")
     (place / "group.txt").write_text("2021cs10124")
     form = read()

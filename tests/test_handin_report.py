@@ -19,6 +19,7 @@ import bird
 import vae
 from handin import forms, pack
 from handin.__main__ import main
+from handin.grading.fetch import OFFLINE, FetchError
 from handin.report import report, results
 
 SIZES = {  # px of each figure at 200 dpi
@@ -264,6 +265,15 @@ def quick_check():
 def submission(place, reports, quick_check, monkeypatch):
     """All that the zips of both parts need."""
     monkeypatch.setattr(pack, "grade_script", quick_check)
+
+    def fetch(link, names, folder):
+        if "birds" not in link:
+            raise FetchError(f"{link}: {OFFLINE} drive.google.com")
+        path = Path(folder, names[0])
+        path.write_bytes(bytes(3 * 10 ** 6))
+        return [path]
+
+    monkeypatch.setattr(pack, "fetch", fetch)
     for part, content in reports.items():
         place.pdf[part].parent.mkdir(parents=True)
         place.pdf[part].write_bytes(content)
@@ -276,7 +286,7 @@ def submission(place, reports, quick_check, monkeypatch):
 def test_the_zip_unpacks_to_one_folder_with_exactly_four_files(submission):
     (submission.folder / "group.txt").write_bytes(b"\xef\xbb\xbf2019EE30456 \r\n\r\n2020MT60789\r\n")
     done = submission.call("zip", "birds")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "") and "model_path.txt: the link gives bird.pth (3.0 MB)" in done.out
     with zipfile.ZipFile(str(submission.zip)) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
         assert archive.testzip() is None
@@ -287,7 +297,8 @@ def test_the_zip_unpacks_to_one_folder_with_exactly_four_files(submission):
         f"{folder}/model_path.txt": b"https://drive.google.com/file/d/birds/view\n"}
     before = submission.zip.read_bytes()
     assert submission.call("zip", "birds").code == 0 and submission.zip.read_bytes() == before
-    assert submission.call("zip", "digits").code == 0
+    done = submission.call("zip", "digits")
+    assert done.code == 0 and "note: model_path.txt: the link was not tried: https://drive" in done.out
     (submission.folder / "mine.py").write_bytes((ROOT / "bird.py").read_bytes())
     assert submission.call("zip", "birds", "--script", "mine.py", "--out", "other").code == 0
     with zipfile.ZipFile("other/submission.zip") as archive:

@@ -16,23 +16,26 @@ from common.errors import InputError, one_line
 from common.files import read_json, write_files
 from handin import forms
 from handin.grading import outputs, script, submissions
+from handin.grading.contract import MODELS, Rows
+from handin.grading.fetch import FetchError, fetch
 from handin.grading.marks import read_overrides, read_rubric
 from handin.grading.sandbox import duration, machine
 from handin.grading.similar import similar_scripts
 
 PROGRESS = 60  # seconds between two lines of progress
+LINK = "model link"  # name of a check
 
 
 # ------------------------------------------------------------------------------------------------------ one submission
 
 def result_of(submission, **values):
     """What is known of one script of a submission, a dict for JSON: `values`, and defaults for the other keys."""
-    return {"part": "", "key": "", "entries": [], "problem": "", "layout": "", "report_missing": "", "report_text": "",
-            "rows": [], "scores": {}, "runs": [], "machine": "", "time": submission.time,
+    return {"part": "", "key": "", "entries": [], "link": "", "problem": "", "layout": "", "report_missing": "",
+            "report_text": "", "rows": [], "scores": {}, "runs": [], "machine": "", "time": submission.time,
             "students": [dataclasses.asdict(student) for student in submission.students], **values}
 
 
-def grade_one(submission, data, keys, settings, quick, models):
+def grade_one(submission, data, keys, settings, quick, models, fetched):
     """[result_of each script] of a submission, or of its problem. `data` and `keys` (see `fingerprint`) are those of
     each part. Nothing that the submission holds raises. This is what a worker of Dask does."""
     try:
@@ -42,7 +45,7 @@ def grade_one(submission, data, keys, settings, quick, models):
             except InputError as error:
                 entries = submissions.find_entries(folder) or re.findall(forms.ENTRY, submission.path.stem.upper())
                 return [result_of(submission, problem=str(error), key=keys[""], entries=entries)]
-            return [grade_part(submission, folder, part, path, data, keys, settings, quick, models)
+            return [grade_part(submission, folder, part, path, data, keys, settings, quick, models, fetched)
                     for part, path in scripts.items()]
     except InputError as error:
         entries = re.findall(forms.ENTRY, submission.path.stem.upper())
@@ -51,8 +54,11 @@ def grade_one(submission, data, keys, settings, quick, models):
         return [result_of(submission, problem=f"not graded: {type(error).__name__}: {one_line(error)}", key=keys[""])]
 
 
-def grade_part(submission, folder, part, path, data, keys, settings, quick, models):
-    """result_of the script of one part; `path` is that of the script or a text that says what is wrong."""
+def grade_part(submission, folder, part, path, data, keys, settings, quick, models=None, fetched=None,
+               seen=lambda result: None):
+    """result_of the script of one part; `path` is that of the script or a text that says what is wrong. Submitted
+    models are in the submission or below the folder `models`, or are downloaded to one below `fetched`. `seen` takes
+    the result so far after each command."""
     if isinstance(path, str):
         return result_of(submission, part=part, problem=path, key=keys.get(part, ""))
     try:
@@ -61,22 +67,41 @@ def grade_part(submission, folder, part, path, data, keys, settings, quick, mode
         values["entries"] = values["entries"] or re.findall(forms.ENTRY, submission.path.stem.upper())
         if not quick and part not in data:
             return result_of(submission, **values, problem=f"no data of the {part} was given")
-        trained = []
+        trained, rows = [], Rows(part)
         if not quick:
             trained = submissions.find_models(folder, submission.path, part, form.entries, models)
-        graded = script.grade_script(part, path, None if quick else data[part], settings, trained)
-        return result_of(submission, **values, rows=[dataclasses.asdict(row) for row in graded.rows],
-                         scores=graded.scores, runs=graded.runs)
+        if fetched and not quick and not trained:
+            trained = fetch_models(rows, form.link, fetched / ("_".join(form.entries) or submission.path.stem))
+
+        def as_dict(graded):
+            return result_of(submission, **values, rows=[dataclasses.asdict(row) for row in [*rows, *graded.rows]],
+                             scores=graded.scores, runs=graded.runs)
+
+        return as_dict(script.grade_script(part, path, None if quick else data[part], settings, trained,
+                                           seen=lambda graded: seen(as_dict(graded))))
     except Exception as error:
         return result_of(submission, part=part, key=keys.get(part, ""),
                          problem=f"not graded: {type(error).__name__}: {one_line(error)}")
 
 
-def fingerprint(part, paths, settings, quick):
-    """"full" or "quick" and a hash of what decides a grade of a part, "" for none: the grader, the limits, the data."""
-    limits = [settings.minutes, settings.minutes_test, settings.train_flags, dataclasses.asdict(settings.sandbox)]
+def fetch_models(rows, link, folder):
+    """Paths of the models downloaded from a link, or [] and a warning among the Rows."""
+    try:
+        if not link:
+            raise FetchError("expected a link on the first line of model_path.txt, found none")
+        return fetch(link, MODELS[rows.part], folder)
+    except FetchError as error:
+        rows.add(LINK, "warn", str(error))
+        return []
+
+
+def fingerprint(part, paths, settings, quick, fetched):
+    """"full" or "quick" and a hash of what decides a grade of a part, "" for none: the grader, the limits, the data,
+    and whether models are downloaded."""
+    limits = [settings.minutes, settings.minutes_test, settings.train_flags, dataclasses.asdict(settings.sandbox),
+              bool(fetched)]
     state = hashlib.sha256(json.dumps([part, limits]).encode())
-    for source in ("script", "contract", "rules", "probe", "sandbox", "scores", "submissions", "data"):
+    for source in ("script", "contract", "rules", "probe", "sandbox", "scores", "submissions", "data", "fetch"):
         state.update(Path(__file__).with_name(f"{source}.py").read_bytes())
     for place in map(Path, paths):
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
@@ -125,8 +150,10 @@ def grade_class(args, data, settings, log):
     handed_in = submissions.find_submissions(args.submissions, places.values())
     known = read_state(args.csv, places["state"])
     paths = {part: getattr(args, part) for part in data}
-    keys = {part: fingerprint(part, paths.get(part, ()), settings, args.quick) for part in ("", *script.SCRIPTS)
-            if part in paths or args.quick or not part}
+    fetched = args.fetch_models and args.fetch_models.resolve()
+    models = args.models.resolve() if args.models else fetched
+    keys = {part: fingerprint(part, paths.get(part, ()), settings, args.quick, fetched)
+            for part in ("", *script.SCRIPTS) if part in paths or args.quick or not part}
     regrade = names_to_regrade(known, args.regrade, places["state"])
     overrides, work, graded, start = read_overrides(places["overrides"]), {}, 0, time.monotonic()
     versions, unchanged = {}, {}
@@ -144,7 +171,7 @@ def grade_class(args, data, settings, log):
             for result in before["results"]:
                 result.update({key: result_of(submission)[key] for key in ("students", "time")})
         else:
-            work[name] = submission, keys, settings, args.quick, args.models and args.models.resolve()
+            work[name] = submission, keys, settings, args.quick, models, fetched
             known[name] = {"version": "", "results": before.get("results", [])}  # until the new ones are there
             versions[name], unchanged[name] = version, same
     write_files({str(places["state"]): json.dumps(known, indent=1).encode()})
@@ -195,7 +222,10 @@ def names_to_regrade(known, terms, state):
 
 
 def is_current(result, keys, quick):
-    """Whether grading again would change nothing: the same grader, data and settings, or no data for the part."""
+    """Whether grading again would change nothing: the same grader, data and settings, or no data for the part. Models
+    that could not be downloaded are tried again."""
+    if any(row["check"] == LINK and row["status"] == "warn" for row in result["rows"]) and not quick:
+        return False
     return (result["part"] not in keys or result["key"] == keys[result["part"]]
             or quick and result["key"].startswith("full"))
 

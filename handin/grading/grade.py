@@ -61,6 +61,8 @@ def add_arguments(parser):
     add("--csv", type=Path, metavar="FILE", help="one row for each script; everything else is written next to it")
     add("--models", type=Path, metavar="FOLDER", help="submitted models, as FOLDER/ENTRY/bird.pth (default: those next "
         "to a zip or in its folder)")
+    add("--fetch-models", type=Path, metavar="FOLDER", help="submitted models that are not there are downloaded from "
+        "the links of model_path.txt to FOLDER/ENTRY/")
     add("--rubric", type=Path, metavar="FILE", help="points and deductions (default: handin/grading/rubric.yaml)")
     add("--regrade", nargs="+", default=[], metavar="NAME", help="submissions or entry numbers to grade again")
     add("--anonymous", action="store_true", help="no names in the CSV, the page and the feedback")
@@ -99,7 +101,9 @@ def settings_of(args):
     except ValueError as error:
         raise InputError(f"--train-flags: expected words as for a shell, found: {error}") from None
     memory = 1e9 * args.memory if args.memory else min(16e9, 0.8 * psutil.virtual_memory().total)
-    hidden = [args.submissions, args.models, args.csv.resolve().parent] if args.submissions else []
+    if args.fetch_models and (args.quick or not args.submissions):
+        raise InputError("--fetch-models: needs --submissions and cannot be combined with --quick")
+    hidden = [args.submissions, args.models, args.fetch_models, args.csv.parent] if args.submissions else []
     return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test, memory, flags,
                     sandbox.choose(args.sandbox, args.container), tuple(str(path.resolve()) for path in hidden if path))
 

@@ -2,7 +2,8 @@
 
 bubblewrap (Linux, Debian package bubblewrap) gives it processes, users and a network of its own, and a file system that
 is read-only outside of its folders and in which home folders and hidden paths are empty. What it starts ends with it.
-Without bubblewrap or a container a script runs with the rights of the user.
+Where a grader is root in a container that allows no namespaces, a script runs as another user, to whom the answers are
+closed. Without any of these it runs with the rights of the grader's user.
 """
 import contextlib
 import dataclasses
@@ -24,6 +25,9 @@ import psutil
 
 from common.errors import InputError
 
+with contextlib.suppress(ImportError):  # not on Windows
+    import pwd
+
 KEPT_TAIL = 8192        # bytes of output
 POLL = 0.1              # seconds between two measurements
 POLL_SHARE = 0.05       # of the time, at most, is spent on measuring: training is timed
@@ -40,10 +44,11 @@ ROOT = Path(__file__).resolve().parents[2]
 class Limits:
     """Limits of one command: seconds, and bytes of resident memory of its process tree and of output. Time is up when
     both wall time and CPU time are above the limit, so that a busy machine costs nobody the grade, and in any case
-    after three times the limit."""
+    after three times the limit or `wall` seconds."""
     seconds: float
     memory: float = 8e9
     output: float = 64e6
+    wall: float = float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,22 +189,34 @@ def choose(name, image):
 
 @dataclasses.dataclass(frozen=True)
 class Sandbox:
-    """How commands are isolated: by "bwrap", a "container" of an image of Docker or Podman, or "none"."""
+    """How commands are isolated: by "bwrap", a "container" of an image of Docker or Podman, another "user" of this
+    machine, or "none"."""
     kind: str = "none"
     image: str = ""
+    user: str = ""
 
     def run(self, arguments, cwd, environment, limits, writable=(), readable=(), hidden=(), log=None):
         """Outcome of a Python command, given as the arguments after `python`: without network, with `writable` paths,
         with `readable` ones read-only, with `hidden` ones empty. `log` as in run_bounded."""
         with self.command(arguments, cwd, environment, limits, *(
                 [str(path) for path in paths] for paths in (writable, readable, hidden))) as (command, environment):
-            return run_bounded(command, cwd, environment, limits, self.kind != "container", log)
+            return run_bounded(command, cwd, environment, limits, self.kind != "container", log, self.user)
 
     @contextlib.contextmanager
     def command(self, arguments, cwd, environment, limits, writable, readable, hidden):
         """Yields the words of the whole command, and its environment. A container is removed at the end, also if the
         command was killed."""
-        if self.kind == "none":
+        if self.kind == "user":
+            account = pwd.getpwnam(self.user)
+            for folder in Path(cwd).parents:
+                if Path(tempfile.gettempdir()) in folder.parents:
+                    folder.chmod(0o711)
+            for paths, (user, group) in ((readable, (os.getuid(), os.getgid())), (writable, account[2:4])):
+                for path in map(Path, paths):
+                    for file in (path, *path.rglob("*")):
+                        if os.lstat(file).st_uid in (os.getuid(), account.pw_uid):
+                            os.chown(file, user, group, follow_symlinks=False)
+        if self.kind in ("none", "user"):
             yield [sys.executable, *arguments], environment
         elif self.kind == "bwrap":
             prefix = _bubblewrap(str(cwd), environment["TMPDIR"], writable, readable, hidden)
@@ -245,8 +262,8 @@ def _usage(processes, limit):
     return proportional or resident, cpu
 
 
-def _end(process):
-    """Kills a command, its group and all below it, and waits for their end."""
+def _end(process, user):
+    """Kills a command, its group, all below it and all of a `user` of its own, and waits for their end."""
     below = _processes(process.pid)[1:]
     with contextlib.suppress(OSError, AttributeError):  # no groups on Windows
         os.killpg(process.pid, signal.SIGKILL)
@@ -257,16 +274,31 @@ def _end(process):
         process.kill()
     process.wait()
     psutil.wait_procs(below, timeout=5)
+    for _ in range(50 if user else 0):  # one that forks all the time may be missed
+        left = [other for other in psutil.process_iter() if _owner(other) == user]
+        for other in left:
+            with contextlib.suppress(psutil.Error):
+                other.kill()
+        if not psutil.wait_procs(left, timeout=1)[0]:
+            break
 
 
-def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None):
+def _owner(process):
+    with contextlib.suppress(psutil.Error):
+        return process.username()
+    return ""
+
+
+def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None, user=""):
     """Outcome of a command run in `cwd`. `counts_cpu`: its CPU time can be measured, which in a container it cannot.
-    `log` is called with the seconds so far about once a minute."""
+    `log` is called with the seconds so far about once a minute. `user`: who runs it, in place of this process's."""
     start, peak, cpu, stopped, pause, logged = time.monotonic(), 0, 0.0, "", POLL, 0
+    most_wall = min(MOST_WALL * limits.seconds, limits.wall)
+    as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([str(word) for word in command], cwd=str(cwd), env=environment,
                                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+                                   start_new_session=True, **as_user)
         try:
             while process.poll() is None and not stopped:
                 before = time.monotonic()
@@ -275,7 +307,7 @@ def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None):
                 cpu = max(cpu, used) if counts_cpu else seconds
                 stopped = ("memory" if memory > limits.memory else
                            "output" if os.fstat(output.fileno()).st_size > limits.output else
-                           "time" if min(cpu, seconds) > limits.seconds or seconds > MOST_WALL * limits.seconds else "")
+                           "time" if min(cpu, seconds) > limits.seconds or seconds > most_wall else "")
                 if log and seconds // 60 > logged:
                     logged = seconds // 60
                     log(seconds)
@@ -284,7 +316,7 @@ def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None):
                     process.wait(timeout=0 if stopped else pause)
             seconds = time.monotonic() - start
         finally:
-            _end(process)
+            _end(process, user)
         size = os.fstat(output.fileno()).st_size
         output.seek(max(0, size - KEPT_TAIL))
         tail = output.read(KEPT_TAIL).decode("utf-8", "replace")

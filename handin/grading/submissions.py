@@ -263,10 +263,11 @@ def find_entries(folder):
 
 @dataclasses.dataclass(frozen=True)
 class Forms:
-    """What the files next to a script say: entry numbers; what is wrong with the layout and the text files; why there
-    is no report, a PDF with as many pages as allowed; and what is wrong with its text. Each is a line, "" for
-    nothing."""
+    """What the files next to a script say: entry numbers; the model's link; what is wrong with the layout and the text
+    files; why there is no report, a PDF with as many pages as allowed; and what is wrong with its text. Each is a line,
+    "" for nothing."""
     entries: tuple
+    link: str
     layout: str
     report_missing: str
     report_text: str
@@ -274,7 +275,7 @@ class Forms:
 
 def read_forms(folder, script, part, zipped):
     """Forms of a submission in `folder`: in a zip there is to be one folder, which an export may have unpacked."""
-    place, problems = script.parent, []
+    place, problems, link = script.parent, [], ""
     entries = find_entries(place) or find_entries(folder)
     if script.name != SCRIPTS[part]:
         problems.append(f"expected {SCRIPTS[part]}, found {printable(script.name)}")
@@ -284,7 +285,9 @@ def read_forms(folder, script, part, zipped):
         if (place / "group.txt").exists():
             problems += forms.entry_problems(forms.read_entries(place / "group.txt")[:9], "group.txt")
         if (place / "model_path.txt").exists():
-            problems += forms.link_problems(forms.read_link(place / "model_path.txt"), "model_path.txt")
+            link = forms.read_link(place / "model_path.txt")
+            wrong = forms.link_problems(link, "model_path.txt")
+            problems, link = problems + wrong, "" if wrong else link
     except InputError as error:
         problems.append(str(error).replace(f"{place}/", ""))
     wanted = {"model_path.txt", "group.txt"}
@@ -299,7 +302,7 @@ def read_forms(folder, script, part, zipped):
     lost = [fault for fault in best if "expected a PDF" in fault or "pages" in fault]
     layout, missing, text = (printable("; ".join(lines), 300) for lines in (
         problems, lost, [fault for fault in best if fault not in lost]))
-    return Forms(tuple(entries), layout, missing, text)
+    return Forms(tuple(entries), link, layout, missing, text)
 
 
 def find_models(folder, path, part, entries, models):
