@@ -1,6 +1,8 @@
 """Reading and writing files, without torch."""
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 
 from common.errors import InputError, one_line
@@ -48,3 +50,15 @@ def write_files(payloads):
         for name in temporary.values():
             if os.path.exists(name):
                 os.remove(name)
+
+
+def zip_bytes(files, executable=()):
+    """Bytes of a zip with `files`, {path in the zip: bytes}, the same for the same files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the earliest date that a zip knows
+            entry.compress_type, entry.create_system = zipfile.ZIP_DEFLATED, 3
+            entry.external_attr = (0o100755 if name in executable else 0o100644) << 16
+            archive.writestr(entry, files[name])
+    return buffer.getvalue()

@@ -11,7 +11,7 @@ from common.files import read_bytes
 ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or digit, number
 SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own group.txt holds
 SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
-MOST_PAGES = 3                                   # of a report
+MAX_PAGES = 3                                   # of a report
 # Words that the reports of one part have more often than those of the other
 TOPICS = {"birds": ("bird", "grad-cam"), "digits": ("digit", "autoencoder", "mixture")}
 
@@ -105,8 +105,8 @@ def report_problems(part, content, entries, path):
     except ValueError as error:
         return [f"{path}: expected a PDF, found: {error}; export it again"]
     problems, first, text = [], lines[0] if lines else "", " ".join(lines).lower()
-    if pages > MOST_PAGES:
-        problems.append(f"{path}: expected at most {MOST_PAGES} pages, found {pages}; shorten it")
+    if pages > MAX_PAGES:
+        problems.append(f"{path}: expected at most {MAX_PAGES} pages, found {pages}; shorten it")
     if entries and sorted(re.findall(ENTRY, first)) != sorted(entries):
         problems.append(f"{path}: expected name and entry number of each student ({' '.join(entries)}) in the first "
                         f"line of text, found '{one_line(first)}'; write the report again")

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 WIDTH = 7.0       # inches, of a page
-MOST_FRAMES = 60  # of a GIF
+MAX_FRAMES = 60  # of a GIF
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#7F7F7F", "#882255")
 # The order of Okabe & Ito 2008 (jfly.uni-koeln.de/color), changed: what is pale on white comes late; two more of ours.
 MARKERS = "o^sDvPX*<>"
@@ -66,8 +66,8 @@ def gif_bytes(figures, signature=""):
 
 
 def spread(frames):
-    """The frames, or MOST_FRAMES of them at even distances, the first and the last among them."""
-    return [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).round().astype(int))]
+    """The frames, or MAX_FRAMES of them at even distances, the first and the last among them."""
+    return [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, MAX_FRAMES).round().astype(int))]
 
 
 def tiled(images, columns):

@@ -23,7 +23,7 @@ import bird
 from common.errors import InputError, one_line
 from common.files import write_files
 
-LEAST_ROWS = 8  # a smaller last batch is left out of its epoch: batch normalisation needs several images
+MIN_ROWS = 8  # a smaller last batch is left out of its epoch: batch normalisation needs several images
 
 
 class StudyModule(L.LightningModule):
@@ -113,7 +113,7 @@ class ImageData(L.LightningDataModule):
     def _loader(self, images, shuffle):
         batch_size = max(1, self.batch_size // self.trainer.world_size)
         sampler = DistributedSampler(images, self.trainer.world_size, self.trainer.global_rank, shuffle, self.seed)
-        few = len(sampler) > batch_size and 0 < len(sampler) % batch_size < LEAST_ROWS  # in the last batch
+        few = len(sampler) > batch_size and 0 < len(sampler) % batch_size < MIN_ROWS  # in the last batch
         return DataLoader(images, batch_size, sampler=sampler, collate_fn=lambda batch: batch,
                           drop_last=shuffle and few, generator=torch.Generator())
 

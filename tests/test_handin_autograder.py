@@ -1,5 +1,6 @@
 """Gradescope's autograder, laid out on this machine, and models behind links. Neither Gradescope nor Drive is reached:
 a local server and a stand-in for gdown take their place."""
+import ast
 import hashlib
 import http.server
 import json
@@ -14,18 +15,25 @@ import zipfile
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import peers
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common.errors import InputError
 from handin.__main__ import main
 from handin.grading import fetch, gradescope, sandbox
 from handin.grading.sandbox import Limits, Sandbox
 
 ENTRY = "2021CS10123"
-BIRD, VAE = peers.without_torch(peers.BIRD), peers.without_torch(peers.VAE)
+VAE = peers.without_torch(peers.VAE)
+BIRD = peers.changed(  # reads all that it is given
+    peers.without_torch(peers.BIRD),
+    ("dataset, mode, model = sys.argv[1:4]\n", "dataset, mode, model = sys.argv[1:4]\n    if mode == 'test':\n"
+     "        open(model).read()\n    else:\n        classify([path for path, _ in photos(dataset)])\n"))
 RESULTS = {  # https://gradescope-autograders.readthedocs.io/en/latest/specs/
     "type": "object", "required": ["score", "tests"], "additionalProperties": False, "properties": {
         "score": {"type": "number", "minimum": 0}, "execution_time": {"type": "integer"}, "output": {"type": "string"},
@@ -68,13 +76,28 @@ def submission(folder, files):
     return folder
 
 
-def results_of(archive, handed_in, tmp_path):
-    """results.json of a trial, checked, with {name: test}."""
-    assert main(words("autograder", "--try", archive, handed_in, "--out", tmp_path / "results.json")) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
+def lay_out(root, archive, files, metadata):
+    """Gradescope's folders below `root`."""
+    shutil.unpack_archive(str(archive), str(root / "source"), "zip")
+    submission(root / "submission", files)
+    (root / "results").mkdir()
+    (root / "submission_metadata.json").write_text(json.dumps(metadata))
+
+
+def read_results(root):
+    """results.json, checked."""
+    results = json.loads((root / "results" / "results.json").read_text())
     jsonschema.validate(results, RESULTS)
     points = [test["score"] for test in results["tests"] if "score" in test]
-    assert results["score"] == pytest.approx(sum(points), abs=0.02)
+    assert results["score"] == pytest.approx(sum(points), abs=0.02) or results["extra_data"] == {"refused": True}
+    return results
+
+
+def graded(root, archive, files, **metadata):
+    """results.json and {name: test} of a submission."""
+    lay_out(root, archive, files, {"created_at": "2026-03-02T20:00:00Z", **metadata})
+    assert gradescope.main(root) == 0
+    results = read_results(root)
     return results, {test["name"]: test for test in results["tests"]}
 
 
@@ -82,8 +105,9 @@ def results_of(archive, handed_in, tmp_path):
 
 def test_the_zip_has_what_gradescope_needs(data, tmp_path, capsys):
     path = tmp_path / "autograder.zip"
-    assert main(words("autograder", "--out", path, *data["birds"], *data["digits"], "--per-class", 2, "--images", 20,
-                      "--visibility", "hidden", "--daily", 3)) == 0
+    command = words("autograder", "--out", path, *data["birds"], *data["digits"], "--per-class", 2,
+                    "--digits-per-file", 20, "--visibility", "visible", "--max-per-day", 3)
+    assert main(command) == 0
     with zipfile.ZipFile(str(path)) as found:
         names = found.namelist()
         for name in ("setup.sh", "run_autograder"):
@@ -94,11 +118,22 @@ def test_the_zip_has_what_gradescope_needs(data, tmp_path, capsys):
         assert sum(name.startswith("data/birds/test/10/") for name in names) == 2
         assert {"bird.py", "vae.py", "handin/grading/gradescope.py", "rubric.yaml"} <= set(names)
         settings, readme = json.loads(found.read("settings.json")), found.read("README.md").decode()
-    assert settings["visibility"] == "hidden" and settings["daily"] == 3 and "{" not in readme
-    assert "bird.py, vae.py" in readme and "40 minutes" in readme and "3 submissions in 24 hours" in readme
+        packed = {name: ast.parse(found.read(name)) for name in names if name.endswith(".py")}
+        required = found.read("requirements.txt").decode().split()
+    assert settings["visibility"] == "visible" and settings["max_per_day"] == 3 and "{" not in readme
+    for text in ("100 for bird.py, 100 for vae.py", "40 minutes", "after 38.5", "In 24 hours 3", "6 GB",
+                 "at once and"):
+        assert text in readme, text
+    imported = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+                for tree in packed.values() for node in ast.walk(tree)
+                if isinstance(node, (ast.Import, ast.ImportFrom))}
+    known = {"skimage": "scikit-image", "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml",
+             "dateutil": "python-dateutil"}
+    elsewhere = {"torch", "torchvision", "handin", "common", "bird", "vae", "dask", "distributed", "copydetect"}
+    needed = {known.get(name, name) for name in imported - set(getattr(sys, "stdlib_module_names", imported))}
+    assert needed - elsewhere - {"requests"} <= set(required)  # requests comes with gdown
     before = path.read_bytes()
-    assert main(words("autograder", "--out", path, *data["birds"], *data["digits"], "--per-class", 2, "--images", 20,
-                      "--visibility", "hidden", "--daily", 3)) == 0
+    assert main(command) == 0
     assert path.read_bytes() == before
 
 
@@ -106,17 +141,24 @@ def test_right_scripts_with_models_score_in_full(data, tmp_path):
     """At any depth, as Gradescope unpacks them."""
     path = tmp_path / "autograder.zip"
     assert main(words("autograder", "--out", path, *data["birds"], *data["digits"])) == 0
-    results, tests = results_of(path, submission(tmp_path / "in", {
+    handed_in = submission(tmp_path / "in", {
         f"{ENTRY}/bird.py": BIRD, f"{ENTRY}/bird.pth": "weights", f"{ENTRY}/group.txt": ENTRY, f"{ENTRY}/vae.py": VAE,
-        f"{ENTRY}/vae.pth": "weights", f"{ENTRY}/gmm_params.pkl": "weights"}), tmp_path)
+        f"{ENTRY}/vae.pth": "weights", f"{ENTRY}/gmm_params.pkl": "weights"})
+    assert main(words("autograder", "--try", path, handed_in, "--out", tmp_path / "results.json")) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    jsonschema.validate(results, RESULTS)
+    tests = {test["name"]: test for test in results["tests"]}
     assert tests["birds: average F1"]["score"] == 90 and tests["birds: report"]["score"] == 0
     assert tests["digits: average F1"]["score"] == 45 and tests["digits: SSIM"]["score"] > 25
+    assert "digits: retrained: SSIM" not in tests
     assert tests["birds: average F1"]["visibility"] == "after_published"
     assert tests["birds: bird.csv rows"] == {
         "name": "birds: bird.csv rows", "status": "passed", "output": "36", "output_format": "text",
         "visibility": "visible"}
     assert "birds: same scores retrained" not in tests and "birds: retrained: average F1" not in tests
-    assert {one["name"]: one["value"] for one in results["leaderboard"]}["birds: average F1"] == 1
+    assert results["leaderboard"] == []
+    visible = [test for test in results["tests"] if test["visibility"] == "visible"]
+    assert not [test for test in visible if "F1" in test["name"] or "SSIM" in test["name"] or "MSE" in test["name"]]
     assert results["extra_data"]["birds"]["scores"]["average_f1"] == 1
 
 
@@ -131,69 +173,79 @@ def test_right_scripts_with_models_score_in_full(data, tmp_path):
     ({"notebook.ipynb": "{}"}, 0, "bird.py", "hand in the script as .py"),
 ], ids=["header", "model zoo", "test fails", "no model", "a notebook"])
 def test_what_is_wrong_is_said(archive, tmp_path, files, score, name, output):
-    results, tests = results_of(archive, submission(tmp_path / "in", files), tmp_path)
+    results, tests = graded(tmp_path, archive, files)
     assert results["score"] == score and output in tests[f"birds: {name}"]["output"], results
     assert tests[f"birds: {name}"]["status"] == "failed"
     assert ("bird.pth" in results["output"]) == (name in ("average F1", "test"))
 
 
-def test_when_time_runs_out_what_was_found_is_there(archive, tmp_path):
-    """And a training that is too slow for the few minutes there is no fault."""
-    source = tmp_path / "source"
-    shutil.unpack_archive(str(archive), str(source), "zip")
-    settings = json.loads((source / "settings.json").read_text())
-    (source / "settings.json").write_text(json.dumps({**settings, "minutes": 0.3}))
+def test_when_time_runs_out_what_was_found_is_there(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(gradescope.time, "monotonic", lambda real=time.monotonic: real() + 60 * shift[0])
+    shift, run = [0], Sandbox.run
+
+    def slow(self, arguments, *rest):
+        shift[0] += 38.5 * (arguments[2] == "train")
+        return run(self, arguments, *rest)
+
+    monkeypatch.setattr(Sandbox, "run", slow)
+    results, tests = graded(tmp_path, archive, {"bird.py": BIRD, "bird.pth": "weights"})
+    assert results["score"] == 72  # 10 % each for two faults of the stand-in, which has no torch
+    assert "no time was left" in tests["birds: commands"]["output"] and "status" not in tests["birds: commands"]
+    assert "birds: retrained: test" not in tests
+
+
+def test_a_training_that_is_too_slow_is_a_warning(archive, tmp_path, monkeypatch):
+    """And what it leaves half done is not tested."""
     slow = peers.changed(BIRD, (
         "def train(path):", "def train(path):\n    import time\n    open(path, 'w').write('-')\n    time.sleep(99)"))
-    start = time.monotonic()
-    results, tests = results_of(source, submission(tmp_path / "in", {"bird.py": slow, "bird.pth": "weights"}), tmp_path)
-    assert time.monotonic() - start < 60
-    assert results["score"] == 72  # 10 % each for two faults of the stand-in, which has no torch
+    monkeypatch.setattr(gradescope, "MINUTES_TRAIN", 0.01)
+    results, tests = graded(tmp_path, archive, {"bird.py": slow, "bird.pth": "weights"})
     assert "warning" in tests["birds: train"]["output"] and tests["birds: train"]["status"] == "passed"
-    assert "no time was left" in tests["birds: commands"]["output"]
+    assert results["score"] == 72 and "status" not in tests["birds: retrained: test"]
 
 
-SPY = """
-def test(folder):
-    import glob
-    found = []
-    for place in ("{root}/source/data/birds/test/*/*", "/tmp/autograder_*/source/data/birds/test/*/*"):
-        found += glob.glob(place)
-    for path in ("{root}/results/results.json", *glob.glob("/tmp/autograder_*/results/*")):
-        try:
-            open(path, "w").write('{{"score": 100}}')
-        except OSError:
-            pass
-    raise ValueError(f"found {{len(found)}}")
-"""
+def test_data_and_results_are_out_of_reach(archive, tmp_path, monkeypatch):
+    """All of Gradescope's folders are hidden; the labels of TEST are in no file that a script gets."""
+    shutil.unpack_archive(str(archive), str(tmp_path / "source"), "zip")
+    submission(tmp_path / "submission", {"bird.py": BIRD})
+    (tmp_path / "results").mkdir()
+    (tmp_path / "submission_metadata.json").write_text('{"created_at": "2026-03-02T20:00:00Z"}')
+    seen = []
+    monkeypatch.setattr(gradescope.classroom, "grade_part", lambda *args, **_: seen.append(args) or {"part": "birds"})
+    monkeypatch.setattr(gradescope, "results_json", lambda *_: {})
+    monkeypatch.setattr(gradescope, "choose_sandbox", lambda: Sandbox("bwrap"))
+    assert gradescope.main(tmp_path) == 0
+    ((_, _, _, _, data, _, settings, _),) = seen
+    assert settings.hidden == (str(tmp_path),) and settings.smoke_test
+    assert all(tmp_path not in path.parents for path in data["birds"].paths.values())
+    command = sandbox._bubblewrap("/", "/tmp", [], [], settings.hidden)
+    assert command[command.index(str(tmp_path)) - 1] == "--tmpfs"
 
 
-def test_data_and_results_are_out_of_reach(archive, tmp_path):
-    if sandbox.choose("auto", "").kind != "bwrap":
-        pytest.skip("bubblewrap is not available")
-    spy = BIRD.split("def test(folder):")[0] + SPY.format(root="/autograder") + "\nif __name__" + BIRD.split(
-        "\nif __name__")[1]
-    results, tests = results_of(archive, submission(tmp_path / "in", {"bird.py": spy, "bird.pth": "weights"}), tmp_path)
-    assert results["score"] == 0 and "found 0" in tests["birds: test"]["output"]
+USER = 54321
+as_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0 or not shutil.which("setpriv"),
+                             reason="only root can run a script as another user")
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can run a script as another user")
-def test_another_user_reads_and_writes_only_what_is_given(tmp_path_factory, monkeypatch):
-    """As on Gradescope where bubblewrap does not work; what it leaves running ends."""
-    monkeypatch.setattr(sys, "executable", shutil.which("python3", path="/usr/bin:/usr/local/bin"))  # of everyone
-    if not sys.executable:
+@pytest.fixture
+def everyones_python(monkeypatch):
+    path = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if not path:
         pytest.skip("there is no Python that every user may run")
-    folder = Path(tmp_path_factory.mktemp("user"))
-    for path in folder.parents:
-        if path != Path("/tmp") and Path("/tmp") in path.parents:
-            path.chmod(0o711)
-    own, given, closed = folder / "own", folder / "given", folder / "closed"
+    monkeypatch.setattr(sys, "executable", path)
+
+
+@as_root
+def test_another_user_reads_and_writes_only_what_is_given(everyones_python, tmp_path):
+    """As on Gradescope where bubblewrap does not work; what it leaves running ends."""
+    own, given, closed = tmp_path / "own", tmp_path / "given", tmp_path / "closed"
     for path in (own, given, closed):
         path.mkdir()
         (path / "file").write_text("content")
+        (path / "file").chmod(0o600)
     closed.chmod(0o700)
     code = f"""
-import os, subprocess, sys
+import subprocess
 for path in ({str(own / 'file')!r}, {str(given / 'file')!r}, {str(closed / 'file')!r}):
     for mode in "ra":
         try:
@@ -202,41 +254,122 @@ for path in ({str(own / 'file')!r}, {str(given / 'file')!r}, {str(closed / 'file
             print(False)
 subprocess.Popen(["sleep", "987"], start_new_session=True)
 """
-    found = Sandbox("user", user="nobody").run(["-c", code], own, sandbox.clean_environment(own, own), Limits(60),
-                                               [own], [given])
+    found = Sandbox("user", user=USER).run(["-c", code], own, sandbox.clean_environment(own, own), Limits(60),
+                                           [own], [given])
     assert found.tail.split() == ["True", "True", "True", "False", "False", "False"], found.tail
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=False).stdout
-    assert "sleep 987" not in listed and (closed / "file").stat().st_uid == 0
+    assert not [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real == USER
+                and one.status() != psutil.STATUS_ZOMBIE]
+    assert (closed / "file").stat().st_uid == 0
 
 
-def test_the_daily_limit_and_lateness():
-    def earlier(hour, score, refused=False):
-        return {"submission_time": f"2026-03-01T{hour:02}:00:00.000000+05:30", "score": score,
-                "results": {"extra_data": {"refused": refused}}}
+@as_root
+def test_a_submission_is_graded_as_another_user(archive, everyones_python, tmp_path, monkeypatch):
+    """Who can read the photos, the model and nothing of the autograder, whose files are closed."""
+    shutil.unpack_archive(str(archive), str(tmp_path / "source"), "zip")
+    spy = peers.changed(BIRD, ("    labels = classify(", f"""    try:
+        print(os.listdir({str(tmp_path / 'source')!r}))
+    except OSError as error:
+        open("spy.txt", "w").write(str(error))
+    labels = classify("""))
+    submission(tmp_path / "submission", {"bird.py": spy, "bird.pth": "weights"})
+    (tmp_path / "results").mkdir()
+    (tmp_path / "submission_metadata.json").write_text('{"created_at": "2026-03-02T20:00:00Z"}')
+    for path in (tmp_path / "source", tmp_path / "results", tmp_path / "submission"):
+        subprocess.run(["chmod", "-R", "go-rwx", str(path)], check=True)
+    monkeypatch.setattr(gradescope, "choose_sandbox", lambda: Sandbox("user", user=USER))
+    assert gradescope.main(tmp_path) == 0
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    tests = {test["name"]: test for test in results["tests"]}
+    assert tests["birds: average F1"]["score"] == 90 and tests["birds: retrained: test"]["status"] == "passed", results
 
-    metadata = {"created_at": "2026-03-01T20:00:00.000000+05:30",
-                "previous_submissions": [earlier(8, 10.0), earlier(10, 30.5), earlier(12, 30.5, True)]}
-    assert gradescope.daily_limit(metadata, 0) is None and gradescope.daily_limit(metadata, 3) is None
-    refusal = gradescope.daily_limit(metadata, 2)
+
+def test_without_isolation_nothing_is_graded(monkeypatch):
+    """But in a trial."""
+    monkeypatch.setattr(gradescope.sandbox, "choose", lambda name, image: (_ for _ in ()).throw(
+        InputError("no")) if name == "bwrap" else Sandbox())
+    monkeypatch.setattr(gradescope, "STUDENT", "nobody-of-this-name")
+    monkeypatch.delenv("AUTOGRADER", raising=False)
+    with pytest.raises(InputError, match="expected bubblewrap or the user"):
+        gradescope.choose_sandbox()
+    monkeypatch.setenv("AUTOGRADER", "/x")
+    assert gradescope.choose_sandbox().kind == "none"
+
+
+def test_no_more_than_so_many_submissions_in_a_day_are_graded(archive, tmp_path):
+    def earlier(hour, score, **results):
+        return {"submission_time": f"2026-03-01T{hour:02}:00:00.000000+05:30", "score": score, "results": results}
+
+    before = {"tests": [{"name": "birds: average F1", "output": "0.9", "visibility": "after_published"}]}
+    metadata = {"created_at": "2026-03-01T20:00:00.000000+05:30", "previous_submissions": [
+        earlier(7, 5.0), earlier(8, 10.0), earlier(10, 30.5, **before), earlier(11, None),
+        earlier(12, 30.5, extra_data={"refused": True})]}
+    assert gradescope.over_the_limit(metadata, 0) is None and gradescope.over_the_limit(metadata, 4) is None
+    lay_out(tmp_path, archive, {"bird.py": BIRD}, metadata)
+    settings = json.loads((tmp_path / "source" / "settings.json").read_text())
+    (tmp_path / "source" / "settings.json").write_text(json.dumps({**settings, "max_per_day": 2}))
+    assert gradescope.main(tmp_path) == 0
+    refusal = read_results(tmp_path)
     assert refusal["score"] == 30.5 and refusal["extra_data"] == {"refused": True}
-    assert "02 March, 08:00" in refusal["output"]
+    assert refusal["tests"] == before["tests"] and "02 March 2026, 08:00 (UTC+0530)" in refusal["output"]
     metadata["created_at"] = "2026-03-02T09:00:00.000000+05:30"
-    assert gradescope.daily_limit(metadata, 2) is None
+    assert gradescope.over_the_limit(metadata, 2) is None
 
 
 def test_late_submissions_lose_points_by_the_due_date(archive, tmp_path):
-    shutil.unpack_archive(str(archive), str(tmp_path / "source"), "zip")
-    submission(tmp_path / "submission", {"bird.py": BIRD, "bird.pth": "weights"})
-    (tmp_path / "results").mkdir()
-    (tmp_path / "submission_metadata.json").write_text(json.dumps({
-        "created_at": "2026-03-02T20:00:00.365935+05:30", "users": [{"id": 5, "name": "A", "email": None}],
-        "assignment": {"due_date": "2026-03-01T20:00:01.000000+05:30"}}))
-    assert gradescope.main(tmp_path) == 0
-    results = json.loads((tmp_path / "results" / "results.json").read_text())
-    jsonschema.validate(results, RESULTS)
+    results, _ = graded(
+        tmp_path, archive, {"bird.py": BIRD, "bird.pth": "weights"}, created_at="2026-03-02T20:00:00.365935+05:30",
+        users=[{"id": 5, "name": "A", "email": None}], previous_submissions=None,
+        assignment={"due_date": "2026-03-01T20:00:01.000000+05:30"})
     assert [test for test in results["tests"] if test["output"] == "late by 1 day"]
-    (total,) = [test["score"] for test in results["tests"] if test["name"] == "birds: deductions in all"]
+    (total,) = [test["score"] for test in results["tests"] if test["name"] == "birds: total deductions"]
     assert total == pytest.approx(-27)  # 10 % a day, 10 % for each of two faults of the stand-in
+
+
+@pytest.mark.parametrize("broken", ["submission_metadata.json", "source/settings.json", "source/rubric.yaml"])
+def test_a_fault_of_the_autograder_is_shown_as_one(archive, tmp_path, broken, capfd):
+    lay_out(tmp_path, archive, {"bird.py": BIRD}, {"created_at": "2026-03-02T20:00:00Z"})
+    (tmp_path / broken).write_text("[")
+    assert gradescope.main(tmp_path) == 1
+    assert "no fault of yours" in read_results(tmp_path)["output"] and "Traceback" in capfd.readouterr().err
+
+
+def test_scores_are_written_before_training_and_are_rounded_once(archive, tmp_path, monkeypatch):
+    """A score with many places is no deduction."""
+    lay_out(tmp_path, archive, {"bird.py": peers.changed(BIRD, (
+        "    labels = classify(", "    open('x', 'w')\n    labels = [0] + classify("), ("for label in labels",
+        "for label in labels[:-1]")), "bird.pth": "weights"}, {"created_at": "2026-03-02T20:00:00Z"})
+    written, write = [], gradescope.write_files
+    monkeypatch.setattr(gradescope, "write_files", lambda files: written.extend(
+        json.loads(content) for content in files.values()) or write(files))
+    rubric = tmp_path / "source" / "rubric.yaml"
+    rubric.write_text(rubric.read_text().replace('"*": 10', '"*": 0'))
+    assert gradescope.main(tmp_path) == 0
+    results = read_results(tmp_path)
+    assert 0 < results["score"] < 90 and not [test for test in results["tests"] if "deduction" in test["name"]]
+    during = [one for one in written if "birds: train" not in [test["name"] for test in one["tests"]]]
+    assert during[-1]["score"] == results["score"] and "did not finish" in during[-1]["output"]
+
+
+def test_a_zip_in_the_submission_is_unpacked(archive, tmp_path):
+    with zipfile.ZipFile(str(tmp_path / "inner.zip"), "w") as inner:
+        inner.writestr("a/bird.py", BIRD)
+        inner.writestr("a/bird.pth", "weights")
+    results, _ = graded(tmp_path, archive, {"all.zip": (tmp_path / "inner.zip").read_bytes()})
+    assert results["score"] == 72
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--out", "x.zip"], "--birds TRAIN TEST"), (["--out", "x", "--birds", "a", "b"], "ends with .zip"),
+    (["--out", "x.zip", "--digits", "a"], "TRAIN VAL TEST"), (["--out", "x.zip", "--minutes", "50"], "40 at most"),
+    (["--out", "x.zip", "--per-class", "0"], "1 or more"), (["--try", "none.zip", "none"], "none.zip: expected a zip"),
+    (["--out", "x.zip", "--digits", "{train}", "{train}", "{bare}"], "expected labels")])
+def test_bad_arguments_are_one_line(arguments, said, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train = data["digits"][1]
+    np.savez("bare.npz", data=np.load(str(train))["data"])
+    assert main(["autograder", *(word.format(train=train, bare="bare.npz") for word in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1, err
 
 
 # --------------------------------------------------------------------------------------------------------------- links
@@ -259,7 +392,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, monkeypatch):
     with zipfile.ZipFile(str(tmp_path / "models.zip"), "w") as archive:
         archive.writestr("models/vae.pth", "v")
         archive.writestr("models/gmm_params.pkl", "g")
@@ -267,6 +400,7 @@ def server(tmp_path):
     found.files = {"/bird.pth": b"weights", "/page": b"<!DOCTYPE html>", "/big": b"0" * 3000,
                    "/models.zip": (tmp_path / "models.zip").read_bytes()}
     found.paths, found.url = [], f"http://127.0.0.1:{found.server_port}"
+    monkeypatch.setenv(fetch.LOCAL, "1")
     threading.Thread(target=found.serve_forever, daemon=True).start()
     yield found
     found.shutdown()
@@ -311,6 +445,12 @@ def test_what_a_link_gives_is_kept_with_its_hash_and_not_downloaded_twice(server
     assert record["files"]["bird.pth"] == {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
     assert record["link"] == f"{server.url}/bird.pth" and record["time"].startswith("20")
     assert server.paths == ["/bird.pth"]
+    server.files["/other.pth"] = b"others"  # a new link does not get the old model, nor the other way round
+    (other,) = fetch.fetch(f"{server.url}/other.pth", ("bird.pth",), tmp_path / ENTRY)
+    assert other.read_bytes() == b"others" and path.read_bytes() == b"weights"
+    path.write_bytes(b"changed")
+    (path,) = fetch.fetch(f"{server.url}/bird.pth", ("bird.pth",), tmp_path / ENTRY)
+    assert path.read_bytes() == b"weights" and server.paths.count("/bird.pth") == 2
     paths = fetch.fetch(f"{server.url}/models.zip", ("vae.pth", "gmm_params.pkl"), tmp_path / ENTRY)
     assert [path.read_text() for path in paths] == ["v", "g"]
     assert sorted(path.name for path in (tmp_path / ENTRY).iterdir()) == [
@@ -320,18 +460,37 @@ def test_what_a_link_gives_is_kept_with_its_hash_and_not_downloaded_twice(server
 @pytest.mark.parametrize("link, why", [
     ("{server}/nothing", "404|web page"), ("{server}/page", "found a web page"),
     ("http://127.0.0.1:1/x", "no connection to 127"), ("{server}/hang", "not downloaded within")])
-def test_why_a_link_gives_nothing(link, why, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "MOST_SECONDS", 8)
+def test_why_a_link_gives_nothing(link, why, server, tmp_path):
     with pytest.raises(fetch.FetchError, match=why):
-        fetch.fetch(link.format(server=server.url), ("bird.pth",), tmp_path / ENTRY)
+        fetch.fetch(link.format(server=server.url), ("bird.pth",), tmp_path / ENTRY, 3)
     assert list((tmp_path / ENTRY).iterdir()) == []
 
 
 def test_a_file_that_is_too_large_is_not_kept(server, tmp_path):
-    code = ("import sys; from handin.grading import fetch; fetch.MOST_BYTES = 2000; "
+    code = ("import sys; from handin.grading import fetch; fetch.MAX_BYTES = 2000; "
             f"sys.exit(fetch.main([{server.url + '/big'!r}, {str(tmp_path)!r}, 'bird.pth']))")
     done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "more than 0.002 MB" in done.stderr
+    assert done.returncode == 1 and "expected at most 0.002 MB" in done.stderr
+
+
+def test_links_to_this_machine_are_refused(server, tmp_path, monkeypatch):
+    for name in (fetch.LOCAL, "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(fetch.FetchError, match="found one in a private network"):
+        fetch.fetch(f"{server.url}/bird.pth", ("bird.pth",), tmp_path / ENTRY)
+    assert server.paths == []
+
+
+def test_the_stand_in_for_gdown_takes_what_gdown_takes(tmp_path):
+    import inspect
+
+    import gdown
+    (tmp_path / "stand_in.py").write_text(GDOWN)
+    stand_in = {}
+    exec(GDOWN, {"__file__": str(tmp_path / "stand_in.py")}, stand_in)
+    for name in ("download", "download_folder"):
+        taken = set(inspect.signature(stand_in[name]).parameters)
+        assert taken <= set(inspect.signature(getattr(gdown, name)).parameters)
 
 
 @pytest.mark.parametrize("link, names, contents", [
@@ -346,10 +505,10 @@ def test_links_of_drive(link, names, contents, drive, tmp_path):
 
 
 @pytest.mark.parametrize("link, names, why", [
-    ("/file/d/private-1/view", ["bird.pth"], "not shared with anyone who has the link"),
+    ("/file/d/private-1/view", ["bird.pth"], "not shared publicly"),
     ("/drive/folders/empty", ["vae.pth", "gmm_params.pkl"], "expected vae.pth and gmm_params.pkl in the "
      "folder, found no files"),
-    ("/file/d/shared-1/view", ["vae.pth", "gmm_params.pkl"], "expected a folder or a zip")])
+    ("/file/d/shared-1/view", ["vae.pth", "gmm_params.pkl"], "expected a folder of Drive or a zip")])
 def test_why_drive_gives_nothing(link, names, why, drive, tmp_path):
     with pytest.raises(fetch.FetchError, match=why):
         fetch.fetch(DRIVE + link, names, tmp_path / ENTRY)

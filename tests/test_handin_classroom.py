@@ -114,7 +114,7 @@ submission_4:
     ({"../../evil.py": ""}, "a path that leads out of its folder"), ({"..\\evil.py": ""}, "leads out of its folder"),
     ({"x/bomb.txt": bytes(3_000_000)}, "of 3 MB")])
 def test_what_cannot_be_graded_says_why(members, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(submissions, "MOST_BYTES", 10 ** 6)
+    monkeypatch.setattr(submissions, "MAX_BYTES", 10 ** 6)
     write_zip(tmp_path / "a.zip", members)
     submission = submissions.Submission(tmp_path / "a.zip")
     with pytest.raises(InputError, match=words), submissions.opened(submission) as folder:

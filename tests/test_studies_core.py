@@ -231,7 +231,7 @@ def test_a_gif_has_its_frames_and_durations():
         with Image.open(io.BytesIO(figures.gif_bytes(frames, signature))) as gif:
             shown = [gif.seek(i) or gif.info["duration"] for i in range(gif.n_frames)]
             assert shown == [200, 200, 2000] and gif.info["loop"] == 0 and gif.size == (440, 545 if signature else 530)
-    assert figures.spread(range(3)) == [0, 1, 2] and len(figures.spread(range(999))) == figures.MOST_FRAMES
+    assert figures.spread(range(3)) == [0, 1, 2] and len(figures.spread(range(999))) == figures.MAX_FRAMES
     assert figures.spread(range(999))[::59] == [0, 998]
 
 

@@ -149,7 +149,7 @@ def test_a_gif_has_so_many_frames_at_most_all_with_the_axes_of_the_widest(monkey
     points = _images([0, 1], "ab")
     frames = [{"means": scale * torch.eye(2), "reconstructions": points.pixels, "epoch": 1, "step": scale}
               for scale in range(1, 80)]
-    monkeypatch.setattr(figures, "MOST_FRAMES", 4)
+    monkeypatch.setattr(figures, "MAX_FRAMES", 4)
     drawn = [figure.axes[0] for figure in fashion.latent_frames(frames, points, points, 0.5)]
     assert len({axes.get_xlim() for axes in drawn}) == 1 and drawn[0].get_xlim()[1] > 78
     assert [axes.get_title() for axes in drawn] == [f"β = 0.5, epoch 1, batch {step}" for step in (1, 27, 53, 79)]

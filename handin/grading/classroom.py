@@ -17,9 +17,9 @@ from common.files import read_json, write_files
 from handin import forms
 from handin.grading import outputs, script, submissions
 from handin.grading.contract import MODELS, Rows
-from handin.grading.fetch import FetchError, fetch
+from handin.grading.fetch import MAX_SECONDS, FetchError, fetch
 from handin.grading.marks import read_overrides, read_rubric
-from handin.grading.sandbox import duration, machine
+from handin.grading.sandbox import duration, machine, printable
 from handin.grading.similar import similar_scripts
 
 PROGRESS = 60  # seconds between two lines of progress
@@ -35,7 +35,7 @@ def result_of(submission, **values):
             "students": [dataclasses.asdict(student) for student in submission.students], **values}
 
 
-def grade_one(submission, data, keys, settings, quick, models, fetched):
+def grade_one(submission, data, keys, settings, quick, models, downloads):
     """[result_of each script] of a submission, or of its problem. `data` and `keys` (see `fingerprint`) are those of
     each part. Nothing that the submission holds raises. This is what a worker of Dask does."""
     try:
@@ -45,7 +45,7 @@ def grade_one(submission, data, keys, settings, quick, models, fetched):
             except InputError as error:
                 entries = submissions.find_entries(folder) or re.findall(forms.ENTRY, submission.path.stem.upper())
                 return [result_of(submission, problem=str(error), key=keys[""], entries=entries)]
-            return [grade_part(submission, folder, part, path, data, keys, settings, quick, models, fetched)
+            return [grade_part(submission, folder, part, path, data, keys, settings, quick, models, downloads)
                     for part, path in scripts.items()]
     except InputError as error:
         entries = re.findall(forms.ENTRY, submission.path.stem.upper())
@@ -54,11 +54,11 @@ def grade_one(submission, data, keys, settings, quick, models, fetched):
         return [result_of(submission, problem=f"not graded: {type(error).__name__}: {one_line(error)}", key=keys[""])]
 
 
-def grade_part(submission, folder, part, path, data, keys, settings, quick, models=None, fetched=None,
-               seen=lambda result: None):
+def grade_part(submission, folder, part, path, data, keys, settings, quick, models=None, downloads=None,
+               on_progress=lambda result: None):
     """result_of the script of one part; `path` is that of the script or a text that says what is wrong. Submitted
-    models are in the submission or below the folder `models`, or are downloaded to one below `fetched`. `seen` takes
-    the result so far after each command."""
+    models are in the submission or below the folder `models`, or are downloaded to one below `downloads`. `on_progress`
+    takes the result so far."""
     if isinstance(path, str):
         return result_of(submission, part=part, problem=path, key=keys.get(part, ""))
     try:
@@ -67,39 +67,52 @@ def grade_part(submission, folder, part, path, data, keys, settings, quick, mode
         values["entries"] = values["entries"] or re.findall(forms.ENTRY, submission.path.stem.upper())
         if not quick and part not in data:
             return result_of(submission, **values, problem=f"no data of the {part} was given")
-        trained, rows = [], Rows(part)
+        submitted, rows = [], Rows(part)
         if not quick:
-            trained = submissions.find_models(folder, submission.path, part, form.entries, models)
-        if fetched and not quick and not trained:
-            trained = fetch_models(rows, form.link, fetched / ("_".join(form.entries) or submission.path.stem))
+            submitted = submissions.find_models(folder, submission.path, part, form.entries, models)
+        if downloads and not quick and not submitted:
+            seconds = min(MAX_SECONDS, (settings.stop_at - time.monotonic()) / 3)
+            submitted = fetch_models(rows, form.link, download_folder(downloads, submission, form.entries), seconds)
 
         def as_dict(graded):
             return result_of(submission, **values, rows=[dataclasses.asdict(row) for row in [*rows, *graded.rows]],
                              scores=graded.scores, runs=graded.runs)
 
-        return as_dict(script.grade_script(part, path, None if quick else data[part], settings, trained,
-                                           seen=lambda graded: seen(as_dict(graded))))
+        return as_dict(script.grade_script(part, path, None if quick else data[part], settings, submitted,
+                                           on_progress=lambda graded: on_progress(as_dict(graded))))
     except Exception as error:
         return result_of(submission, part=part, key=keys.get(part, ""),
                          problem=f"not graded: {type(error).__name__}: {one_line(error)}")
 
 
-def fetch_models(rows, link, folder):
+def download_folder(downloads, submission, entries):
+    """Where the models of a submission are downloaded to."""
+    return downloads / ("_".join(entries) or printable(submission.path.stem).replace("/", "_"))
+
+
+def fetch_models(rows, link, folder, seconds=MAX_SECONDS):
     """Paths of the models downloaded from a link, or [] and a warning among the Rows."""
     try:
-        if not link:
-            raise FetchError("expected a link on the first line of model_path.txt, found none")
-        return fetch(link, MODELS[rows.part], folder)
+        for problem in forms.link_problems(link, "model_path.txt"):
+            raise FetchError(problem)
+        return fetch(link, MODELS[rows.part], folder, seconds)
     except FetchError as error:
         rows.add(LINK, "warn", str(error))
         return []
 
 
-def fingerprint(part, paths, settings, quick, fetched):
+def link_works_now(result, submission, downloads):
+    """Whether the models of a result whose link gave nothing can be downloaded now."""
+    failed = any(row["check"] == LINK and row["status"] == "warn" for row in result["rows"])
+    return failed and bool(fetch_models(Rows(result["part"]), result["link"],
+                                        download_folder(downloads, submission, result["entries"])))
+
+
+def fingerprint(part, paths, settings, quick, downloads):
     """"full" or "quick" and a hash of what decides a grade of a part, "" for none: the grader, the limits, the data,
     and whether models are downloaded."""
     limits = [settings.minutes, settings.minutes_test, settings.train_flags, dataclasses.asdict(settings.sandbox),
-              bool(fetched)]
+              bool(downloads)]
     state = hashlib.sha256(json.dumps([part, limits]).encode())
     for source in ("script", "contract", "rules", "probe", "sandbox", "scores", "submissions", "data", "fetch"):
         state.update(Path(__file__).with_name(f"{source}.py").read_bytes())
@@ -150,9 +163,8 @@ def grade_class(args, data, settings, log):
     handed_in = submissions.find_submissions(args.submissions, places.values())
     known = read_state(args.csv, places["state"])
     paths = {part: getattr(args, part) for part in data}
-    fetched = args.fetch_models and args.fetch_models.resolve()
-    models = args.models.resolve() if args.models else fetched
-    keys = {part: fingerprint(part, paths.get(part, ()), settings, args.quick, fetched)
+    downloads, models = (path and path.resolve() for path in (args.fetch_models, args.models))
+    keys = {part: fingerprint(part, paths.get(part, ()), settings, args.quick, downloads)
             for part in ("", *script.SCRIPTS) if part in paths or args.quick or not part}
     regrade = names_to_regrade(known, args.regrade, places["state"])
     overrides, work, graded, start = read_overrides(places["overrides"]), {}, 0, time.monotonic()
@@ -166,12 +178,13 @@ def grade_class(args, data, settings, log):
         submission = dataclasses.replace(submission, path=submission.path.resolve())
         version, before = submission.version(), known.get(name, {})
         same = before.get("version") == version and name not in regrade
-        if same and before["results"] and all(is_current(result, keys, args.quick) for result in before["results"]):
+        current = same and before["results"] and all(is_current(one, keys, args.quick) for one in before["results"])
+        if current and not (downloads and any(link_works_now(one, submission, downloads) for one in before["results"])):
             log(f"{name}: graded before")
             for result in before["results"]:
                 result.update({key: result_of(submission)[key] for key in ("students", "time")})
         else:
-            work[name] = submission, keys, settings, args.quick, models, fetched
+            work[name] = submission, keys, settings, args.quick, models, downloads
             known[name] = {"version": "", "results": before.get("results", [])}  # until the new ones are there
             versions[name], unchanged[name] = version, same
     write_files({str(places["state"]): json.dumps(known, indent=1).encode()})
@@ -222,10 +235,7 @@ def names_to_regrade(known, terms, state):
 
 
 def is_current(result, keys, quick):
-    """Whether grading again would change nothing: the same grader, data and settings, or no data for the part. Models
-    that could not be downloaded are tried again."""
-    if any(row["check"] == LINK and row["status"] == "warn" for row in result["rows"]) and not quick:
-        return False
+    """Whether grading again would change nothing: the same grader, data and settings, or no data for the part."""
     return (result["part"] not in keys or result["key"] == keys[result["part"]]
             or quick and result["key"].startswith("full"))
 

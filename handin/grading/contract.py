@@ -18,7 +18,7 @@ TESTS = {  # of each part: mode, name of its data, name of its output, how many 
                ("test_classifier", "test", "vae.csv", 2))}
 # Strings that occur in the scripts of that part alone
 WORDS = {"birds": ("bird.csv",), "digits": ("vae.csv", "test_reconstruction", "test_classifier")}
-MOST_PARAMETERS = {"birds": 80_000_000, "digits": 20_000_000}
+MAX_PARAMETERS = {"birds": 80_000_000, "digits": 20_000_000}
 LATENT = 2         # dimensions
 HARD_CODED = (1, 10, 15, 16, 30, 32, 64)  # frequent numbers of images
 MAX_BYTES_PER_ROW = 200  # of a CSV: a longer file is no list of labels
@@ -145,7 +145,7 @@ def _in_0_1(images):
 
 def check_probe(rows, name, report):
     """Adds rows for what probe.py reports; `name` is that of the model file, or None if only the script was probed."""
-    classes, parameters, limit = report["classes"], report["parameters"], MOST_PARAMETERS[rows.part]
+    classes, parameters, limit = report["classes"], report["parameters"], MAX_PARAMETERS[rows.part]
     reasons = "; ".join(f"{printable(label, 40)}: {printable(str(why), 120)}"
                         for label, why in classes.items() if why) or "none"
     rows.check("import", not report["import"], printable(report["import"]))

@@ -74,6 +74,17 @@ def wrong_orders(folder, paths):
     return orders
 
 
+def image_key(content):
+    """Key of the images in an opened .npz file that vae.load_digits takes."""
+    return "data" if "data" in content.files else next(key for key in content.files if key != "labels")
+
+
+def check_digit_paths(paths):
+    """Raises InputError unless there are as many paths as --digits takes."""
+    if len(paths) not in (3, 4):
+        raise InputError(f"--digits: expected TRAIN VAL TEST [RECONSTRUCTION], found {len(paths)} files")
+
+
 def load_digits(folder, train, val, test, reconstruction=None):
     """Data of .npz files; without RECONSTRUCTION the images of TEST are reconstructed. `folder` gets copies: TRAIN
     keeps its labels, shuffled, because a script may expect that there are some; TEST and RECONSTRUCTION have none, and
@@ -92,7 +103,7 @@ def load_digits(folder, train, val, test, reconstruction=None):
     copies, orders = {name: Path(folder, f"{name}.npz") for name in given}, {}
     for name, path in given.items():
         with np.load(path, allow_pickle=False) as content:  # other arrays may be there; they are not read
-            key = "data" if "data" in content.files else next(key for key in content.files if key != "labels")
+            key = image_key(content)
             arrays = {key: content[key]}
             if name in ("train", "val") and "labels" in content.files:
                 arrays["labels"] = content["labels"]
@@ -104,3 +115,6 @@ def load_digits(folder, train, val, test, reconstruction=None):
     labels = None if labels is None else labels[orders[given["test"]]]
     hidden = {*given.values(), *(path.parent for path in given.values())}
     return Data(copies, tuple(sorted(hidden)), sorted(set(val_labels.tolist())), labels, len(digits))
+
+
+LOADERS = {"birds": load_birds, "digits": load_digits}  # folder for the copies, paths of the part -> Data

@@ -1,21 +1,24 @@
 """python -m handin.grading.fetch LINK FOLDER NAME...
 
-Downloads submitted models from the link of a model_path.txt, with gdown: a file on Google Drive or anywhere else, a
-folder of Drive, or a zip. This command does it without limits on time; `fetch` runs it in a process of its own, with
-them.
+Downloads submitted models from the link of a model_path.txt, with gdown: a file on Google Drive or another server, a
+folder of Drive, or a zip. This command has no time limit of its own; `fetch` runs it in a subprocess with one.
 """
 import contextlib
 import datetime
 import errno
 import hashlib
+import ipaddress
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.parse
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -23,52 +26,74 @@ from common.errors import one_line
 from common.files import read_json, write_files
 from handin.grading.sandbox import ROOT, printable
 
-MOST_BYTES = 5 * 10 ** 8  # of a file
-MOST_SECONDS = 600        # of a download
-TRIES, PAUSE = 3, 20      # Drive refuses for a while what is downloaded often; seconds between two tries
-BUSY = "downloaded too often at the moment"
+MAX_BYTES = 5 * 10 ** 8  # of a file
+MAX_SECONDS = 600        # of a download
+MAX_TRIES, PAUSE = 3, 20  # of a file whose quota is used up; seconds between two tries
+LOCAL = "HANDIN_LOCAL_LINKS"  # environment variable: links may lead to this machine and to private networks
+QUOTA = "Drive's download quota of this file is used up; try later"
 OFFLINE = "no connection to"
-NOT_SHARED = "not shared with anyone who has the link, or downloaded too often"
+NOT_SHARED = 'not shared publicly (set it to "Anyone with the link"), or Drive\'s download quota is used up'
 
 
 class FetchError(Exception):
     """Why models cannot be downloaded, in one line."""
 
 
-def fetch(link, names, folder):
-    """Paths of the models `names`, downloaded from a link into `folder`, which also gets bird.pth.json or vae.pth.json:
-    the link, the time, and size and SHA-256 of each file. What came from the same link before is not downloaded again.
-    Raises FetchError."""
-    folder = Path(folder)
-    paths, record = [folder / name for name in names], folder / f"{names[0]}.json"
-    with contextlib.suppress(Exception):  # no record, or a broken one
-        if read_json(record, "")["link"] == link and all(path.is_file() for path in paths):
-            return paths
+def fetch(link, names, folder, seconds=MAX_SECONDS):
+    """Paths of the models `names`, downloaded from a link into `folder` within so many seconds. The folder also gets
+    bird.pth.json or vae.pth.json: the link, the time, and size and SHA-256 of each file. What came from the same link
+    before and is unchanged is not downloaded again; what came from another is kept, and a second folder, FOLDER_HASH,
+    is used. Raises FetchError."""
+    folder, end = Path(folder), time.monotonic() + seconds
+    record = read_record(folder, names)
+    if record and record.get("link") != link:
+        folder = folder.with_name(f"{folder.name}_{hashlib.sha256(link.encode()).hexdigest()[:8]}")
+        record = read_record(folder, names)
+    if record and record.get("files") == describe(folder, names):
+        return [folder / name for name in names]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        for attempt in range(TRIES):
-            reason = _download_apart(link, temporary, names)
-            if BUSY not in reason or attempt == TRIES - 1:
+        for attempt in range(MAX_TRIES):
+            reason = _download_in_subprocess(link, temporary, names, end - time.monotonic())
+            if QUOTA not in reason or attempt == MAX_TRIES - 1 or end - time.monotonic() < PAUSE:
                 break
             time.sleep(PAUSE)
         if reason:
             raise FetchError(f"{link}: {reason}")
-        contents = [Path(temporary, name).read_bytes() for name in names]
-    files = {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-             for name, content in zip(names, contents)}
+        for name in names:
+            os.replace(Path(temporary, name), folder / name)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    write_files({**dict(zip(paths, contents)),
-                 record: json.dumps({"link": link, "time": now, "files": files}, indent=1).encode()})
-    return paths
+    content = {"link": link, "time": now, "files": describe(folder, names)}
+    write_files({folder / f"{names[0]}.json": json.dumps(content, indent=1).encode()})
+    return [folder / name for name in names]
 
 
-def _download_apart(link, folder, names):
-    """Downloads in a process of its own. Returns why it failed, or ""."""
+def read_record(folder, names):
+    """What `fetch` noted of the models in a folder; {} for nothing, or nothing that can be read."""
+    with contextlib.suppress(Exception):
+        return read_json(folder / f"{names[0]}.json", "")
+    return {}
+
+
+def describe(folder, names):
+    """{name: {"bytes", "sha256"}} of files in a folder, None for those that are missing."""
+    found = dict.fromkeys(names)
+    for path in (folder / name for name in names if (folder / name).is_file()):
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            for block in iter(lambda file=file: file.read(2 ** 20), b""):
+                digest.update(block)
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return found
+
+
+def _download_in_subprocess(link, folder, names, seconds):
+    """Why a download failed, or ""."""
     try:
         done = subprocess.run([sys.executable, "-m", "handin.grading.fetch", link, folder, *names], cwd=str(ROOT),
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MOST_SECONDS)
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=max(1, seconds))
     except subprocess.TimeoutExpired:
-        return f"not downloaded within {MOST_SECONDS // 60} min"
+        return f"not downloaded within {max(1, seconds):.0f} s"
     lines = done.stderr.splitlines()
     return printable(lines[-1] if lines else f"exit code {done.returncode}") if done.returncode else ""
 
@@ -86,11 +111,10 @@ def download(link, folder, names):
         if not set(names) <= set(listed):
             raise ValueError(f"expected {' and '.join(names)} in the folder, found {', '.join(listed) or 'no files'}")
         for name in names:
-            _download_file(gdown, {"id": listed[name]}, folder / name, options)
+            _download_file({"id": listed[name]}, folder / name, options)
         return
-    file = folder / "download"
-    _download_file(gdown, {"id": drive_id} if drive_id else {"url": link}, file, options)
-    members = {}
+    file, members = folder / "download", {}
+    _download_file({"id": drive_id} if drive_id else {"url": link}, file, options)
     if zipfile.is_zipfile(file):  # as a file of torch.save is
         with zipfile.ZipFile(file) as archive:
             members = {Path(member.filename).name: member for member in archive.infolist() if not member.is_dir()}
@@ -99,16 +123,18 @@ def download(link, folder, names):
                     shutil.copyfileobj(source, target)
     if not set(names) <= set(members):
         if len(names) > 1:
-            raise ValueError(f"expected a folder or a zip with {' and '.join(names)}, found another file")
+            raise ValueError(f"expected a folder of Drive or a zip with {' and '.join(names)}, found another file")
         file.rename(folder / names[0])
 
 
-def _download_file(gdown, what, path, options):
-    if gdown.download(**what, output=str(path), **options) is None:  # versions before 5 raise nothing
+def _download_file(what, path, options):
+    import gdown
+    if gdown.download(**what, output=str(path), **options) is None:
         raise ValueError(NOT_SHARED)
     with open(path, "rb") as file:
         if file.read(200).lstrip()[:1] in (b"<", b""):
-            raise ValueError("expected a file, found a web page or nothing")
+            raise ValueError("expected a file, found a web page or nothing: is it the link of a page with a download "
+                             "button?")
 
 
 def explain(error, link):
@@ -117,13 +143,30 @@ def explain(error, link):
     text = one_line(error)
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answers {error.response.status_code} {error.response.reason}"
+    if "a private network" in str(error):
+        return "expected a public server, found one in a private network"
     if isinstance(error, (requests.ConnectionError, requests.Timeout)):
         return f"{OFFLINE} {urllib.parse.urlsplit(link).hostname}"
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return f"more than {MOST_BYTES / 1e6:g} MB"
+        return f"expected at most {MAX_BYTES / 1e6:g} MB, found more"
     if "Too many users" in text or "quota" in text.lower():
-        return BUSY
+        return QUOTA
     return NOT_SHARED if "permission" in text or "Cannot retrieve" in text else text
+
+
+def refuse_private_networks():
+    """Makes every connection to this machine or to a private network fail, also after a redirect: the link is a
+    student's. Not behind a proxy, which may be in one."""
+    resolve = socket.getaddrinfo
+
+    def public(*args, **kwargs):
+        found = resolve(*args, **kwargs)
+        if not all(ipaddress.ip_address(address[0].split("%")[0]).is_global for *_, address in found):
+            raise OSError("a private network")
+        return found
+
+    if not urllib.request.getproxies() and LOCAL not in os.environ:
+        socket.getaddrinfo = public
 
 
 def main(argv):
@@ -131,7 +174,8 @@ def main(argv):
     link, folder, *names = argv
     with contextlib.suppress(ImportError):  # not on Windows
         import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_BYTES, MOST_BYTES))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BYTES, MAX_BYTES))
+    refuse_private_networks()
     try:
         download(link, Path(folder), names)
     except ImportError:

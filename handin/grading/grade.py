@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.files import read_bytes, write_files
 from handin.grading import classroom, contract, sandbox
 from handin.grading.contract import SCRIPTS
-from handin.grading.data import load_birds, load_digits
+from handin.grading.data import LOADERS, check_digit_paths
 from handin.grading.script import Settings, grade_script, remove_leftovers, summary, table, temporary_folder
 
 EXAMPLE = ("python -m handin grade --birds birds/train birds/test --digits mnist_1_4_8_train.npz mnist_1_4_8_val.npz "
@@ -79,8 +79,8 @@ def settings_of(args):
         raise InputError(f"--csv: expected a name that ends with .csv, found {args.csv}")
     if not (args.birds or args.digits or args.quick):
         raise InputError("grade: expected --birds TRAIN TEST, --digits TRAIN VAL TEST or --quick, found none of them")
-    if args.digits and len(args.digits) not in (3, 4):
-        raise InputError(f"--digits: expected TRAIN VAL TEST [RECONSTRUCTION], found {len(args.digits)} files")
+    if args.digits:
+        check_digit_paths(args.digits)
     for given, option, data in ((args.bird_model, "--bird-model", args.birds),
                                 (args.digit_models, "--digit-models", args.digits)):
         if given and (args.submissions or args.quick or not data):
@@ -119,10 +119,10 @@ def run(args):
 
     # Workers on other machines see the folder of the CSV.
     with temporary_folder(str(args.csv.resolve().parent) if args.scheduler else "") as folder:
-        for part, load, paths in (("birds", load_birds, args.birds), ("digits", load_digits, args.digits)):
-            if paths and not args.quick:
+        for part, load in LOADERS.items():
+            if getattr(args, part) and not args.quick:
                 (folder / part).mkdir()
-                data[part] = load(folder / part, *paths)
+                data[part] = load(folder / part, *getattr(args, part))
         if args.submissions:
             settings = dataclasses.replace(settings, folder="" if args.scheduler else str(folder))
             return classroom.grade_class(args, data, settings, log)

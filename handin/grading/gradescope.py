@@ -1,24 +1,24 @@
 """python -m handin.grading.gradescope ROOT
 
 Grades one submission on Gradescope, whose folders are below ROOT (/autograder there), and writes results/results.json:
-at first, and again after each command, so that what was found is there if time runs out.
-https://gradescope-autograders.readthedocs.io/en/latest/specs/
+at first, and again after each command. https://gradescope-autograders.readthedocs.io/en/latest/specs/
 """
 import collections
 import datetime
 import json
 import os
+import shutil
+import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from dateutil import parser
-
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.files import read_json, write_files
 from handin.grading import classroom, outputs, sandbox, submissions
 from handin.grading.contract import MODELS, SCRIPTS
-from handin.grading.data import load_birds, load_digits
+from handin.grading.data import LOADERS
 from handin.grading.marks import maximum, read_rubric
 from handin.grading.script import SHOWN, Settings, temporary_folder
 
@@ -26,172 +26,202 @@ STUDENT = "student"          # the user that setup.sh makes
 MINUTES_TRAIN = 10
 MINUTES_TEST = 3
 GRADER_MEMORY = 0.8          # GB, of this process
-NO_MODEL = ("No submitted model was scored, so there are no points yet: hand in {models} with the script, or a link "
-            "that anyone can open in model_path.txt.")
-UNFINISHED = "The autograder was stopped before it was done. "
+UNFINISHED = "The autograder did not finish; what it found so far: "
+NO_MODEL = ("There are no points yet, because no submitted model was scored: hand in {models} with the script, or a "
+            "link that anyone can open in model_path.txt. ")
 STATUS = {"pass": {"status": "passed"}, "fail": {"status": "failed"}, "warn": {"status": "passed"}, "skip": {}}
 
 
 def main(root):
-    """Grades; returns the exit code 0 in any case, because Gradescope shows students no results.json otherwise."""
-    start, root = time.monotonic(), Path(root)
-    settings = read_json(root / "source" / "settings.json", "the settings of the autograder")
-    rubric = read_rubric(root / "source" / "rubric.yaml")
-    target, results = root / "results" / "results.json", {}
+    """Grades; returns 0, or 1 if the autograder itself failed. A results.json is written in any case."""
+    start, root, results = time.monotonic(), Path(root), {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are removed
+    settings = rubric = None
 
     def write(output=""):
-        content = results_json(list(results.values()), rubric, settings, output)
-        write_files({target: json.dumps({**content, "execution_time": round(time.monotonic() - start)}).encode()})
+        content = {"score": 0.0, "output": output.strip(), "tests": []}
+        if settings and rubric:
+            content = results_json(list(results.values()), rubric, settings, output)
+        write_json({**content, "execution_time": round(time.monotonic() - start)})
 
-    write(UNFINISHED)
+    def write_json(content):
+        write_files({root / "results" / "results.json": json.dumps(content).encode()})
+
+    def on_progress(result):
+        results[result["part"]] = result
+        write(UNFINISHED)
+
     try:
+        write(UNFINISHED)
+        settings = read_json(root / "source" / "settings.json", "the settings of the autograder")
+        rubric = read_rubric(root / "source" / "rubric.yaml")
         metadata = read_json(root / "submission_metadata.json", "Gradescope's metadata")
-        refusal = daily_limit(metadata, settings["daily"])
+        refusal = over_the_limit(metadata, settings["max_per_day"])
         if refusal:
-            write_files({target: json.dumps(refusal).encode()})
+            write_json(refusal)
             return 0
-        due = (metadata.get("assignment") or {}).get("due_date")
-        for part in settings["data"]:
-            if due and not rubric[part]["deadline"]:
-                rubric[part]["deadline"] = parser.isoparse(due)
-        students = tuple(submissions.Student(name=str(one.get("name") or ""), email=str(one.get("email") or ""),
-                                             id=str(one.get("id") or "")) for one in metadata.get("users") or ())
-        submission = submissions.Submission(root / "submission", students, str(metadata.get("created_at") or ""))
-        with temporary_folder() as folder:
-            folder.chmod(0o711)
-            for part, path in scripts_of(submission, settings["data"]).items():
-                def seen(result, part=part):
-                    results[part] = result
-                    write(UNFINISHED)
-
-                seen(grade(submission, part, path, folder, root / "source", settings, start, seen))
+        set_deadlines(rubric, metadata)
+        grade(root, settings, metadata, start, on_progress)
         write()
+        return 0
     except Exception as error:  # a student must see something, whatever happens
-        write(f"The autograder failed: {type(error).__name__}: {error}. ")
-        raise
-    return 0
+        traceback.print_exc()
+        write(f"The autograder failed, which is no fault of yours: {type(error).__name__}: {one_line(error)}. ")
+        return 1
 
 
-def scripts_of(submission, parts):
-    """{part: path of its script, or what is wrong} of the `parts` that are asked for."""
-    try:
-        with submissions.opened(submission) as folder:
-            found = submissions.find_scripts(folder)
-    except InputError as error:
-        return dict.fromkeys(parts, str(error))
-    return {part: found.get(part, f"expected {SCRIPTS[part]}, found none") for part in parts}
+def grade(root, settings, metadata, start, on_progress):
+    """Grades the parts that the autograder has data of, each in its share of the time."""
+    students = tuple(submissions.Student(name=str(user.get("name") or ""), email=str(user.get("email") or ""),
+                                         id=str(user.get("id") or "")) for user in metadata.get("users") or ())
+    submission = submissions.Submission(root / "submission", students, str(metadata.get("created_at") or ""))
+    parts, box = settings["data"], choose_sandbox()
+    with temporary_folder() as folder, submissions.opened(submission) as place:
+        try:
+            found, missing = submissions.find_scripts(place), "expected {}, found none"
+        except InputError as error:
+            found, missing = {}, str(error)
+        for number, part in enumerate(parts):
+            path, data = found.get(part, missing.format(SCRIPTS[part])), {}
+            if not isinstance(path, str):
+                data[part] = load_data(part, root / "source", parts[part], folder / part)
+            limits = Settings(
+                dict.fromkeys(SCRIPTS, MINUTES_TRAIN), MINUTES_TEST,
+                1e9 * max(0.5, settings["memory"] - GRADER_MEMORY), sandbox=box, hidden=(str(root),),
+                folder=str(folder), smoke_test=True,
+                stop_at=start + 60 * settings["grading_minutes"] * (number + 1) / len(parts))
+            on_progress(classroom.grade_part(submission, place, part, path, data, {}, limits, False,
+                                             downloads=folder / "downloads", on_progress=on_progress))
 
 
-def grade(submission, part, path, folder, source, settings, start, seen):
-    """The result of one part (see classroom.result_of)."""
-    data = {}
-    if not isinstance(path, str):
-        load = {"birds": load_birds, "digits": load_digits}[part]
-        (folder / part).mkdir(mode=0o711)
-        data[part] = load(folder / part, *(source / name for name in settings["data"][part]))
-    limits = Settings(
-        dict.fromkeys(SCRIPTS, MINUTES_TRAIN), MINUTES_TEST, 1e9 * max(0.5, settings["memory"] - GRADER_MEMORY),
-        sandbox=isolation(), hidden=(str(submission.path), str(source)), folder=str(folder), small_training=True,
-        ends=start + 60 * settings["minutes"])
-    return classroom.grade_part(submission, submission.path, part, path, data, {}, limits, False,
-                                fetched=folder / "fetched", seen=seen)
+def load_data(part, source, paths, folder):
+    """Data of a part, in a folder that the student's user may read: the autograder's own is closed to it."""
+    folder.mkdir()
+    paths = [source / path for path in paths]
+    if part == "birds":
+        shutil.copytree(paths[0], folder / "given" / "train", copy_function=shutil.copyfile)
+        paths[0] = folder / "given" / "train"
+    return LOADERS[part](folder, *paths)
 
 
-def isolation():
-    """bubblewrap if it works, else the user of the student's code if there is one."""
+def choose_sandbox():
+    """bubblewrap if it works, else the user of the student's code. Raises InputError where there is neither, which is
+    allowed in a trial on another machine only."""
     try:
         return sandbox.choose("bwrap", "")
     except InputError:
         import pwd
-        there = os.getuid() == 0 and any(account.pw_name == STUDENT for account in pwd.getpwall())
-        return sandbox.Sandbox("user", user=STUDENT) if there else sandbox.choose("auto", "")
+        if os.getuid() == 0 and STUDENT in {account.pw_name for account in pwd.getpwall()}:
+            return sandbox.Sandbox("user", user=pwd.getpwnam(STUDENT).pw_uid)
+        if "AUTOGRADER" not in os.environ:
+            raise InputError(f"expected bubblewrap or the user {STUDENT}, found neither: has setup.sh run?") from None
+        return sandbox.choose("auto", "")
 
 
-def daily_limit(metadata, most):
-    """A results.json that refuses to grade more than `most` submissions in 24 hours, with the score of the last graded
-    one, or None."""
-    def time_of(text):
-        return parser.isoparse(str(text))
+# ---------------------------------------------------------------------------------------------------------- Gradescope
 
-    now, graded = time_of(metadata["created_at"]), []
+def parse_time(text):
+    """A datetime with a time zone, UTC if there is none, of Gradescope's text."""
+    from dateutil import parser
+    found = parser.isoparse(str(text))
+    return found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)
+
+
+def set_deadlines(rubric, metadata):
+    """The assignment's due date is the deadline of the parts for which the rubric has none."""
+    due = (metadata.get("assignment") or {}).get("due_date")
+    for part in SCRIPTS if due else ():
+        rubric[part]["deadline"] = rubric[part]["deadline"] or parse_time(due)
+
+
+def over_the_limit(metadata, most):
+    """A results.json that refuses to grade more than `most` submissions in 24 hours: that of the last graded one, with
+    another output. None if it may be graded."""
+    now, graded = parse_time(metadata["created_at"]), []
     for earlier in metadata.get("previous_submissions") or () if most else ():
-        refused = ((earlier.get("results") or {}).get("extra_data") or {}).get("refused")
-        if not refused and now - time_of(earlier["submission_time"]) < datetime.timedelta(days=1):
-            graded.append(earlier)
+        results, day = earlier.get("results") or {}, datetime.timedelta(days=1)
+        refused = (results.get("extra_data") or {}).get("refused") or earlier.get("score") is None
+        if not refused and now - parse_time(earlier["submission_time"]) < day:
+            graded.append((parse_time(earlier["submission_time"]), float(earlier["score"]), results))
     if not most or len(graded) < most:
         return None
-    last = max(graded, key=lambda earlier: time_of(earlier["submission_time"]))
-    again = min(time_of(earlier["submission_time"]) for earlier in graded) + datetime.timedelta(days=1)
-    return {"score": float(last.get("score") or 0), "extra_data": {"refused": True},
-            "output": f"Not graded: {most} submissions in 24 hours are allowed. The score is that of your last graded "
-                      f"one; the next can be graded from {again:%d %B, %H:%M %Z} on."}
+    graded.sort(key=lambda found: found[0])
+    (_, score, results), again = graded[-1], graded[-most][0] + datetime.timedelta(days=1)
+    return {"tests": [], **results, "score": score, "extra_data": {"refused": True},
+            "output": f"Not graded: {most} submissions in 24 hours are allowed. What you see is the result of your "
+                      f"last graded one; the next can be graded from {again:%d %B %Y, %H:%M (UTC%z)}."}
 
 
 def results_json(found, rubric, settings, output=""):
     """Content of results.json for the results (see classroom.result_of) of the parts graded so far."""
     tests, score, extra, leaderboard = [], 0.0, {}, []
-    rows = [row for row in outputs.class_rows({"submission": found}, rubric) if row["part"]]
+    rows = {row["part"]: row for row in outputs.class_rows({"submission": found}, rubric)}
     for part in settings["data"]:
-        row = next((row for row in rows if row["part"] == part), None)
-        if row:
-            score, scored = score + (row["mark"] or 0), row["mark"] != "" or row["result"]["problem"]
-            tests += part_tests(part, row, settings["visibility"])
-            output += NO_MODEL.format(models=" and ".join(MODELS[part])) + " " if not scored else ""
-            leaderboard += [{"name": f"{part}: {name}", "value": round(row[key], 4)}
-                            for key, name in SHOWN.items() if key in row]
-            extra[part] = {"status": row["status"], "scores": row["result"]["scores"], "runs": row["result"]["runs"]}
-        else:
+        if part not in rows:
             tests.append({"name": f"{part}: {SCRIPTS[part]}", "score": 0.0, "max_score": maximum(rubric, part),
                           "status": "failed", "output": "not graded yet", "visibility": "visible"})
+            continue
+        row = rows[part]
+        score += row["mark"] or 0
+        tests += part_tests(part, row, settings["visibility"])
+        if row["mark"] == "" and not row["result"]["problem"]:
+            output += NO_MODEL.format(models=" and ".join(MODELS[part]))
+        leaderboard += [{"name": f"{part}: {name}", "value": round(row[key], 4)} for key, name in SHOWN.items()
+                        if key in row and settings["visibility"] == "visible"]
+        extra[part] = {"status": row["status"], "scores": row["result"]["scores"], "runs": [
+            {key: value for key, value in run.items() if key != "output_tail"} for run in row["result"]["runs"]]}
     return {"score": round(score, 2), "output": output.strip(), "output_format": "text", "test_output_format": "text",
             "tests": tests, "leaderboard": leaderboard, "extra_data": extra}
 
 
 def part_tests(part, row, visibility):
-    """The tests of a part: points, deductions, then the checks, what fails first."""
-    result, tests = row["result"], []
+    """The tests of a part: points, deductions, then the checks, what fails first. What tells a score has its own
+    `visibility`."""
+    result, tests, graded = row["result"], [], row["mark"] != ""
 
-    def add(name, output="", seen="visible", **values):
-        tests.append({"name": f"{part}: {name}", "output": output, "output_format": "text", "visibility": seen,
+    def add(name, output="", shown="visible", **values):
+        tests.append({"name": f"{part}: {name}", "output": output, "output_format": "text", "visibility": shown,
                       **values})
 
     if result["problem"]:
         add(SCRIPTS[part], result["problem"], status="failed", score=0.0, max_score=row["max_mark"])
         return tests
-    graded = row["mark"] != ""
+    keys = {name: key for key, name in SHOWN.items()}
     for name, earned, possible in row["points"]:
-        key = next((key for key, shown in SHOWN.items() if shown == name), "")
-        value = f"{row[key]:.4f}" if key in row else "no submitted model was scored" if key else ""
-        add(name, value or result["report_missing"] or "read by a person, who may change these points",
-            visibility if key else "visible", status="passed" if earned else "failed",
-            score=round(earned, 2) if graded else 0.0, max_score=possible)
-    total = sum(earned for _, earned, _ in row["points"]) if graded else 0.0
-    capped = total - row["mark"] if graded else 0.0
+        earned = round(earned, 2) if graded else 0.0
+        if name in keys:
+            output = f"{row[keys[name]]:.4f}" if keys[name] in row else "no submitted model was scored"
+        else:
+            output = result["report_missing"] or "provisional: a grader reads the report and may change this"
+        add(name, output, visibility if name in keys else "visible", status="passed" if earned else "failed",
+            score=earned, max_score=possible)
     for reason, percent in row["reasons"]:
         add(f"deduction of {percent:g} %", reason, status="failed")
-    if capped:
-        add("deductions in all", "", visibility, status="failed", score=-round(capped, 2), max_score=0.0)
+    deducted = sum(test.get("score", 0) for test in tests) - row["mark"] if graded else 0.0
+    if deducted > 0.005 and row["reasons"]:
+        add("total deductions", "", visibility, status="failed", score=-round(deducted, 2), max_score=0.0)
     checks = collections.defaultdict(list)
-    for one in result["rows"]:
-        if one["check"] not in SHOWN.values():
-            checks[one["status"]].append(one)
-    for one in (*checks["fail"], *checks["warn"], *checks["skip"], *checks["pass"]):
-        lines = ["warning" if one["status"] == "warn" else "", one["value"], one["detail"], outputs.advice(one["check"])
-                 if one["status"] in ("fail", "warn") else ""]
-        add(one["check"], "\n".join(filter(None, lines)), **STATUS[one["status"]])
-    for name, text in (("files", result["layout"]), ("report", result["report_text"])):
+    for check in result["rows"]:
+        if check["check"] not in keys:
+            checks[check["status"]].append(check)
+    for check in (*checks["fail"], *checks["warn"], *checks["skip"], *checks["pass"]):
+        advice = outputs.advice(check["check"]) if check["status"] in ("fail", "warn") else ""
+        lines = ["warning" if check["status"] == "warn" else "", check["value"], check["detail"], advice]
+        add(check["check"], "\n".join(filter(None, lines)),
+            visibility if "row order" in check["check"] else "visible", **STATUS[check["status"]])
+    for name, text in (("files", result["layout"]), ("form of the report", result["report_text"])):
         if text:
             add(name, text)
     return tests
 
 
 def as_text(results):
-    """The content of a results.json as aligned text."""
+    """The content of a results.json as text."""
     lines = [f"score {results['score']:g}", *filter(None, [results.get("output", "")])]
-    for one in results.get("tests", ()):
-        points = f"{one['score']:g} of {one['max_score']:g}" if "score" in one else one.get("status", "skipped")
-        lines.append(f"{points:>14}  {one['name']}" + "".join(f"\n{'':16}{line}" for line in
-                                                              one["output"].splitlines()))
+    for test in results["tests"]:
+        points = f"{test['score']:g} of {test['max_score']:g}" if "score" in test else test.get("status", "skipped")
+        lines.append(f"{points:>14}  {test['name']}" + "".join(f"\n{'':16}{line}" for line in
+                                                               test["output"].splitlines()))
     return "\n".join(lines)
 
 

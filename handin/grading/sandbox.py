@@ -2,8 +2,8 @@
 
 bubblewrap (Linux, Debian package bubblewrap) gives it processes, users and a network of its own, and a file system that
 is read-only outside of its folders and in which home folders and hidden paths are empty. What it starts ends with it.
-Where a grader is root in a container that allows no namespaces, a script runs as another user, to whom the answers are
-closed. Without any of these it runs with the rights of the grader's user.
+Where the grader is root in a container that allows no namespaces, a script runs as another user, who may not read the
+answers. Without any of these it runs with the rights of the grader's user.
 """
 import contextlib
 import dataclasses
@@ -25,13 +25,11 @@ import psutil
 
 from common.errors import InputError
 
-with contextlib.suppress(ImportError):  # not on Windows
-    import pwd
-
 KEPT_TAIL = 8192        # bytes of output
 POLL = 0.1              # seconds between two measurements
 POLL_SHARE = 0.05       # of the time, at most, is spent on measuring: training is timed
-MOST_WALL = 3           # times the limit: wall time after which a command that uses no CPU is stopped, too
+MAX_PROCESSES = 512     # of another user
+MAX_WALL = 3            # times the limit: wall time after which a command that uses no CPU is stopped, too
 INHERITED = re.compile("PATH|LANG|LANGUAGE|LC_.*|LD_LIBRARY_PATH|DYLD_.*|TZ|SYSTEMROOT|WINDIR|COMSPEC|PATHEXT|"
                        "VIRTUAL_ENV|CONDA_PREFIX|(CUDA|NVIDIA|OMP|MKL|OPENBLAS|ROCR|HIP|HSA)_.*")
 DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there: a download fails at once instead of hanging
@@ -44,11 +42,11 @@ ROOT = Path(__file__).resolve().parents[2]
 class Limits:
     """Limits of one command: seconds, and bytes of resident memory of its process tree and of output. Time is up when
     both wall time and CPU time are above the limit, so that a busy machine costs nobody the grade, and in any case
-    after three times the limit or `wall` seconds."""
+    after three times the limit or `max_wall_seconds`."""
     seconds: float
     memory: float = 8e9
     output: float = 64e6
-    wall: float = float("inf")
+    max_wall_seconds: float = float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,34 +188,32 @@ def choose(name, image):
 @dataclasses.dataclass(frozen=True)
 class Sandbox:
     """How commands are isolated: by "bwrap", a "container" of an image of Docker or Podman, another "user" of this
-    machine, or "none"."""
+    machine, given by number, or "none"."""
     kind: str = "none"
     image: str = ""
-    user: str = ""
+    user: int = 0
 
     def run(self, arguments, cwd, environment, limits, writable=(), readable=(), hidden=(), log=None):
         """Outcome of a Python command, given as the arguments after `python`: without network, with `writable` paths,
         with `readable` ones read-only, with `hidden` ones empty. `log` as in run_bounded."""
         with self.command(arguments, cwd, environment, limits, *(
                 [str(path) for path in paths] for paths in (writable, readable, hidden))) as (command, environment):
-            return run_bounded(command, cwd, environment, limits, self.kind != "container", log, self.user)
+            return run_bounded(command, cwd, environment, limits, self.kind != "container", log)
 
     @contextlib.contextmanager
     def command(self, arguments, cwd, environment, limits, writable, readable, hidden):
         """Yields the words of the whole command, and its environment. A container is removed at the end, also if the
-        command was killed."""
-        if self.kind == "user":
-            account = pwd.getpwnam(self.user)
-            for folder in Path(cwd).parents:
-                if Path(tempfile.gettempdir()) in folder.parents:
-                    folder.chmod(0o711)
-            for paths, (user, group) in ((readable, (os.getuid(), os.getgid())), (writable, account[2:4])):
-                for path in map(Path, paths):
-                    for file in (path, *path.rglob("*")):
-                        if os.lstat(file).st_uid in (os.getuid(), account.pw_uid):
-                            os.chown(file, user, group, follow_symlinks=False)
-        if self.kind in ("none", "user"):
+        command was killed, and all processes of another user end."""
+        if self.kind == "none":
             yield [sys.executable, *arguments], environment
+        elif self.kind == "user":
+            self._give(cwd, writable, readable)
+            as_user = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--no-new-privs"]
+            try:
+                yield ["prlimit", f"--nproc={MAX_PROCESSES}", *as_user, sys.executable, *arguments], environment
+            finally:  # kill(-1): all at once, so that none can start another
+                subprocess.run([*as_user, sys.executable, "-I", "-S", "-c", "import os; os.kill(-1, 9)"],
+                               capture_output=True, check=False)
         elif self.kind == "bwrap":
             prefix = _bubblewrap(str(cwd), environment["TMPDIR"], writable, readable, hidden)
             yield [*prefix, sys.executable, *arguments], environment
@@ -234,6 +230,20 @@ class Sandbox:
                 yield [engine, "run", *options, self.image, "python", *arguments], dict(os.environ)
             finally:
                 subprocess.run([engine, "rm", "--force", name], capture_output=True, check=False)
+
+
+    def _give(self, cwd, writable, readable):
+        """Makes `writable` paths the user's own, and `readable` ones readable, if these are temporary files."""
+        temporary = Path(tempfile.gettempdir()).resolve()
+        for folder in Path(cwd).resolve().parents:
+            if temporary in folder.parents:
+                folder.chmod(0o711)
+        for paths, owner in ((readable, os.getuid()), (writable, self.user)):
+            for path in (Path(path).resolve() for path in paths):
+                for file in (path, *path.rglob("*")) if temporary in path.parents else ():
+                    os.chown(file, owner, owner, follow_symlinks=False)
+                    if not file.is_symlink():
+                        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 # -------------------------------------------------------------------------------------------------------------- limits
@@ -262,8 +272,8 @@ def _usage(processes, limit):
     return proportional or resident, cpu
 
 
-def _end(process, user):
-    """Kills a command, its group, all below it and all of a `user` of its own, and waits for their end."""
+def _end(process):
+    """Kills a command, its group and all below it, and waits for their end."""
     below = _processes(process.pid)[1:]
     with contextlib.suppress(OSError, AttributeError):  # no groups on Windows
         os.killpg(process.pid, signal.SIGKILL)
@@ -274,31 +284,17 @@ def _end(process, user):
         process.kill()
     process.wait()
     psutil.wait_procs(below, timeout=5)
-    for _ in range(50 if user else 0):  # one that forks all the time may be missed
-        left = [other for other in psutil.process_iter() if _owner(other) == user]
-        for other in left:
-            with contextlib.suppress(psutil.Error):
-                other.kill()
-        if not psutil.wait_procs(left, timeout=1)[0]:
-            break
 
 
-def _owner(process):
-    with contextlib.suppress(psutil.Error):
-        return process.username()
-    return ""
-
-
-def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None, user=""):
+def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None):
     """Outcome of a command run in `cwd`. `counts_cpu`: its CPU time can be measured, which in a container it cannot.
-    `log` is called with the seconds so far about once a minute. `user`: who runs it, in place of this process's."""
+    `log` is called with the seconds so far about once a minute."""
     start, peak, cpu, stopped, pause, logged = time.monotonic(), 0, 0.0, "", POLL, 0
-    most_wall = min(MOST_WALL * limits.seconds, limits.wall)
-    as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
+    max_wall = min(MAX_WALL * limits.seconds, limits.max_wall_seconds)
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([str(word) for word in command], cwd=str(cwd), env=environment,
                                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                   start_new_session=True, **as_user)
+                                   start_new_session=True)
         try:
             while process.poll() is None and not stopped:
                 before = time.monotonic()
@@ -307,7 +303,7 @@ def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None, us
                 cpu = max(cpu, used) if counts_cpu else seconds
                 stopped = ("memory" if memory > limits.memory else
                            "output" if os.fstat(output.fileno()).st_size > limits.output else
-                           "time" if min(cpu, seconds) > limits.seconds or seconds > most_wall else "")
+                           "time" if min(cpu, seconds) > limits.seconds or seconds > max_wall else "")
                 if log and seconds // 60 > logged:
                     logged = seconds // 60
                     log(seconds)
@@ -316,7 +312,7 @@ def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None, us
                     process.wait(timeout=0 if stopped else pause)
             seconds = time.monotonic() - start
         finally:
-            _end(process, user)
+            _end(process)
         size = os.fstat(output.fileno()).st_size
         output.seek(max(0, size - KEPT_TAIL))
         tail = output.read(KEPT_TAIL).decode("utf-8", "replace")

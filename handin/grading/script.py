@@ -26,7 +26,7 @@ SAME_SCORE = 0.05  # most by which a retrained model may differ from the submitt
 SAME_PIXEL = 2e-3  # mean difference of two drawings of one image that rounding may make
 SAME_NOISE = 0.1   # correlation with its input of an output that no decoder of a small latent can draw
 PROBE_MINUTES = 2
-LEAST_SECONDS = 5  # that a command is started for
+MIN_SECONDS = 5  # that a command is started for
 SHOWN = {"average_f1": "average F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "ssim": "SSIM",
          "one_minus_mse": "1 - MSE"}
 
@@ -41,8 +41,8 @@ class Settings:
     sandbox: Sandbox = Sandbox()
     hidden: tuple = ()            # paths, besides those of the data
     folder: str = ""              # in which each script gets its own; "": that of temporary files
-    small_training: bool = False  # the data are too few, or the time too short, for scores of what a script trains
-    ends: float = float("inf")    # time.monotonic() at which everything has to be done
+    smoke_test: bool = False      # training is only a trial, on a sample of the data: its models are not scored
+    stop_at: float = float("inf")  # time.monotonic() at which everything has to be done
 
 
 @dataclasses.dataclass
@@ -53,17 +53,17 @@ class Result:
     runs: list = dataclasses.field(default_factory=list)
 
 
-def grade_script(part, script, data, settings, submitted=(), log=lambda line: None, seen=lambda result: None):
+def grade_script(part, script, data, settings, submitted=(), log=lambda line: None,
+                 on_progress=lambda result: None):
     """Result of all checks. Without `data` only the rules are checked, and whether the script imports, which takes
     seconds. `submitted`: paths of trained models, which are tested first and compared with retrained ones. `log` takes
-    lines of progress, `seen` the Result so far after each command. Raises InputError for a script or model that does
-    not exist."""
+    lines of progress, `on_progress` the Result so far. Raises InputError for a script or model that does not exist."""
     rules = check_rules(part, read_bytes(script, "a script"))
     for path in submitted:
         if not Path(path).is_file():
             raise InputError(f"{path}: expected a trained model, found no file")
     with temporary_folder(settings.folder) as folder:
-        workspace = Workspace(part, script, settings, folder, data.hidden if data else (), log, seen)
+        workspace = Workspace(part, script, settings, folder, data.hidden if data else (), log, on_progress)
         workspace.rows += rules
         if rules[0].status == "fail":
             workspace.rows.add("commands", "skip", "the script cannot be run")
@@ -72,7 +72,7 @@ def grade_script(part, script, data, settings, submitted=(), log=lambda line: No
         else:
             try:
                 grade(workspace, data, submitted)
-            except TimeUp:
+            except OutOfTime:
                 workspace.rows.prefix = ""
                 workspace.rows.add("commands", "skip", "no time was left for the other commands")
         return workspace.result
@@ -80,30 +80,23 @@ def grade_script(part, script, data, settings, submitted=(), log=lambda line: No
 
 def grade(workspace, data, submitted):
     """Runs all commands: tests of the submitted models, training, tests of the models that it wrote."""
-    result, submitted_scores = workspace.result, {}
+    result, submitted_scores, smoke_test = workspace.result, {}, workspace.settings.smoke_test
     if submitted:
         cwd, models = workspace.new_round("submitted")
         for path, model in zip(submitted, models):
-            shutil.copy(str(path), str(model))
+            shutil.copyfile(str(path), str(model))
         submitted_scores, _ = test(workspace, data, cwd, models)
-    result.scores.update(submitted_scores)
+        result.scores.update(submitted_scores)
+        workspace.on_progress(result)
     cwd, models = workspace.new_round("trained")
-    small = workspace.settings.small_training
     train(workspace, data, cwd, models)
-    scores, outputs = test(workspace, data, cwd, models, "retrained: " if submitted or small else "")
-    if small:
-        result.rows[:] = [row for row in result.rows if not says_nothing(row)]
-    else:
+    scores, outputs = test(workspace, data, cwd, models, "retrained: " if submitted or smoke_test else "",
+                           not smoke_test)
+    if not smoke_test:
         result.scores.update({**scores, **submitted_scores, **({"retrained": scores} if submitted else {})})
         compare(result.rows, submitted_scores, scores)
     if workspace.part == "digits" and len(outputs) == 2 and all(output is not None for output in outputs.values()):
         check_dependence(workspace, data, models, outputs)
-
-
-def says_nothing(row):
-    """Whether a Row is one of the scores of a model that saw few data, or follows from them."""
-    check = row.check.replace("retrained: ", "")
-    return check != row.check and (check in SHOWN.values() or check == "row order" and row.status != "fail")
 
 
 def train(workspace, data, cwd, models):
@@ -113,8 +106,10 @@ def train(workspace, data, cwd, models):
     inputs = [data.paths[name] for name in ("train", "val") if name in data.paths]
     outcome = workspace.run("train", [*inputs, "train", *models, *workspace.settings.train_flags], cwd, minutes,
                             [models[0].parent], [*inputs, *data.links], models)
-    if workspace.settings.small_training and outcome.stopped == "time":
+    if workspace.settings.smoke_test and outcome.stopped == "time":
         del rows[n_rows:]
+        for model in models:  # may be a checkpoint, or half of one
+            model.unlink(missing_ok=True)
         return rows.add("train", "warn", f"stopped after {outcome.times}: too slow for this check, which has less time "
                         "than the grading of a class")
     late = outcome.stopped == "time" or outcome.counted > 60 * minutes
@@ -124,8 +119,9 @@ def train(workspace, data, cwd, models):
     workspace.result.scores["train_minutes"] = round(outcome.seconds / 60, 3)
 
 
-def test(workspace, data, cwd, models, prefix=""):
-    """Runs the test commands with one set of models. Returns their scores, and {file name: its labels or images}."""
+def test(workspace, data, cwd, models, prefix="", scored=True):
+    """Runs the test commands with one set of models. Returns their scores, none unless `scored`, and {file name: its
+    labels or images}."""
     workspace.rows.prefix, outputs, scores = prefix, {}, {}
     if models[0].is_file():
         scores = check_model(workspace, models[0])
@@ -139,7 +135,8 @@ def test(workspace, data, cwd, models, prefix=""):
         if (cwd / output_name).is_file() and (cwd / output_name).stat().st_size:
             n_rows = data.n_test if output_name.endswith(".csv") else len(data.reconstruction_images())
             outputs[output_name] = read_output(workspace.rows, cwd / output_name, n_rows, data)
-            scores.update(score(workspace.rows, output_name, outputs[output_name], data))
+            if scored:
+                scores.update(score(workspace.rows, output_name, outputs[output_name], data))
     workspace.rows.prefix = ""
     return scores, outputs
 
@@ -261,7 +258,7 @@ def is_regular(path):
     return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
 
 
-class TimeUp(Exception):
+class OutOfTime(Exception):
     """No time is left for a command."""
 
 
@@ -269,8 +266,9 @@ class Workspace:
     """One script alone in folders below `folder`, and the Result of what it does there. Each command gets fresh folders
     for HOME, for temporary files and for the script, and nothing of what earlier ones have left there."""
 
-    def __init__(self, part, script, settings, folder, hidden, log, seen):
-        self.part, self.settings, self.folder, self.log, self.seen = part, settings, folder, log, seen
+    def __init__(self, part, script, settings, folder, hidden, log, on_progress):
+        self.part, self.settings, self.folder, self.log = part, settings, folder, log
+        self.on_progress = on_progress
         self.source, self.hidden = Path(script), (*settings.hidden, *hidden)
         self.result = Result(Rows(part))
         self.rows = self.result.rows
@@ -288,7 +286,7 @@ class Workspace:
         target, program = self.folder / "probe" / "answer.json", self.folder / "probe.py"
         shutil.rmtree(target.parent, ignore_errors=True)
         target.parent.mkdir()
-        shutil.copy(str(Path(__file__).with_name("probe.py")), str(program))
+        shutil.copyfile(str(Path(__file__).with_name("probe.py")), str(program))
         label = "make the model classes" if script else "read the model file"
         outcome = self.run(label, [script, model or "", target], target.parent, PROBE_MINUTES, [],
                            [program, *([model] if model else [])], program=program)
@@ -301,7 +299,7 @@ class Workspace:
     def run(self, label, arguments, cwd, minutes, writable, readable, outputs=None, program=None):
         """Outcome of the script, or another `program`, run in the sandbox. It may write into its current folder, its
         script's, HOME, TMPDIR and the paths `writable`. With `outputs`, paths that it should write, rows say how it
-        ended and whether it wrote them. Raises TimeUp."""
+        ended and whether it wrote them. Raises OutOfTime."""
         def progress(seconds):
             self.log(f"{self.part}: {self.rows.prefix}{label}, {seconds / 60:.0f} of at most {minutes:g} min")
 
@@ -310,13 +308,13 @@ class Workspace:
         for path in own:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
-        shutil.copy(str(self.source), str(self.script))
+        shutil.copyfile(str(self.source), str(self.script))
         for path in outputs or ():
             path.unlink(missing_ok=True)
-        left = self.settings.ends - time.monotonic()
-        if left < LEAST_SECONDS:
-            raise TimeUp
-        limits = sandbox.Limits(minutes * 60, self.settings.memory, wall=left)
+        left = self.settings.stop_at - time.monotonic()
+        if left < MIN_SECONDS:
+            raise OutOfTime
+        limits = sandbox.Limits(minutes * 60, self.settings.memory, max_wall_seconds=left)
         outcome = self.settings.sandbox.run(
             [program or self.script, *arguments], cwd, sandbox.clean_environment(*own[1:]), limits,
             [*own, cwd, *writable], readable, self.hidden, progress)
@@ -324,9 +322,11 @@ class Workspace:
             "part": self.part, "command": self.rows.prefix + label, "code": outcome.code, "stopped": outcome.stopped,
             "seconds": round(outcome.seconds, 2), "cpu_seconds": round(outcome.cpu_seconds, 2),
             "peak_memory": outcome.peak, "output_tail": outcome.tail})
+        if outcome.stopped == "time" and self.settings.stop_at - time.monotonic() < MIN_SECONDS:
+            raise OutOfTime  # stopped by the whole, not by its own limit: no fault of the script
         if outputs is not None:
             self.check_outputs(label, outcome, outputs, cwd)
-        self.seen(self.result)
+        self.on_progress(self.result)
         return outcome
 
     def check_outputs(self, label, outcome, outputs, cwd):

@@ -15,8 +15,8 @@ from handin.grading.sandbox import printable
 from handin.grading.script import temporary_folder
 
 PARTS = {name: part for part, name in SCRIPTS.items()}
-MOST_MEMBERS, MOST_BYTES = 1000, 10 ** 9  # of a zip, unpacked
-MOST_SCRIPT, MOST_PDF = 2 * 10 ** 6, 3 * 10 ** 7  # bytes
+MAX_MEMBERS, MAX_BYTES = 1000, 10 ** 9  # of a zip, unpacked
+MAX_SCRIPT, MAX_PDF = 2 * 10 ** 6, 3 * 10 ** 7  # bytes
 ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".xz")
 NEEDED = (".py", ".txt", ".pdf", ".ipynb", ".pth", ".pt", ".pkl", ".zip")  # of a zip with too much in it
 MODEL_ENDINGS = (".pth", ".pkl")
@@ -56,6 +56,11 @@ class Submission:
 def visible(path):
     """False for files and folders that operating systems and editors add: .DS_Store, ._x, __MACOSX ..."""
     return not path.name.startswith((".", "__MACOSX", "__pycache__"))
+
+
+def is_plain(path):
+    """Whether a path is a file and no link, which may lead anywhere."""
+    return path.is_file() and not path.is_symlink()
 
 
 def is_script(path):
@@ -207,14 +212,14 @@ def unpack(path, folder, nested=True):
             leaving = [member.filename for member in members if member.filename.startswith("/")
                        or ".." in member.filename.split("/")]
             members = [member for member in members if all(map(visible, map(Path, Path(member.filename).parts)))]
-            if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > MOST_BYTES:
+            if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_BYTES:
                 members = [member for member in members if member.filename.lower().endswith(NEEDED)]
             total = sum(member.file_size for member in members)
             if leaving:
                 raise ValueError(f"a path that leads out of its folder: {printable(leaving[0])}")
-            if len(members) > MOST_MEMBERS or total > MOST_BYTES:
-                raise ValueError(f"{len(members)} files of {total / 1e6:.0f} MB, more than {MOST_MEMBERS} or "
-                                 f"{MOST_BYTES / 1e6:g} MB")
+            if len(members) > MAX_MEMBERS or total > MAX_BYTES:
+                raise ValueError(f"{len(members)} files of {total / 1e6:.0f} MB, more than {MAX_MEMBERS} or "
+                                 f"{MAX_BYTES / 1e6:g} MB")
             archive.extractall(str(folder), members)
     except Exception as error:  # corrupt files raise many exception types
         raise InputError(f"zip: expected a zip of plain files in one folder, found: {one_line(error)}") from None
@@ -227,9 +232,9 @@ def unpack(path, folder, nested=True):
 def find_scripts(folder):
     """{part: path of its script, or what is wrong, a text}: bird.py and vae.py or, lacking these, a file named like it
     or one that writes the outputs of the part; of several the one in the highest folder. Raises InputError for none."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()
+    files = [path for path in sorted(folder.rglob("*")) if is_plain(path)
              and all(map(visible, map(Path, path.relative_to(folder).parts)))]
-    scripts, found = [path for path in files if is_script(path) and path.stat().st_size < MOST_SCRIPT], {}
+    scripts, found = [path for path in files if is_script(path) and path.stat().st_size < MAX_SCRIPT], {}
     for name, part in PARTS.items():
         named = [path for path in scripts if re.match(rf"{name[:-3]}(?![a-z])", path.name.lower())
                  and part_of_script(path.read_bytes()) in (part, None)]
@@ -255,7 +260,7 @@ def find_scripts(folder):
 def find_entries(folder):
     """Entry numbers in the group.txt files below a folder, whatever stands between or within them."""
     contents = [path.read_bytes()[:2000] for path in sorted(folder.rglob("*.txt"))
-                if path.name.lower().startswith("group") and path.is_file() and not path.is_symlink()]
+                if path.name.lower().startswith("group") and is_plain(path)]
     text = " ".join(content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "replace")
                     for content in contents)
     return list(dict.fromkeys(re.findall(forms.ENTRY, re.sub(r"[\s-]", "", text).upper())))[:4]
@@ -282,12 +287,11 @@ def read_forms(folder, script, part, zipped):
     if len(script.relative_to(folder).parts) > 2 or zipped and place == folder:
         problems.append(f"expected one folder, found the script {'deeper' if place != folder else 'at the top'}")
     try:
-        if (place / "group.txt").exists():
+        if is_plain(place / "group.txt"):
             problems += forms.entry_problems(forms.read_entries(place / "group.txt")[:9], "group.txt")
-        if (place / "model_path.txt").exists():
+        if is_plain(place / "model_path.txt"):
             link = forms.read_link(place / "model_path.txt")
-            wrong = forms.link_problems(link, "model_path.txt")
-            problems, link = problems + wrong, "" if wrong else link
+            problems += forms.link_problems(link, "model_path.txt")
     except InputError as error:
         problems.append(str(error).replace(f"{place}/", ""))
     wanted = {"model_path.txt", "group.txt"}
@@ -296,7 +300,8 @@ def read_forms(folder, script, part, zipped):
             and path.name not in wanted and path.suffix not in (".py", ".pdf", *MODEL_ENDINGS)]
     problems += [f"{what}: {', '.join(names[:5])}"
                  for what, names in (("missing", missing), ("unexpected files", more)) if names]
-    pdfs = [path for path in sorted(folder.rglob("*.pdf")) if visible(path) and path.stat().st_size < MOST_PDF]
+    pdfs = [path for path in sorted(folder.rglob("*.pdf"))
+            if visible(path) and is_plain(path) and path.stat().st_size < MAX_PDF]
     faults = [forms.report_problems(part, path.read_bytes(), entries, path.name) for path in pdfs]
     best = min(faults, key=len) if faults else ["expected a PDF, found none"]
     lost = [fault for fault in best if "expected a PDF" in fault or "pages" in fault]
@@ -315,4 +320,4 @@ def find_models(folder, path, part, entries, models):
         if path.parent.is_dir() and len(list(filter(is_archive, path.parent.iterdir()))) == 1:
             places.append(path.parent)
     candidates = ([place / name for name in MODELS[part]] for place in places)
-    return next((files for files in candidates if all(file.is_file() and not file.is_symlink() for file in files)), [])
+    return next((files for files in candidates if all(map(is_plain, files))), [])

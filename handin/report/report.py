@@ -89,12 +89,12 @@ def build_report(part, folder, authors, template=TEMPLATE):
                 content, pages, filled = lay_out(place)
             except Exception as error:  # typst's own errors have no class of their own
                 raise InputError(f"{template}: expected a template of the {part}, found: {one_line(error)}") from None
-            if pages <= forms.MOST_PAGES:
+            if pages <= forms.MAX_PAGES:
                 fitting.append((filled, content))
                 if filled >= FILLED or pages == 1:
                     return content
     if not fitting:
-        raise InputError(f"report of the {part}: expected at most {forms.MOST_PAGES} pages, found {pages} even with "
+        raise InputError(f"report of the {part}: expected at most {forms.MAX_PAGES} pages, found {pages} even with "
                          f"pictures at {SCALES[-1]:.0%} of their size; ablate fewer variants or shorten the text")
     return max(fitting, key=lambda pair: pair[0])[1]
 
