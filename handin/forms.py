@@ -12,6 +12,8 @@ ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or di
 SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own group.txt holds
 SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
 MAX_PAGES = 3                                   # of a report
+NO_OBSERVATIONS = "No observations yet"          # stands in a report without the students' own
+NOT_MEASURED = "Not measured."                   # and in one without an ablation
 # Words that the reports of one part have more often than those of the other
 TOPICS = {"birds": ("bird", "grad-cam"), "digits": ("digit", "autoencoder", "mixture")}
 
@@ -22,6 +24,11 @@ def read_lines(path, what):
         return [line.strip() for line in read_bytes(path, what).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise InputError(f"{path}: expected {what} in UTF-8, found another encoding; save it as plain text") from None
+
+
+def read_observations(path):
+    """The text of an observations file, "" if there is none. Raises InputError."""
+    return "\n".join(read_lines(path, "your observations")).strip() if path.exists() else ""
 
 
 def read_entries(path):
@@ -113,6 +120,10 @@ def report_problems(part, content, entries, path):
     elif entries and not re.search(r"[^\W\d_]{2}", re.sub(ENTRY, "", first)):
         problems.append(f"{path}: expected the students' names in the first line of text, found '{one_line(first)}'; "
                         "`python -m handin report --names \"...\"` writes them")
+    problems += [f"{path}: expected {wanted}, found '{words}'; write the report again" for words, wanted in (
+        (NO_OBSERVATIONS, f"your own observations, which observations_{part}.txt holds"),
+        (NOT_MEASURED, "the effect of model optimisation, which `python -m handin ablate` measures"))
+        if words.lower() in text]
     counts = {topic: sum(text.count(word) for word in words) for topic, words in TOPICS.items()}
     other = max(counts, key=counts.get)
     if counts[other] > 2 * counts[part]:

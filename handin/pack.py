@@ -113,6 +113,7 @@ def run(args):
     path, folder = (args.out or Path("submission", args.part)) / "submission.zip", "_".join(entries)
     write_files({str(path): zip_bytes({f"{folder}/{name}": content for name, content in files.items()})})
     print(f"wrote {path}: {folder}/ with {', '.join(sorted(files))}")
+    print("Hand in your own work, as the honour code says: this project is a reference to learn from.")
     print("checking the link of model_path.txt ...", flush=True)
     print(try_link(args.part, files["model_path.txt"].decode().strip()))
     return 0

@@ -229,11 +229,37 @@ def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird
 
 def test_the_table_of_layers_has_every_parameter_and_the_shapes_of_the_trained_size(bird_untrained):
     model = figures_birds.bird.load_model(str(bird_untrained))
-    rows = figures_birds.layer_table(model)
+    rows = figures_birds.layer_table(model, 0.27)
     assert sum(row["parameters"] for row in rows) == sum(p.numel() for p in model.parameters())
     assert [row["shape"] for row in rows] == [[3, 32, 32], [64, 8, 8], [64, 8, 8], [128, 4, 4], [256, 2, 2],
                                               [512, 1, 1], [1024], [3]]
-    assert rows[1]["name"] == "convolution 7 × 7, stride 4" and rows[6]["name"] == "average and max pooling"
+    assert rows[1]["name"] == "convolution 7 × 7, batch norm, stride 4"
+    assert rows[3]["name"] == "2 × (convolution 3 × 3, batch norm), shortcut, stride 2"
+    assert rows[6]["name"] == "average and max pooling, dropout 0.27"
+
+
+@pytest.mark.parametrize("degrees", [-30, 0, 20, 45])
+def test_the_slant_of_a_drawn_stroke(degrees):
+    image, rows = np.zeros((28, 28)), np.arange(4, 24)
+    columns = 13.5 + (13.5 - rows) * np.tan(np.radians(degrees))  # to the right at the top
+    image[rows, columns.round().astype(int)] = 1
+    assert figures_digits.slant(image) == pytest.approx(degrees, abs=2)
+
+
+def test_the_numbers_of_the_manifold_agree_with_values_worked_by_hand():
+    """Three components, of which one lies outside of the grid; the decoder draws a dot that grows with z_1."""
+    mixture = figures_digits.vae.GaussianMixture.from_parameters(
+        np.full(3, 1 / 3), np.array([[-1.0, 0], [1, 0], [9, 9]]), np.stack([np.diag([0.04, 0.01])] * 3))
+
+    class Model:
+        def decode(self, z):
+            return ((z[:, :1] + 2) / 4).clamp(0, 1).repeat(1, 784)
+
+    found = figures_digits.manifold_numbers(Model(), mixture, np.array([1, 4, 8]), np.array([-1.0, -0.5, 0.9, 1.1]))
+    assert found["shares"] == {"1": 0.5, "4": 0.5, "8": 0.0}
+    assert found["between"] == pytest.approx(1.0)  # z_2 = -1, -0.5, 0.9 and 1.1 are 5 standard deviations and more away
+    assert [axis["digit"] for axis in found["axes"]] == [1, 4, 8]
+    assert found["axes"][0]["ink"] == pytest.approx([(1 - 0.4) / 4, (1 + 0.4) / 4], abs=1e-6)
 
 
 def test_what_a_map_measures_agrees_with_values_worked_by_hand():
@@ -371,8 +397,8 @@ def test_no_text_of_a_curve_a_table_or_a_latent_is_cut_off_or_covers_another(tex
     _check_texts(texts, [
         figures_birds.learning_curves_figure(_history(140), 140),
         figures_birds.learning_curves_figure(_history(1), 1),
-        figures_digits.reconstructions_figure(images, [images, images]),
-        figures_digits.reconstructions_figure(images[:2], [images[:2], images[:2]]),
+        figures_digits.reconstructions_figure(images, [images, images], [np.full(10, 0.123)] * 2),
+        figures_digits.reconstructions_figure(images[:2], [images[:2], images[:2]], [np.ones(2)] * 2),
         figures_digits.latents_figure(codes, labels[component], mixture, labels, (codes, labels[component])),
         figures_digits.latents_figure(codes, labels[component], mixture, labels, predicted=True),
         figures_digits.mixture_figure(codes, labels[component], mixture, labels, codes[:15]),

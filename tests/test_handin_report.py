@@ -40,6 +40,8 @@ def bird_results(classes):
         confusions=[[classes[0], classes[-1], 34]],
         layers=[{"name": "photo", "shape": [3, 144, 144], "parameters": 0},
                 {"name": "linear", "shape": [10], "parameters": 10250}],
+        history=[{"epoch": 55, "train_accuracy": 0.71, "val_accuracy": 0.8322, "val_loss": 0.5},
+                 {"epoch": 66, "train_accuracy": 0.72, "val_accuracy": 0.83, "val_loss": 0.505}], time_limited=False,
         parameters=7654321, image_size=144, settings=dataclasses.asdict(bird.Config(dropout=0.27, seed=5)), epochs=66,
         best_epoch=55, minutes=44.4, device="cpu", train_photos=4321, validation_photos=987,
         validation_accuracy=0.8322, validation_f1=0.8246,
@@ -49,7 +51,11 @@ def bird_results(classes):
 
 DIGITS = dataclasses.asdict(results.DigitResults(
     classes=[1, 4, 8], images=2468, scores=SCORES, accuracy_interval=[0.8711, 0.9045],
-    validation=dict.fromkeys(SCORES, 0.9321), labelled_images=15, ssim=0.7531, ssim_sd=0.0864, ssim_from_mean=0.7319,
+    validation=dict.fromkeys(SCORES, 0.9321), labelled_images=15,
+    validation_ssim={"1": 0.912, "4": 0.634, "8": 0.634}, manifold={
+        "shares": {"1": 0.5, "4": 0.3, "8": 0.2}, "between": 0.07,
+        "axes": [{"digit": 1, "slant": [-12.3, 35.2], "ink": [0.05, 0.111]}]},
+    ssim=0.7531, ssim_sd=0.0864, ssim_from_mean=0.7319,
     one_minus_mse=0.9753, inside_grid=0.847, aggregate_mean=[0.11, -0.22],
     aggregate_covariance=[[1.13, -0.17], [-0.17, 0.93]], scatter_of="training", scatter_images=13579,
     pairs=[{"digits": [1, 4], "distance": 6.54, "misclassified": [3, 4]},
@@ -86,6 +92,8 @@ def place(tmp_path, monkeypatch, capsys):
         picture.save(str(figures / (name + ".png")))
     (tmp_path / "group.txt").write_text("2019EE30456\n2020MT60789\n")
     (tmp_path / "names.txt").write_text("Asha Rao\nRavi Iyer\n")
+    for part in results.PARTS:
+        (tmp_path / f"observations_{part}.txt").write_text(f"We looked at the {part}.\n\nA second *paragraph*.")
 
     def write(birds=None, digits=DIGITS):
         numbers = {"birds": birds or bird_results([f"bird {i}" for i in range(10)]), "digits": digits}
@@ -129,10 +137,14 @@ def test_both_reports_begin_with_the_students_and_have_three_a4_pages_at_most(pl
                "987", "0.8246", "0.8322", "66 of", "44 minutes", "Epoch 55", "144 px", "dropout 0.27", "Seed 5",
                "0.8711", "bird 0 taken for bird 9 (34)", "1,221 validation photos", "9 epochs at 88 px",
                "0.8212 ± 0.0131",
-               "0.7457", "−0.0755", "0.41 / 0.23", "looks at the centre", "less when wrong"]),
+               "0.7457", "−0.0755", "No augmentation: lower by 0.0755: it helps.", "We looked at the birds.",
+               "A second *paragraph*.", "no overfitting is visible", "0.41 / 0.23",
+               "looks at the centre", "less when wrong"]),
     ("digits", ["0.8765", "0.8642", "0.8888", "0.9321", "2,468 test images", "0.7531", "0.7319", "0.9753", "1,234,567",
                 "15 labelled", "84.7 %", "0.11, −0.22", "1.13", "13,579 training images", "6.5 standard deviations",
-                "They are separated", "39.0 %, 86.0 % and 99.0 %", "3, 4", "8 of 2,468 test images", "784-512-256",
+                "The clusters are separated", "39.0 %, 86.0 % and 99.0 %", "The clusters follow the Gaussians.", "3, 4",
+                "8 of 2,468", "the slant goes from", "784-512-256",
+                "those of 1 are reconstructed best (mean SSIM 0.912)",
                 "(binary cross-entropy + KL)", "a pseudo-label", "for scoring only"])])
 def test_a_report_states_what_was_measured(place, part, stated):
     assert place.call("report", part).code == 0
@@ -147,7 +159,7 @@ def test_clusters_that_overlap_and_digits_without_labels_are_reported_as_such(pl
     place.write(digits={**DIGITS, "scores": None, "accuracy_interval": None, "pairs": pairs, "scatter_of": "test"})
     assert place.call("report", "digits").code == 0
     text = text_of(place.pdf["digits"])
-    assert "They overlap" in text and "2.3 standard deviations" in text and "13,579 test images" in text
+    assert "The clusters overlap" in text and "2.3 standard deviations" in text and "13,579 test images" in text
     assert "no labels" in text and "0.8765" not in text and "0.9321" in text
 
 
@@ -169,17 +181,30 @@ def test_names_come_from_the_flag_or_from_a_file_and_without_any_a_note_says_so(
     assert forms.read_pdf(path.read_bytes())[1][0] == "2021CS10001"
 
 
+def test_what_the_students_have_not_written_is_said_and_refused(place):
+    (place.folder / "observations_birds.txt").write_text(" \n")
+    (place.folder / "observations_digits.txt").unlink()
+    done = place.call("report")
+    assert done.code == 0 and done.out.count("is not there or empty; `zip` will refuse") == 2
+    for part, path in place.pdf.items():
+        text = text_of(path)
+        assert "No observations yet" in text and f"observations_{part}.txt" in text
+        (problem,) = forms.report_problems(part, path.read_bytes(), ["2019EE30456", "2020MT60789"], path.name)
+        assert f"expected your own observations, which observations_{part}.txt holds" in problem
+
+
 def test_without_an_ablation_a_note_names_its_command(place):
     (place.figures / "ablation.json").unlink()
     done = place.call("report", "birds")
     assert done.code == 0 and "python -m handin ablate" in done.out and "Not measured" in text_of(place.pdf["birds"])
+    (problem,) = forms.report_problems("birds", place.pdf["birds"].read_bytes(), [], "x.pdf")
+    assert "python -m handin ablate" in problem
 
 
 def test_a_student_writes_their_own_text_into_a_copy_of_the_template(place):
-    text = report.TEMPLATE.read_text(encoding="utf-8")
-    assert text.count("// Observations of your own") == 2
+    text, title = report.TEMPLATE.read_text(encoding="utf-8"), "= Task and data"
     own = place.folder / "own.typ"
-    own.write_text(text.replace("// Observations of your own", "The crows look alike to me. //"), encoding="utf-8")
+    own.write_text(text.replace(title, title + "\nThe crows look alike to me. "), encoding="utf-8")
     assert place.call("report", "birds", "--template", own).code == 0
     assert "The crows look alike to me." in text_of(place.pdf["birds"])
     before = place.pdf["birds"].read_bytes()
@@ -222,7 +247,7 @@ def test_what_is_missing_names_the_command_that_makes_it(place, part, name, comm
     ("numbers.json", "{", ["numbers.json", "handin figures"]),
     ("numbers.json", '{"birds": {}}', ["numbers.json", "found others"]),
     ("numbers.json", '{"digits": {}}', ["numbers.json", "numbers of the birds", "found none"]),
-    ("numbers.json", json.dumps({"birds": {**bird_results(["a"]), "settings": {}}}), ["report.typ", "val_fraction"]),
+    ("numbers.json", json.dumps({"birds": {**bird_results(["a"]), "settings": {}}}), ["numbers.json", "epochs"]),
     ("ablation.json", '{"rows": [{"variant": 3}]}', ["ablation.json", "handin ablate", "seeds"]),
     ("birds_confusion.png", "no picture", ["birds_confusion.png", "handin figures birds"])])
 def test_broken_input_is_one_line(place, name, content, words):

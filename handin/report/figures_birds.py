@@ -45,9 +45,9 @@ def read_history(path, model):
     return record
 
 
-def layer_table(model):
+def layer_table(model, dropout):
     """[{"name", "shape", "parameters"}] from photo to logits, for one photo of the size that the model was trained at,
-    by torchinfo."""
+    by torchinfo; with the dropout of the training."""
     import torchinfo
     size = model.metadata["image_size"]
     rows = [{"name": "photo", "shape": [3, size, size], "parameters": 0}]
@@ -55,10 +55,13 @@ def layer_table(model):
         if layer.depth == 2 and layer.class_name in ("ResidualBlock", "Sequential"):
             first = next(part for part in layer.module.modules() if isinstance(part, torch.nn.Conv2d))
             side, stride = first.kernel_size[0], first.stride[0]
-            name = "residual block" if layer.class_name == "ResidualBlock" else "convolution"
-            name += f" {side} × {side}" + (f", stride {stride}" if stride > 1 else "")
-        elif layer.class_name in ("Dropout", "Linear"):
-            name = "linear" if layer.class_name == "Linear" else "average and max pooling"
+            norm = ", batch norm" if any("BatchNorm" in type(part).__name__ for part in layer.module.modules()) else ""
+            name, step = f"convolution {side} × {side}{norm}", f", stride {stride}" if stride > 1 else ""
+            name = (f"2 × ({name}), shortcut{step}" if layer.class_name == "ResidualBlock" else f"{name}{step}")
+        elif layer.class_name == "Dropout":
+            name = f"average and max pooling, dropout {dropout:g}"
+        elif layer.class_name == "Linear":
+            name = "linear"
         else:
             continue
         rows.append({"name": name, "shape": list(layer.output_size[1:]),
@@ -202,8 +205,11 @@ def results(model, history, truth, predicted, examples):
         per_class=[{"class": name, "precision": float(precision), "recall": float(recall), "f1": float(f1),
                     "photos": int(photos)} for name, precision, recall, f1, photos in zip(names, *columns)],
         confusions=[[names[a], names[b], int(matrix[a, b])] for a, b in worst if matrix[a, b]],
-        layers=layer_table(model), parameters=history["parameters"],
+        layers=layer_table(model, history["settings"]["dropout"]), parameters=history["parameters"],
         image_size=model.metadata["image_size"], settings=history["settings"], epochs=len(history["epochs"]),
+        history=[{key: row[key] for key in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
+                 for row in history["epochs"]],
+        time_limited=history["time_limited"],
         best_epoch=history["best_epoch"], minutes=history["minutes"], device=history["device"],
         train_photos=len(history["split"]["train"]), validation_photos=len(history["split"]["validation"]),
         validation_accuracy=history["validation"]["accuracy"], validation_f1=history["validation"]["average_f1"],

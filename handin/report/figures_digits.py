@@ -16,7 +16,7 @@ from handin.report import latent_page
 from handin.report.plots import COLUMN, PAGE, class_styles, new_figure
 from handin.report.results import DigitResults
 
-SHOWN = 10  # validation images in the figure of reconstructions, as the assignment's show_reconstruction has
+SHOWN = 15  # validation images in the figure of reconstructions: all of the course's
 MEANS = {"xlabel": "encoder's mean $z_1$ (no unit)", "ylabel": "encoder's mean $z_2$ (no unit)"}
 
 
@@ -33,17 +33,20 @@ def reconstructions(model, digits, device="cpu"):
     return made, [np.array([mean_ssim(x[None], y[None]) for x, y in zip(truth, part)]) for part in made]
 
 
-def reconstructions_figure(originals, made):
+def reconstructions_figure(originals, made, similarities):
     """Two pairs of rows of n images (n, 28, 28), as the assignment's show_reconstruction draws them: the originals
-    above what model(x) returns, and above the refined reconstructions, `made` a pair of arrays."""
+    above what model(x) returns, and above the refined reconstructions, `made` a pair of arrays; below each its SSIM,
+    `similarities` a pair of arrays (n,)."""
     n = len(originals)
-    figure = new_figure(PAGE, 4 * PAGE / max(n, 6) + 0.1, tight=True)
-    rows = (("original", originals), ("model(x)", made[0]), ("original", originals), ("refined", made[1]))
-    for row, (name, images) in zip(figure.subplots(4, n, squeeze=False), rows):
+    figure = new_figure(PAGE, 4 * PAGE / max(n, 6) + 0.5, tight=True)
+    rows = (("original", originals, None), ("model(x)", made[0], similarities[0]), ("original", originals, None),
+            ("refined", made[1], similarities[1]))
+    for row, (name, images, values) in zip(figure.subplots(4, n, squeeze=False), rows):
         row[0].set_ylabel(name)
-        for axes, image in zip(row, images):
+        for i, (axes, image) in enumerate(zip(row, images)):
             axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
+            axes.set(xticks=[], yticks=[], xlabel="" if values is None else f"{values[i]:.3f}")
+            axes.xaxis.labelpad = 1
     return figure
 
 
@@ -59,6 +62,35 @@ def manifold(model, first, second):
     column] has z_1 = first[column] and z_2 = second[row], as in the assignment's plot_2d_manifold."""
     z = np.stack(np.meshgrid(first, second), axis=-1).reshape(-1, 2)
     return model.decode(torch.from_numpy(z).float()).numpy().reshape(len(second), len(first), vae.SIDE, vae.SIDE)
+
+
+def manifold_numbers(model, mixture, labels, values):
+    """{"shares": {digit: share of the cells of the grid values (R,) x values that the mixture, labels (K,), assigns to
+    it}, "between": share of the cells more than 3 standard deviations from every component, "axes": [{"digit", "slant",
+    "ink"}]}: slant in degrees to the right and mean of the pixels of what is decoded 2 standard deviations from a
+    component's mean to either side of its long axis."""
+    grid = np.stack(np.meshgrid(values, values), axis=-1).reshape(-1, 2)
+    digits = labels[mixture.predict(grid)]
+    difference = grid[:, None] - mixture.means_
+    solved = np.linalg.solve(mixture.covariances_, difference[..., None])[..., 0]
+    distance = np.sqrt((difference * solved).sum(-1)).min(1)
+    axes = []
+    for mean, covariance, digit in zip(mixture.means_, mixture.covariances_, labels.tolist()):
+        variances, directions = np.linalg.eigh(covariance)
+        away = 2 * math.sqrt(variances[1]) * directions[:, 1]
+        with torch.no_grad():
+            ends = model.decode(torch.from_numpy(np.stack([mean - away, mean + away])).float()).numpy()
+        ends = sorted((slant(image.reshape(vae.SIDE, vae.SIDE)), float(image.mean())) for image in ends)
+        axes.append({"digit": digit, "slant": [end[0] for end in ends], "ink": [end[1] for end in ends]})
+    return {"shares": {str(digit): float((digits == digit).mean()) for digit in labels.tolist()},
+            "between": float((distance > 3).mean()), "axes": axes}
+
+
+def slant(image):
+    """Degrees by which the ink of an image (28, 28) leans to the right, from its second moments."""
+    y, x = np.indices(image.shape)
+    x, y = (axis - np.average(axis, weights=image + 1e-9) for axis in (x, y))
+    return math.degrees(math.atan2(-(image * x * y).sum(), (image * y * y).sum() + 1e-9))
 
 
 def manifold_figure(images):
@@ -205,7 +237,7 @@ def draw_all(val, test, train, model_path, mixture_path, device):
                          f"{sorted(labels.tolist())}")
     made, similarities = reconstructions(model, digits, device)
     first = spread(val_classes, len(val_classes), SHOWN)
-    val_made, _ = reconstructions(model, vae.DigitDataset(val_images[first]), device)
+    val_made, val_similarities = reconstructions(model, val_digits, device)
     model.to("cpu")  # test_classifier's place, and grids are small
     means, val_means, shown_means = (vae.encode_means(model, part) for part in (digits, val_digits, shown_digits))
     predicted, labelled, unknown = labels[mixture.predict(means)], classes is not None, shown_classes is None
@@ -213,7 +245,8 @@ def draw_all(val, test, train, model_path, mixture_path, device):
         shown_classes = labels[mixture.predict(shown_means)]
     values = grid_values()
     figures = {
-        "digits_reconstructions": reconstructions_figure(val_images[first], val_made),
+        "digits_reconstructions": reconstructions_figure(
+            val_images[first], *([part[first] for part in pair] for pair in (val_made, val_similarities))),
         "digits_manifold": manifold_figure(manifold(model, values, values)),
         "digits_latents": latents_figure(shown_means, shown_classes, mixture, labels,
                                          (means, classes) if labelled else None, unknown),
@@ -231,6 +264,8 @@ def draw_all(val, test, train, model_path, mixture_path, device):
         classes=labels.tolist(), images=len(images), scores=all_scores(classes, predicted) if labelled else None,
         accuracy_interval=accuracy_interval(classes, predicted) if labelled else None,
         validation=all_scores(val_classes, labels[mixture.predict(val_means)]), labelled_images=len(val_classes),
+        validation_ssim={str(digit): float(val_similarities[1][val_classes == digit].mean()) for digit in known},
+        manifold=manifold_numbers(model, mixture, labels, values),
         ssim=float(similarities[1].mean()), ssim_sd=float(similarities[1].std()),
         ssim_from_mean=float(similarities[0].mean()),
         one_minus_mse=one_minus_mse(images, made[1]),

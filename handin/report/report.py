@@ -2,7 +2,8 @@
 
 The layout is a Typst template, handin/report/report.typ, or a copy of it with your own text (--template). Every number
 comes from FIGURES/numbers.json and FIGURES/ablation.json; the first line has the name and entry number of each student,
-from --names or names.txt and from group.txt. The report lands in REPORT/PART/ENTRIES.pdf.
+from --names or names.txt and from group.txt. Your own observations, plain text with an empty line between paragraphs,
+come from observations_PART.txt. The report lands in REPORT/PART/ENTRIES.pdf.
 """
 import dataclasses
 import io
@@ -16,7 +17,7 @@ import numpy as np
 from common.errors import InputError, one_line
 from common.files import read_bytes, read_json, write_files
 from handin import forms
-from handin.report import results
+from handin.report import results, sentences
 
 EXAMPLE = 'python -m handin report both --names "Asha Rao, Ravi Iyer"'
 TEMPLATE = Path(__file__).resolve().parent / "report.typ"
@@ -70,13 +71,18 @@ def lay_out(folder):
     return content, len(pages), float(rows.mean())
 
 
-def build_report(part, folder, authors, template=TEMPLATE):
+def build_report(part, folder, authors, template=TEMPLATE, observations=""):
     """Bytes of the report of one part from the figures and numbers in `folder`, its first line the authors ("Name
     (ENTRY)"), the same for the same input: the pictures as large as 3 pages allow. Raises InputError."""
-    pictures, ablation = read_figures(folder, part), read_ablation(folder)
-    data = {"part": part, "title": TITLES[part], "authors": authors,
-            "results": dataclasses.asdict(results.read_results(folder, part)),
-            "ablation": ablation if part == "birds" else None,
+    pictures, ablation = read_figures(folder, part), read_ablation(folder) if part == "birds" else None
+    found, path = results.read_results(folder, part), Path(folder, "numbers.json")
+    try:
+        words = sentences.all_of(part, found, ablation)
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise InputError(f"{path}: expected the numbers of the {part}, found others: {one_line(error)}") from None
+    data = {"part": part, "title": TITLES[part], "authors": authors, "results": dataclasses.asdict(found),
+            "ablation": ablation, "words": words, "observations": observations,
+            "no-observations": f"{forms.NO_OBSERVATIONS}: write them into observations_{part}.txt.",
             "wide": {name: wide for name, (_, wide) in pictures.items()}}
     with tempfile.TemporaryDirectory() as place:
         place, fitting = Path(place), []
@@ -118,14 +124,17 @@ def run(args):
     read_bytes(args.template, "a Typst template")
     authors = forms.authors(entries, args.names, args.group)
     parts = tuple(FIGURES) if args.part == "both" else (args.part,)
+    own = {part: forms.read_observations(args.group.with_name(f"observations_{part}.txt")) for part in parts}
     reports = {str(args.out / part / f"{'_'.join(entries)}.pdf"):
-               build_report(part, args.figures, authors, args.template) for part in parts}
+               build_report(part, args.figures, authors, args.template, own[part]) for part in parts}
     notes = [f"{problem}; `zip` will refuse it" for problem in forms.sample_problems(entries, args.group)]
     if authors == entries:
         notes.append("the first line has no names; give --names or write a names.txt; `zip` will refuse it")
+    notes += [f"observations_{part}.txt is not there or empty; `zip` will refuse the report" for part in parts
+              if not own[part]]
     if "birds" in parts and read_ablation(args.figures) is None:
         notes.append(f"{args.figures / 'ablation.json'} is not there, so that the effect of model optimisation is "
-                     "missing; `python -m handin ablate TRAIN` measures it")
+                     "missing; `python -m handin ablate TRAIN` measures it; `zip` will refuse the report")
     write_files(reports)
     print("\n".join([*(f"note: {note}" for note in notes), *(f"wrote {path}" for path in reports)]))
     return 0

@@ -21,6 +21,8 @@ class BirdResults:
     image_size: int          # px
     settings: dict           # bird.Config
     epochs: int
+    history: list            # {"epoch", "train_accuracy", "val_accuracy", "val_loss"} of each epoch
+    time_limited: bool       # whether the time limit shortened the schedule
     best_epoch: int
     minutes: float
     device: str
@@ -40,10 +42,12 @@ class DigitResults:
     accuracy_interval: Optional[list]
     validation: dict         # the same scores, of the labelled images
     labelled_images: int
+    validation_ssim: dict    # {digit: mean SSIM of its labelled images, refined}
     ssim: float              # of the refined reconstructions
     ssim_sd: float           # standard deviation over images
     ssim_from_mean: float    # of model(x)
     one_minus_mse: float     # of the refined reconstructions
+    manifold: dict           # what is drawn on the grid, see figures_digits.manifold_numbers
     inside_grid: float       # share of the means within the grid over the quantiles of N(0, I)
     aggregate_mean: list     # of all means (2,)
     aggregate_covariance: list  # (2, 2)
