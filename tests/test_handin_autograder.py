@@ -28,12 +28,12 @@ from handin.__main__ import main
 from handin.grading import fetch, gradescope, sandbox
 from handin.grading.sandbox import Limits, Sandbox
 
-ENTRY = "2021CS10123"
+ENTRY, MODEL = "2021CS10123", b"\x80weights"
 VAE = peers.without_torch(peers.VAE)
 BIRD = peers.changed(  # reads all that it is given
     peers.without_torch(peers.BIRD),
     ("dataset, mode, model = sys.argv[1:4]\n", "dataset, mode, model = sys.argv[1:4]\n    if mode == 'test':\n"
-     "        open(model).read()\n    else:\n        classify([path for path, _ in photos(dataset)])\n"))
+     "        open(model, 'rb').read()\n    else:\n        classify([path for path, _ in photos(dataset)])\n"))
 RESULTS = {  # https://gradescope-autograders.readthedocs.io/en/latest/specs/
     "type": "object", "required": ["score", "tests"], "additionalProperties": False, "properties": {
         "score": {"type": "number", "minimum": 0}, "execution_time": {"type": "integer"}, "output": {"type": "string"},
@@ -176,7 +176,8 @@ def test_what_is_wrong_is_said(archive, tmp_path, files, score, name, output):
     results, tests = graded(tmp_path, archive, files)
     assert results["score"] == score and output in tests[f"birds: {name}"]["output"], results
     assert tests[f"birds: {name}"]["status"] == "failed"
-    assert ("bird.pth" in results["output"]) == (name in ("average F1", "test"))
+    assert ("hand in bird.pth" in results["output"]) == (name == "average F1")
+    assert ("could not be scored" in results["output"]) == (name == "test")
 
 
 def test_when_time_runs_out_what_was_found_is_there(archive, tmp_path, monkeypatch):
@@ -318,8 +319,8 @@ def test_no_more_than_so_many_submissions_in_a_day_are_graded(archive, tmp_path)
 def test_late_submissions_lose_points_by_the_due_date(archive, tmp_path):
     results, _ = graded(
         tmp_path, archive, {"bird.py": BIRD, "bird.pth": "weights"}, created_at="2026-03-02T20:00:00.365935+05:30",
-        users=[{"id": 5, "name": "A", "email": None}], previous_submissions=None,
-        assignment={"due_date": "2026-03-01T20:00:01.000000+05:30"})
+        users=[{"id": 5, "name": "A", "email": None, "assignment": {"due_date": "2026-03-01T20:00:01.000000+05:30"}}],
+        previous_submissions=None, assignment={"due_date": "2026-02-01T20:00:01.000000+05:30"})
     assert [test for test in results["tests"] if test["output"] == "late by 1 day"]
     (total,) = [test["score"] for test in results["tests"] if test["name"] == "birds: total deductions"]
     assert total == pytest.approx(-27)  # 10 % a day, 10 % for each of two faults of the stand-in
@@ -394,10 +395,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     with zipfile.ZipFile(str(tmp_path / "models.zip"), "w") as archive:
-        archive.writestr("models/vae.pth", "v")
-        archive.writestr("models/gmm_params.pkl", "g")
+        archive.writestr("models/vae.pth", "PKv")
+        archive.writestr("models/gmm_params.pkl", b"\x80g")
+    with zipfile.ZipFile(str(tmp_path / "other.zip"), "w") as archive:
+        archive.writestr("model.pth", "PK")
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.files = {"/bird.pth": b"weights", "/page": b"<!DOCTYPE html>", "/big": b"0" * 3000,
+    found.files = {"/bird.pth": MODEL, "/text": b"sign in, please", "/page": b"<!DOCTYPE html>",
+                   "/big": b"0" * 3000, "/other.zip": (tmp_path / "other.zip").read_bytes(),
                    "/models.zip": (tmp_path / "models.zip").read_bytes()}
     found.paths, found.url = [], f"http://127.0.0.1:{found.server_port}"
     monkeypatch.setenv(fetch.LOCAL, "1")
@@ -420,7 +424,7 @@ def download(url=None, output=None, quiet=False, use_cookies=True, id=None):
     if id.startswith("busy") and len(open(tries).read()) < 3:
         raise RuntimeError("Too many users have viewed or downloaded this file recently.")
     assert not use_cookies
-    open(output, "w").write(id)
+    open(output, "w").write("PK" + id)
     return output
 
 def download_folder(url=None, id=None, output=None, quiet=False, use_cookies=True, skip_download=False):
@@ -440,25 +444,26 @@ def drive(tmp_path, monkeypatch):
 def test_what_a_link_gives_is_kept_with_its_hash_and_not_downloaded_twice(server, tmp_path):
     for _ in range(2):
         (path,) = fetch.fetch(f"{server.url}/bird.pth", ("bird.pth",), tmp_path / ENTRY)
-        assert path.read_bytes() == b"weights"
+        assert path.read_bytes() == MODEL
     record = json.loads((tmp_path / ENTRY / "bird.pth.json").read_text())
-    assert record["files"]["bird.pth"] == {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    assert record["files"]["bird.pth"] == {"bytes": 8, "sha256": hashlib.sha256(MODEL).hexdigest()}
     assert record["link"] == f"{server.url}/bird.pth" and record["time"].startswith("20")
     assert server.paths == ["/bird.pth"]
-    server.files["/other.pth"] = b"others"  # a new link does not get the old model, nor the other way round
+    server.files["/other.pth"] = b"PKothers"  # a new link does not get the old model, nor the other way round
     (other,) = fetch.fetch(f"{server.url}/other.pth", ("bird.pth",), tmp_path / ENTRY)
-    assert other.read_bytes() == b"others" and path.read_bytes() == b"weights"
+    assert other.read_bytes() == b"PKothers" and path.read_bytes() == MODEL
     path.write_bytes(b"changed")
     (path,) = fetch.fetch(f"{server.url}/bird.pth", ("bird.pth",), tmp_path / ENTRY)
-    assert path.read_bytes() == b"weights" and server.paths.count("/bird.pth") == 2
+    assert path.read_bytes() == MODEL and server.paths.count("/bird.pth") == 2
     paths = fetch.fetch(f"{server.url}/models.zip", ("vae.pth", "gmm_params.pkl"), tmp_path / ENTRY)
-    assert [path.read_text() for path in paths] == ["v", "g"]
+    assert [path.read_bytes() for path in paths] == [b"PKv", b"\x80g"]
     assert sorted(path.name for path in (tmp_path / ENTRY).iterdir()) == [
         "bird.pth", "bird.pth.json", "gmm_params.pkl", "vae.pth", "vae.pth.json"]
 
 
 @pytest.mark.parametrize("link, why", [
     ("{server}/nothing", "404|web page"), ("{server}/page", "found a web page"),
+    ("{server}/text", "expected a model"), ("{server}/other.zip", "found a zip of model.pth"),
     ("http://127.0.0.1:1/x", "no connection to 127"), ("{server}/hang", "not downloaded within")])
 def test_why_a_link_gives_nothing(link, why, server, tmp_path):
     with pytest.raises(fetch.FetchError, match=why):
@@ -501,7 +506,7 @@ def test_the_stand_in_for_gdown_takes_what_gdown_takes(tmp_path):
     ("/drive/u/0/folders/both", ["vae.pth", "gmm_params.pkl"], ["vae.pth", "gmm_params.pkl"])])
 def test_links_of_drive(link, names, contents, drive, tmp_path):
     paths = fetch.fetch(DRIVE + link, names, tmp_path / ENTRY)
-    assert [path.read_text() for path in paths] == contents
+    assert [path.read_text() for path in paths] == ["PK" + content for content in contents]
 
 
 @pytest.mark.parametrize("link, names, why", [
@@ -527,8 +532,8 @@ def test_a_class_with_links(server, data, tmp_path, capsys):
     assert good["scores"]["retrained"]["average_f1"] == 1 and "retrained" not in bad["scores"]
     (row,) = [row for row in bad["rows"] if row["check"] == "model link"]
     assert row["status"] == "warn" and "404" in row["detail"]
-    assert (tmp_path / "models" / ENTRY / "bird.pth").read_bytes() == b"weights"
-    server.files["/nothing"] = b"now shared"
+    assert (tmp_path / "models" / ENTRY / "bird.pth").read_bytes() == MODEL
+    server.files["/nothing"] = b"PK now shared"
     main(command)
     assert "good: graded before" in capsys.readouterr().err
     state = json.loads((tmp_path / "grades.json").read_text())

@@ -122,9 +122,19 @@ def download(link, folder, names):
                 with archive.open(members[name]) as source, open(folder / name, "wb") as target:
                     shutil.copyfileobj(source, target)
     if not set(names) <= set(members):
-        if len(names) > 1:
-            raise ValueError(f"expected a folder of Drive or a zip with {' and '.join(names)}, found another file")
+        of_torch = any(name.endswith("data.pkl") for name in members)
+        if len(names) > 1 or members and not of_torch:
+            raise ValueError(f"expected a folder of Drive or a zip with {' and '.join(names)}, found "
+                             f"{'a zip of ' + ', '.join(list(members)[:5]) if members else 'another file'}")
         file.rename(folder / names[0])
+
+
+def check_models(folder, names):
+    """Raises ValueError for files that are neither zips, as those of torch.save are, nor pickles."""
+    for name in names:
+        with open(folder / name, "rb") as file:
+            if file.read(2)[:1] not in (b"P", b"\x80"):
+                raise ValueError(f"expected a model, found that {name} is something else, such as a text or a page")
 
 
 def _download_file(what, path, options):
@@ -149,6 +159,8 @@ def explain(error, link):
         return f"{OFFLINE} {urllib.parse.urlsplit(link).hostname}"
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return f"expected at most {MAX_BYTES / 1e6:g} MB, found more"
+    if "received bytes" in text or "incomplete" in text.lower():
+        return "the download broke off"
     if "Too many users" in text or "quota" in text.lower():
         return QUOTA
     return NOT_SHARED if "permission" in text or "Cannot retrieve" in text else text
@@ -178,6 +190,7 @@ def main(argv):
     refuse_private_networks()
     try:
         download(link, Path(folder), names)
+        check_models(Path(folder), names)
     except ImportError:
         print("expected the package gdown (pip install gdown), found none", file=sys.stderr)
         return 1

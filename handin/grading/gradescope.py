@@ -17,7 +17,7 @@ from pathlib import Path
 from common.errors import InputError, one_line
 from common.files import read_json, write_files
 from handin.grading import classroom, outputs, sandbox, submissions
-from handin.grading.contract import MODELS, SCRIPTS
+from handin.grading.contract import MODELS, SCRIPTS, TESTS
 from handin.grading.data import LOADERS
 from handin.grading.marks import maximum, read_rubric
 from handin.grading.script import SHOWN, Settings, temporary_folder
@@ -29,6 +29,7 @@ GRADER_MEMORY = 0.8          # GB, of this process
 UNFINISHED = "The autograder did not finish; what it found so far: "
 NO_MODEL = ("There are no points yet, because no submitted model was scored: hand in {models} with the script, or a "
             "link that anyone can open in model_path.txt. ")
+NOT_SCORED = "There are no points yet, because the submitted model could not be scored: see the failed checks. "
 STATUS = {"pass": {"status": "passed"}, "fail": {"status": "failed"}, "warn": {"status": "passed"}, "skip": {}}
 
 
@@ -128,10 +129,13 @@ def parse_time(text):
 
 
 def set_deadlines(rubric, metadata):
-    """The assignment's due date is the deadline of the parts for which the rubric has none."""
-    due = (metadata.get("assignment") or {}).get("due_date")
-    for part in SCRIPTS if due else ():
-        rubric[part]["deadline"] = rubric[part]["deadline"] or parse_time(due)
+    """The due date is the deadline of the parts for which the rubric has none: the assignment's or, where students have
+    dates of their own, the latest of these."""
+    owners = (metadata, *(metadata.get("users") or ()))
+    dates = [(owner.get("assignment") or {}).get("due_date") for owner in owners]
+    dates = [parse_time(date) for date in dates if date]
+    for part in SCRIPTS if dates else ():
+        rubric[part]["deadline"] = rubric[part]["deadline"] or max(dates)
 
 
 def over_the_limit(metadata, most):
@@ -141,14 +145,14 @@ def over_the_limit(metadata, most):
     for earlier in metadata.get("previous_submissions") or () if most else ():
         results, day = earlier.get("results") or {}, datetime.timedelta(days=1)
         refused = (results.get("extra_data") or {}).get("refused") or earlier.get("score") is None
-        if not refused and now - parse_time(earlier["submission_time"]) < day:
+        if not refused and earlier.get("submission_time") and now - parse_time(earlier["submission_time"]) < day:
             graded.append((parse_time(earlier["submission_time"]), float(earlier["score"]), results))
     if not most or len(graded) < most:
         return None
     graded.sort(key=lambda found: found[0])
     (_, score, results), again = graded[-1], graded[-most][0] + datetime.timedelta(days=1)
     return {"tests": [], **results, "score": score, "extra_data": {"refused": True},
-            "output": f"Not graded: {most} submissions in 24 hours are allowed. What you see is the result of your "
+            "output": f"Not graded: at most {most} in 24 hours. What you see is the result of your "
                       f"last graded one; the next can be graded from {again:%d %B %Y, %H:%M (UTC%z)}."}
 
 
@@ -165,7 +169,9 @@ def results_json(found, rubric, settings, output=""):
         score += row["mark"] or 0
         tests += part_tests(part, row, settings["visibility"])
         if row["mark"] == "" and not row["result"]["problem"]:
-            output += NO_MODEL.format(models=" and ".join(MODELS[part]))
+            modes = {mode for mode, *_ in TESTS[part]}  # without a prefix they were run on the submitted model
+            tried = any(check["check"] in (*modes, "commands") for check in row["result"]["rows"])
+            output += NOT_SCORED if tried else NO_MODEL.format(models=" and ".join(MODELS[part]))
         leaderboard += [{"name": f"{part}: {name}", "value": round(row[key], 4)} for key, name in SHOWN.items()
                         if key in row and settings["visibility"] == "visible"]
         extra[part] = {"status": row["status"], "scores": row["result"]["scores"], "runs": [
@@ -219,7 +225,7 @@ def as_text(results):
     """The content of a results.json as text."""
     lines = [f"score {results['score']:g}", *filter(None, [results.get("output", "")])]
     for test in results["tests"]:
-        points = f"{test['score']:g} of {test['max_score']:g}" if "score" in test else test.get("status", "skipped")
+        points = f"{test['score']:g} of {test['max_score']:g}" if "score" in test else test.get("status", "note")
         lines.append(f"{points:>14}  {test['name']}" + "".join(f"\n{'':16}{line}" for line in
                                                                test["output"].splitlines()))
     return "\n".join(lines)
