@@ -4,7 +4,8 @@
     python vae.py TEST test_reconstruction vae.pth             writes vae_reconstructed.npz
     python vae.py TEST test_classifier vae.pth gmm_params.pkl  writes vae.csv
 
-TRAIN, VAL and TEST: .npz (key `data`, or its only array) or .npy files of 28 x 28 images; VAL also has `labels`.
+TRAIN, VAL and TEST: .npz (key `data`, or its only array) or .npy files of 28 x 28 images; VAL also has `labels`. The
+training also writes vae_history.json, the terms of its loss after each epoch.
 
 Model [1, 2, 3]   c ~ Uniform{1..K},   z | c ~ N(m_c, s^2 I) in two dimensions,   x | z ~ Bernoulli(decode(z))
 Posterior [1, 3]  q(c|x) q(z|x),  q(z|x) = N(mu(x), diag sigma^2(x)),  mu(x) = sum_c q(c|x) m_c + s * offset(x): class
@@ -35,6 +36,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import math
 import os
 import pickle
@@ -774,6 +776,8 @@ def train_command(args, log):
     train_path, val_path, model_path, mixture_path = args.files
     check_output(model_path, train_path, val_path)
     check_output(mixture_path, train_path, val_path, model_path)
+    history_path, history = f"{os.path.splitext(model_path)[0]}_history.json", []
+    check_output(history_path, train_path, val_path, model_path, mixture_path)
     device, start = pick_device(args.device), time.monotonic()
     digits, val = load_digits(train_path), load_digits(val_path, labelled=True)
     n_classes = len(np.unique(val.labels))
@@ -783,6 +787,7 @@ def train_command(args, log):
     config = dataclasses.replace(Config(), epochs=args.epochs, seed=args.seed, **(PLAIN if args.plain else {}))
 
     def log_epoch(epoch, progress, terms):
+        history.append({"epoch": epoch + 1, **terms})
         left = (time.monotonic() - start) * (1 - progress) / max(progress, 1e-9)
         log(f"epoch {epoch + 1:3}/{config.epochs}  ELBO {-terms['reconstruction'] - terms['KL']:7.2f}  reconstruction "
             f"{terms['reconstruction']:6.2f}  KL {terms['KL']:5.2f}  SSIM {terms['SSIM']:.4f}  about {left:.0f} s left")
@@ -802,9 +807,13 @@ def train_command(args, log):
     log(f"validation accuracy {accuracy:.4f} on {len(val)} images")
     checkpoint = io.BytesIO()  # torch.save to a full disk would raise other errors than OSError
     torch.save(stored_weights(model), checkpoint)
+    seconds = time.monotonic() - start
+    record = {"model": fingerprint(model).tobytes().hex(), "settings": dataclasses.asdict(config), "images": len(digits),
+              "device": str(device), "torch": torch.__version__, "seconds": seconds, "epochs": history}
     write_files({model_path: lambda file: file.write(checkpoint.getbuffer()),
-                 mixture_path: lambda file: save_mixture(mixture, labels, model, file)})
-    log(f"wrote {model_path} and {mixture_path} after {time.monotonic() - start:.0f} s")
+                 mixture_path: lambda file: save_mixture(mixture, labels, model, file),
+                 history_path: lambda file: file.write((json.dumps(record, indent=1) + "\n").encode())})
+    log(f"wrote {model_path}, {mixture_path} and {history_path} after {seconds:.0f} s")
 
 
 def test_command(args, log):

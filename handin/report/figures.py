@@ -22,11 +22,10 @@ def add_arguments(parser):
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     birds = parts.add_parser("birds", help="network, learning curves, confusion, Grad-CAM",
                              description=f"example: {results.MAKERS['birds']}")
-    digits = parts.add_parser("digits", help="reconstructions, manifold, latents, mixture, SSIM, latent.html",
+    digits = parts.add_parser("digits", help="learning curves, reconstructions, manifold, latents, mixture, SSIM, latent.html",
                               description=f"example: {results.MAKERS['digits']}")
     birds.add_argument("test", metavar="TEST", help="folder of class folders of photos that were not trained on")
     birds.add_argument("--model", required=True, metavar="FILE", help="bird.pth")
-    birds.add_argument("--history", metavar="FILE", help="bird_history.json (default: the one next to the model)")
     digits.add_argument("val", metavar="VAL", help="the labelled digits that name the components, .npz")
     digits.add_argument("test", metavar="TEST", help="digits that were not trained on, .npz, with labels or without")
     digits.add_argument("--train", metavar="TRAIN", help="the training images, .npz, whose latents are drawn; labels "
@@ -34,6 +33,7 @@ def add_arguments(parser):
     digits.add_argument("--model", required=True, metavar="FILE", help="vae.pth")
     digits.add_argument("--mixture", required=True, metavar="FILE", help="gmm_params.pkl")
     for part in (birds, digits):
+        part.add_argument("--history", metavar="FILE", help="that of the training (default: next to the model)")
         part.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="default: figures")
         part.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best there)")
 
@@ -45,8 +45,8 @@ def run(args):
         if args.part == "birds":
             drawn = figures_birds.draw_all(args.test, args.model, args.history, bird.pick_device(args.device))
         else:
-            drawn = figures_digits.draw_all(args.val, args.test, args.train, args.model, args.mixture,
-                                            vae.pick_device(args.device))
+            drawn = figures_digits.draw_all(args.val, args.test, args.train, args.model, args.history,
+                                            args.mixture, vae.pick_device(args.device))
         figures, files, numbers, remarks = drawn
         others = " and ".join([*files, "numbers.json"])
         for name, figure in figures.items():

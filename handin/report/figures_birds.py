@@ -55,11 +55,11 @@ def layer_table(model, dropout):
         if layer.depth == 2 and layer.class_name in ("ResidualBlock", "Sequential"):
             first = next(part for part in layer.module.modules() if isinstance(part, torch.nn.Conv2d))
             side, stride = first.kernel_size[0], first.stride[0]
-            norm = ", batch norm" if any("BatchNorm" in type(part).__name__ for part in layer.module.modules()) else ""
-            name, step = f"convolution {side} × {side}{norm}", f", stride {stride}" if stride > 1 else ""
-            name = (f"2 × ({name}), shortcut{step}" if layer.class_name == "ResidualBlock" else f"{name}{step}")
+            name = "residual block" if layer.class_name == "ResidualBlock" else f"convolution {side} × {side}"
+            norm = any("BatchNorm" in type(part).__name__ for part in layer.module.modules())
+            name += (", batch norm" if norm else "") + (f", stride {stride}" if stride > 1 else "")
         elif layer.class_name == "Dropout":
-            name = f"average and max pooling, dropout {dropout:g}"
+            name = f"avg. and max pooling, dropout {dropout:g}"
         elif layer.class_name == "Linear":
             name = "linear"
         else:
@@ -93,10 +93,10 @@ def confusion_figure(truth, predicted, names):
     """Confusion matrix of labels (N,), rows the true classes: numbers are photos, colours shares of the row."""
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     n, longest = len(names), max(map(len, names))
-    figure = new_figure(*((COLUMN, 3.0) if n <= 12 and longest <= 6 else (PAGE, 5.6)))
+    figure = new_figure(*((COLUMN, 3.0 if longest <= 6 else 3.4) if n <= 12 else (PAGE, 4.6)))
     axes = figure.add_subplot()
     counts, share = (confusion_matrix(truth, predicted, labels=range(n), normalize=way) for way in (None, "true"))
-    shown = ConfusionMatrixDisplay(share, display_labels=[shortened(name, 24) for name in names])
+    shown = ConfusionMatrixDisplay(share, display_labels=[shortened(name, 16) for name in names])
     shown.plot(ax=axes, cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1}, text_kw={"fontsize": 6.5},
                xticks_rotation=90 if longest > 3 else 0)
     for text, count in zip(shown.text_.flat, counts.flat):
@@ -159,33 +159,39 @@ def measure_maps(examples):
 
 
 def gradcam_figure(rows, names):
-    """For every class a right and a wrong photo, each with its map next to it, from rows of ([right], [wrong])
-    Examples; two blocks of classes side by side where there are more than five."""
+    """For every class a recognised and a misclassified photo, each with its map next to it, headed with the predicted
+    class, its probability and the true class, from rows of ([right], [wrong]) Examples; two or three blocks of classes
+    side by side."""
     import cv2
+    from matplotlib.cm import ScalarMappable
     from pytorch_grad_cam.utils.image import show_cam_on_image
-    blocks = 2 if len(rows) > 5 else 1
+    blocks = 2 if len(rows) <= 10 else 3
     down = math.ceil(len(rows) / blocks)
-    figure = new_figure(PAGE if blocks == 2 else COLUMN, min(1.02 * down + 0.2, 8.4), tight=True)  # room for a caption
+    size, letters = (6.5, 20) if blocks < 3 else (5.5, 14)
+    figure = new_figure(PAGE, min((PAGE / (4 * blocks) + 0.26) * down + 0.4, 9), tight=True)
     grid = figure.subplots(down, 4 * blocks, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[], box_aspect=1)
         axes.spines[:].set_visible(False)
     for k, groups in enumerate(rows):
         cells = grid[k % down, 4 * (k // down):][:4]
-        cells[0].set_ylabel(shortened(names[k], 16) if len(names[k]) > 3 else f"class {names[k]}", fontsize=6.5)
-        for group, title, (plain, mapped) in zip(groups, ("right", "wrong"), (cells[:2], cells[2:])):
-            if k % down == 0:
-                plain.set_title(title, fontsize=8, pad=3, loc="left")
+        for group, color, (plain, mapped) in zip(groups, ("#007A5A", "#B84F00"), (cells[:2], cells[2:])):
+            head = {"loc": "left", "fontsize": size, "pad": 3, "color": color, "in_layout": False}
+            true = f"true: {shortened(names[k], letters)}"
             if not group:
-                plain.text(0.5, 0.5, "none", ha="center", va="center", color="0.4", transform=plain.transAxes)
+                plain.set_title(f"none {'recognised' if group is groups[0] else 'misclassified'}\n{true}", **head)
                 continue
             example = group[0]
+            chance = f" ({100 * example.probability:.0f} %)"
+            plain.set_title(f"predicted: {shortened(example.predicted, letters - 5)}{chance}\n{true}", **head)
             plain.imshow(example.photo)
             # From cyan to magenta, which no bird here has.
             mapped.imshow(show_cam_on_image(example.photo, example.heat, use_rgb=True, colormap=cv2.COLORMAP_COOL,
                                             image_weight=0.55))
-            plain.set_xlabel(f"→ {shortened(example.predicted, 14)}", fontsize=6.5, labelpad=1)
-            mapped.set_xlabel(f"{100 * example.probability:.0f} %", fontsize=6.5, labelpad=1)
+    bar = figure.colorbar(ScalarMappable(cmap="cool"), ax=list(grid.flat), location="bottom", shrink=0.4,
+                          aspect=40, pad=0.01, ticks=[])
+    bar.outline.set_visible(False)
+    bar.set_label("Grad-CAM: 0 (left) to its maximum in the photo (right)", fontsize=size)
     return figure
 
 

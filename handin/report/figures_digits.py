@@ -2,22 +2,83 @@
 
 Each `*_figure` takes arrays and returns a matplotlib Figure; `draw_all` makes them all from the saved files.
 """
-import dataclasses
 import itertools
 import math
+import os
 
 import numpy as np
 import torch
 
 import vae
-from common.errors import InputError
+from common.errors import InputError, one_line
+from common.files import read_json
 from handin.grading.scores import accuracy_interval, all_scores, mean_ssim, one_minus_mse, read_digits
 from handin.report import latent_page
-from handin.report.plots import COLUMN, PAGE, class_styles, new_figure
+from handin.report.plots import COLUMN, PAGE, PALETTE, class_styles, new_figure
 from handin.report.results import DigitResults
 
 SHOWN = 15  # validation images in the figure of reconstructions: all of the course's
 MEANS = {"xlabel": "encoder's mean $z_1$ (no unit)", "ylabel": "encoder's mean $z_2$ (no unit)"}
+
+
+def read_history(path, model):
+    """The record that vae.py's training leaves next to its model. Raises InputError if it is none, or that of another
+    model than this VAE."""
+    expected = "the history that vae.py's train writes next to its model"
+    record = read_json(path, expected)
+    try:
+        known, _ = record["model"], [record[key] for key in ("settings", "images", "device", "seconds")]
+        rows = [[row[key] for key in ("epoch", "reconstruction", "KL", "SSIM")] for row in record["epochs"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected {expected}, found one without {one_line(error)}") from None
+    if known != vae.fingerprint(model).tobytes().hex() or not rows:
+        raise InputError(f"{path}: expected the history of this model, found {'that of another' if rows else 'no epoch'}")
+    return record
+
+
+def layer_table(model):
+    """[{"name", "shape", "parameters"}] of a VAE from image to reconstruction."""
+    k, rows = len(model.prior_means), [{"name": "image", "shape": [vae.PIXELS], "parameters": 0}]
+    for network in model.encoder, model.decoder:
+        if network is model.decoder:
+            rows += [{"name": "sample of z", "shape": [vae.LATENT_DIM], "parameters": 0},
+                     {"name": "z, sines and cosines of frequencies", "shape": [network[0].in_features],
+                      "parameters": 0}]
+        for layer in network:
+            if isinstance(layer, torch.nn.Linear):
+                rows.append({"name": "linear", "shape": [layer.out_features], "parameters": 0})
+            else:
+                rows[-1]["name"] += ", batch norm" if isinstance(layer, torch.nn.BatchNorm1d) else ", ReLU"
+            rows[-1]["parameters"] += sum(p.numel() for p in layer.parameters())
+        rows[-1]["name"] += ", sigmoid" if network is model.decoder else (
+            f": {k} class logits, mean, log-variance" if k > 1 else ": mean, log-variance")
+    return rows
+
+
+def learning_curves_figure(rows):
+    """The terms of the training loss against epochs, from the rows of a history."""
+    figure = new_figure(PAGE, 1.9)
+    for axes, key, unit in zip(figure.subplots(1, 3), ("reconstruction", "KL", "SSIM"), (
+            "reconstruction (nats)", "KL divergence (nats)", "SSIM (no unit)")):
+        axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], color=PALETTE[0],
+                  marker="." if len(rows) < 15 else None)
+        axes.set(xlabel="epoch", ylabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def elbo(model, digits):
+    """Mean ELBO of a DigitDataset in nats per image, from one sample of z of each, and its standard error."""
+    generator = torch.Generator().manual_seed(0)
+
+    def each(x):
+        logits, mu, logvar = model.posterior(x)
+        pixels = model.decode_logits(model.reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator)))
+        reconstruction = torch.nn.functional.binary_cross_entropy_with_logits(pixels, x, reduction="none").sum(1)
+        return -reconstruction - vae.kl_to_prior(model, logits, mu, logvar)
+
+    values = vae.map_batches(each, digits, [])
+    return [values.mean().item(), values.std().item() / math.sqrt(len(values))]
 
 
 def spread(labels, total, n):
@@ -221,11 +282,12 @@ def shares_within(mixture, means):
     return [float((distance <= radius).mean()) for radius in (1, 2, 3)]
 
 
-def draw_all(val, test, train, model_path, mixture_path, device):
+def draw_all(val, test, train, model_path, history_path, mixture_path, device):
     """Figures {name: Figure}, pages {file name: bytes}, DigitResults and remarks (lines for the user) of part II, from
-    the labelled digits, those of the test, the training images or None, a model and its mixture. Labels of the training
-    images only colour them. Raises InputError, also vae.py's."""
+    the labelled digits, those of the test, the training images or None, a model, the history next to it, and its
+    mixture. Labels of the training images only colour them. Raises InputError, also vae.py's."""
     model = vae.load_checkpoint(model_path)
+    history = read_history(history_path or f"{os.path.splitext(model_path)[0]}_history.json", model)
     mixture, labels = vae.load_mixture(mixture_path, model)
     val_digits, (digits, classes) = vae.load_digits(val, labelled=True), read_digits(test)
     shown_digits, shown_classes = (digits, classes) if train is None else read_digits(train)
@@ -245,6 +307,7 @@ def draw_all(val, test, train, model_path, mixture_path, device):
         shown_classes = labels[mixture.predict(shown_means)]
     values = grid_values()
     figures = {
+        "digits_learning_curves": learning_curves_figure(history["epochs"]),
         "digits_reconstructions": reconstructions_figure(
             val_images[first], *([part[first] for part in pair] for pair in (val_made, val_similarities))),
         "digits_manifold": manifold_figure(manifold(model, values, values)),
@@ -273,10 +336,12 @@ def draw_all(val, test, train, model_path, mixture_path, device):
         aggregate_covariance=np.cov(means.T, ddof=0).tolist(), scatter_of="test" if train is None else "training",
         scatter_images=len(shown_images), pairs=component_pairs(mixture, labels, classes, predicted),
         within=shares_within(mixture, shown_means), mixture_weights=mixture.weights_.tolist(),
-        parameters=sum(p.numel() for p in model.parameters()),
-        settings={**dataclasses.asdict(vae.Config()), "encoder": list(vae.ENCODER_WIDTHS), "side": vae.SIDE,
-                  "decoder": list(vae.DECODER_WIDTHS), "frequencies": vae.FREQUENCIES, "separation": vae.SEPARATION,
-                  "radius": vae.RADIUS, "prior_std": model.prior_std.item()})
+        layers=layer_table(model), parameters=sum(p.numel() for p in model.parameters()),
+        history=history["epochs"], training_images=history["images"], minutes=history["seconds"] / 60,
+        device=history["device"], elbo={"test": elbo(model, digits), **(
+            {} if train is None else {"training": elbo(model, shown_digits)})},
+        settings={**history["settings"], "components": len(model.prior_means), "frequencies": vae.FREQUENCIES,
+                  "separation": vae.SEPARATION, "radius": vae.RADIUS, "prior_std": model.prior_std.item()})
     remarks = [] if labelled else [f"{test}: no labels of {len(images):,} images: accuracy, precision, recall and F1 "
                                    "left out"]
     return figures, {"latent.html": page}, results, remarks

@@ -57,8 +57,15 @@ class DigitResults:
     #                          "misclassified": [a as b, b as a] or None}
     within: list             # shares of the scattered means within 1, 2 and 3 standard deviations of their component
     mixture_weights: list
+    layers: list             # {"name", "shape", "parameters"} of the networks, from image to reconstruction
     parameters: int
-    settings: dict           # vae.Config and sizes of the network
+    history: list            # {"epoch", "reconstruction", "KL", "SSIM"} of each epoch
+    training_images: int
+    minutes: float
+    device: str
+    elbo: dict               # {"test", "training"}: mean in nats per image, and its standard error; without training
+    #                          images the first alone
+    settings: dict           # vae.Config, and the prior
 
 
 PARTS = {"birds": BirdResults, "digits": DigitResults}

@@ -55,32 +55,31 @@ def lowest_and_highest(per_class):
     return f"Lowest F1: {listed(lowest)}. Highest: {shown} ({by_f1[-1]['f1']:.3f})."
 
 
-def effects(rows):
-    """A sentence for each training without a technique: rows of ablation.json, of which the first is the baseline."""
-    base, sentences = rows[0], []
+def effects(rows, photos):
+    """A sentence for each row of ablation.json, of which the first is the baseline; all were scored on so many photos."""
+    base, sentences = rows[0], ["–"]
     for row in rows[1:]:
-        loss = base["accuracy"] - row["accuracy"]
-        spread = _spread(base, row)
-        size = f"{abs(loss):.4f}" + ("" if spread is None else f" (standard deviation {spread:.4f})")
+        loss, error = base["accuracy"] - row["accuracy"], standard_error(base, row, photos)
+        size = f"by {abs(loss):.4f} ± {error:.4f}"
         if abs(loss) < 5e-5:
-            found = "the same accuracy"
-        elif spread is not None and abs(loss) <= spread:
-            found = f"{'lower' if loss > 0 else 'higher'} by {size}, less than the spread of the seeds: no evidence"
-        elif loss > 0:
-            found = f"lower by {size}: it helps"
+            found = f"The same accuracy (± {error:.4f}): no evidence."
+        elif abs(loss) <= 2 * error:
+            found = f"{'Lower' if loss > 0 else 'Higher'} {size}: too little to be evidence."
         else:
-            found = f"higher by {size}: it does not help in trainings of this length"
-        sentences.append(f"{row['variant'][0].upper()}{row['variant'][1:]}: {found}.")
+            found = f"Lower {size}: it helps." if loss > 0 else f"Higher {size}: it does not help here."
+        sentences.append(found)
     return sentences
 
 
-def _spread(base, row):
-    """Standard deviation of the difference of two rows, None where one has a single seed."""
-    sds = [base["accuracy_sd"], row["accuracy_sd"]]
-    return None if None in sds else math.hypot(*(sd / len(one["seeds"]) ** 0.5 for sd, one in zip(sds, (base, row))))
+def standard_error(base, row, photos):
+    """Standard error of the difference in accuracy of two rows: over seeds, or where one has a single seed, of two
+    shares of so many photos."""
+    if None in (base["accuracy_sd"], row["accuracy_sd"]):
+        return math.sqrt(sum(one["accuracy"] * (1 - one["accuracy"]) for one in (base, row)) / photos)
+    return math.hypot(*(one["accuracy_sd"] / len(one["seeds"]) ** 0.5 for one in (base, row)))
 
 
-def ablation_conclusion(rows):
+def ablation_conclusion(rows, photos):
     """What follows from the table for the model that is handed in."""
     base = rows[0]
     losses = {row["variant"]: base["accuracy"] - row["accuracy"] for row in rows[1:]}
@@ -88,16 +87,80 @@ def ablation_conclusion(rows):
         return ""
     largest = max(losses.values())
     names = [f"“{name}”" for name, loss in losses.items() if f"{loss:.4f}" == f"{largest:.4f}"]
-    seeds = min(len(row["seeds"]) for row in rows)
+    helped = sum(loss > 2 * standard_error(base, row, photos) for row, loss in zip(rows[1:], losses.values()))
     text = (f"The largest loss of accuracy, {largest:.4f}, is that of {listed(names)}." if largest >= 5e-5 else
             "None of them lowers the accuracy.")
-    helped = sum(loss > (_spread(base, row) or 0) for row, loss in zip(rows[1:], losses.values()))
-    text += (f" {helped} of {len(losses)} techniques help by more than their spread. " if seeds > 1 else
-             " Each was trained once, so that the spread is not known: small differences are no evidence. ")
-    return text + "The model that is handed in uses all of them, since the full training is longer than these."
+    text += f" {helped} of {len(losses)} techniques help by more than two standard errors"
+    if min(len(row["seeds"]) for row in rows) == 1:
+        text += ", which do not include the spread of the seeds, since there is one"
+    return f"{text}. The model that is handed in uses all of them: its training is longer, where they matter more."
+
+
+def maps(rows):
+    """A sentence for each class, {"class", "right", "wrong"} of BirdResults.grad_cam, about what its maps cover."""
+    sentences = []
+    for right, wrong in ((row["right"], row["wrong"]) for row in rows):
+        if right is None:
+            sentences.append("No photo is recognised.")
+            continue
+        text = ("On the centre, where the bird mostly is" if right["centre"] >= 0.35 else
+                "On bird and surroundings alike" if right["centre"] >= 0.2 else "On the border: the background decides")
+        if wrong is None:
+            sentences.append(f"{text}. No photo is misclassified.")
+            continue
+        apart, wider = wrong["centre"] - right["centre"], wrong["entropy"] - right["entropy"]
+        changes = [words for words, holds in (
+            ("less on the centre", apart <= -0.05), ("more on the centre", apart >= 0.05),
+            ("spread wider", wider >= 0.02), ("on a smaller part", wider <= -0.02)) if holds]
+        sentences.append(f"{text}. When wrong: {listed(changes) if changes else 'the same'}.")
+    return sentences
+
+
+def maps_conclusion(rows):
+    """How the maps of misclassified photos differ from those of recognised ones, over the classes that have both."""
+    both = [(row["right"]["centre"], row["wrong"]["centre"]) for row in rows if row["right"] and row["wrong"]]
+    if not both:
+        return "No class has both recognised and misclassified photos to compare."
+    right, wrong = (sum(values) / len(both) for values in zip(*both))
+    text = (f"In the {len(both)} classes that have both, the central quarter holds {right:.0%} of the map of recognised "
+            f"photos and {wrong:.0%} of that of misclassified ones: " if len(both) > 1 else
+            f"In the one class that has both, the central quarter holds {right:.0%} of the map of recognised photos and "
+            f"{wrong:.0%} of that of misclassified ones: ")
+    if wrong < right - 0.05:
+        return text + "a part of the mistakes comes with a look beside the bird."
+    if wrong > right + 0.05:
+        return text + "the network looks at the bird and takes it for another, rather than at the background."
+    return text + "the network looks at the same place when it is wrong, so that the place does not explain the mistakes."
 
 
 # -------------------------------------------------------------------------------------------------------------- digits
+
+def learning(rows, planned, elbo):
+    """What the learning curves show, from the rows of a history, the number of epochs planned and DigitResults.elbo."""
+    bound = [-row["reconstruction"] - row["KL"] for row in rows]
+    since = max(0, len(rows) - 1 - len(rows) // 10)
+    gain = bound[-1] - bound[since]
+    text = f"From epoch 1 to {len(rows)} the ELBO of the training images goes from {bound[0]:.1f} to {bound[-1]:.1f} nats"
+    if len(rows) < 10:
+        text += "."
+    elif gain > 0.01 * abs(bound[-1]):
+        text += f", {gain:.1f} of them in the last tenth: a longer training may be better."
+    else:
+        text += ", hardly more in the last tenth: the training has converged."
+    kl = [row["KL"] for row in rows]
+    text += (f" The KL divergence {'rises' if kl[-1] > kl[0] else 'falls'} from {kl[0]:.1f} to {kl[-1]:.1f} nats, the SSIM "
+             f"{'rises' if rows[-1]['SSIM'] > rows[0]['SSIM'] else 'falls'} from {rows[0]['SSIM']:.3f} to "
+             f"{rows[-1]['SSIM']:.3f}.")
+    if len(rows) < planned:
+        text += f" The time limit shortened the schedule from {planned} to {len(rows)} epochs."
+    if "training" in elbo:
+        (train, train_error), (test, test_error) = elbo["training"], elbo["test"]
+        apart = train - test
+        text += (f" At the end it is {train:.1f} nats for the training images and {test:.1f} for the test images (standard "
+                 f"error {test_error:.1f}): ")
+        text += ("it overfits." if apart > 2 * math.hypot(train_error, test_error) else "no overfitting is visible.")
+    return text.replace("-", "\N{MINUS SIGN}")
+
 
 def separation(pairs):
     """Whether the clusters are apart, from the distances of the components in standard deviations."""
@@ -153,10 +216,10 @@ def manifold(found):
     text += (f" {found['between']:.0%} of the cells lie more than 3 standard deviations from every component: there "
              "the decoder draws the nearest digit, and the figure jumps from one to the other, since no training image "
              "has its mean there." if found["between"] >= 0.005 else " All cells lie within a cluster.")
-    for row in found["axes"]:
-        text += (f" Along the long axis of the {row['digit']} (2 standard deviations to either side) the slant goes "
-                 f"from {row['slant'][0]:.0f}° to {row['slant'][1]:.0f}° and the ink from {row['ink'][0]:.1%} to "
-                 f"{row['ink'][1]:.1%} of the pixels.")
+    changes = [f"{row['slant'][0]:.0f}° to {row['slant'][1]:.0f}° and {row['ink'][0]:.1%} to {row['ink'][1]:.1%} for the "
+               f"{row['digit']}" for row in found["axes"]]
+    text += (" Along the long axis of each cluster, from 2 standard deviations on one side of the mean to 2 on the other, "
+             f"the slant to the right and the share of ink change: {listed(changes)}.")
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -173,14 +236,17 @@ def reconstruction(by_digit):
 
 def all_of(part, results, ablation):
     """{name: sentences} that the template of a part shows."""
+    settings = results.settings
     if part == "birds":
-        settings = results.settings
+        rows, photos = (ablation["rows"], ablation["photos"]) if ablation else ([], 0)
         return {"curves": curves(results.history, results.best_epoch, settings["epochs"], results.time_limited,
                                  settings["patience"]),
                 "classes": lowest_and_highest(results.per_class),
-                "effects": effects(ablation["rows"]) if ablation else [],
-                "conclusion": ablation_conclusion(ablation["rows"]) if ablation else ""}
+                "effects": effects(rows, photos) if rows else [],
+                "conclusion": ablation_conclusion(rows, photos) if rows else "",
+                "maps": maps(results.grad_cam), "maps_conclusion": maps_conclusion(results.grad_cam)}
     labelled = results.scores is not None
-    return {"reconstruction": reconstruction(results.validation_ssim), "separation": separation(results.pairs),
+    return {"learning": learning(results.history, settings["epochs"], results.elbo),
+            "reconstruction": reconstruction(results.validation_ssim), "separation": separation(results.pairs),
             "gaussians": gaussians(results.within), "manifold": manifold(results.manifold),
             "mistakes": mistakes(results.pairs, results.images) if labelled else ""}
