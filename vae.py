@@ -808,8 +808,9 @@ def train_command(args, log):
     checkpoint = io.BytesIO()  # torch.save to a full disk would raise other errors than OSError
     torch.save(stored_weights(model), checkpoint)
     seconds = time.monotonic() - start
-    record = {"model": fingerprint(model).tobytes().hex(), "settings": dataclasses.asdict(config), "images": len(digits),
-              "device": str(device), "torch": torch.__version__, "seconds": seconds, "epochs": history}
+    record = {"model": fingerprint(model).tobytes().hex(), "settings": dataclasses.asdict(config),
+              "images": len(digits), "device": str(device), "torch": torch.__version__, "seconds": seconds,
+              "epochs": history}
     write_files({model_path: lambda file: file.write(checkpoint.getbuffer()),
                  mixture_path: lambda file: save_mixture(mixture, labels, model, file),
                  history_path: lambda file: file.write((json.dumps(record, indent=1) + "\n").encode())})

@@ -183,8 +183,8 @@ def call(vae, capsys, monkeypatch, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """The folder of `call` and `bird_call`, in which every output exists already."""
-    for output in ("bird.pth", "bird_history.json", "bird.csv", "vae.pth", "gmm_params.pkl", "vae.csv",
-                   "vae_reconstructed.npz"):
+    for output in ("bird.pth", "bird_history.json", "bird.csv", "vae.pth", "gmm_params.pkl", "vae_history.json",
+                   "vae.csv", "vae_reconstructed.npz"):
         (tmp_path / output).write_bytes(SENTINEL)
     return tmp_path
 

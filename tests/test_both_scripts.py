@@ -79,7 +79,8 @@ def test_graders_commands_write_their_files_and_nothing_on_stderr(
         trained, alone, bird_trained, bird_alone, bird_data):
     for process in (*trained.processes, *bird_trained.processes):
         assert (process.returncode, process.stderr) == (0, "")
-    assert _files(trained.folder) == ["gmm_params.pkl", "vae.csv", "vae.pth", "vae_reconstructed.npz"]
+    assert _files(trained.folder) == ["gmm_params.pkl", "vae.csv", "vae.pth", "vae_history.json",
+                                      "vae_reconstructed.npz"]
     assert _files(bird_trained.models) == ["bird.pth", "bird_history.json"]
     assert _files(bird_trained.folder) == ["bird.csv"]
     assert (_files(alone.parent), _files(bird_alone.parent)) == (["vae.py"], ["bird.py"])
@@ -342,7 +343,8 @@ def test_a_full_disk(loading):
 
 @pytest.mark.parametrize("command, name", [
     ("bird train", "bird.pth."), ("bird train", "bird_history.json"),
-    ("vae train", "vae.pth."), ("vae train", "gmm_params.pkl")], indirect=["command"])
+    ("vae train", "vae.pth."), ("vae train", "gmm_params.pkl"),
+    ("vae train", "vae_history.json.")], indirect=["command"])
 def test_a_full_disk_in_training_keeps_the_old_files(command, monkeypatch, name):
     """A new file next to an old one would not match it. The checkpoint of bird.py is kept for --resume."""
     def full_open(path, mode="r", *rest, **options):

@@ -22,7 +22,8 @@ from handin.grading import scores
 from handin.report import figures_birds, figures_digits, plots
 
 BIRDS = {"birds_learning_curves", "birds_confusion", "birds_gradcam"}
-DIGITS = {"digits_reconstructions", "digits_manifold", "digits_latents", "digits_mixture", "digits_ssim"}
+DIGITS = {"digits_learning_curves", "digits_reconstructions", "digits_manifold", "digits_latents", "digits_mixture",
+          "digits_ssim"}
 LONG = ["Asian-Green-Bee-Eater", "Cattle-Egret", "Common-Kingfisher", "Hoopoe", "House-Crow", "Indian-Peacock",
         "Indian-Pitta", "Ruddy-Shelduck", "Rufous-Treepie", "White-Breasted-Waterhen"]
 
@@ -163,6 +164,15 @@ def test_the_numbers_of_the_digits_are_those_of_the_graded_files(made, trained, 
     assert (found["scatter_of"], found["scatter_images"]) == ("training", 120)
     wrong = [sum(pair["misclassified"]) for pair in found["pairs"]]
     assert sum(wrong) == (predicted != data.test_labels).sum() and len(wrong) == 3
+    history = json.loads(trained.model.with_name("vae_history.json").read_text())
+    assert (found["history"], found["training_images"]) == (history["epochs"], 120) and found["device"] == "cpu"
+    assert {**history["settings"], **found["settings"]} == found["settings"]
+    _, terms, _ = vae.elbo_loss(model, test_digits[:][0].flatten(1), vae.Config(), torch.Generator().manual_seed(0))
+    assert found["elbo"]["test"][0] == pytest.approx(-(terms["reconstruction"] + terms["KL"]).item(), rel=1e-5)
+    assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"]
+    assert [layer["shape"] for layer in found["layers"]] == [
+        [784], [512], [512], [256], [3 + 2 + 2], [2], [258], [512], [512], [784]]
+    assert found["layers"][1]["name"] == "linear, batch norm, ReLU" and "3 class logits" in found["layers"][4]["name"]
 
 
 @pytest.fixture
@@ -397,6 +407,8 @@ def test_no_text_of_a_curve_a_table_or_a_latent_is_cut_off_or_covers_another(tex
     _check_texts(texts, [
         figures_birds.learning_curves_figure(_history(140), 140),
         figures_birds.learning_curves_figure(_history(1), 1),
+        figures_digits.learning_curves_figure([dict.fromkeys(("epoch", "reconstruction", "KL", "SSIM"), 1 + 99 * i)
+                                               for i in range(20)]),
         figures_digits.reconstructions_figure(images, [images, images], [np.full(10, 0.123)] * 2),
         figures_digits.reconstructions_figure(images[:2], [images[:2], images[:2]], [np.ones(2)] * 2),
         figures_digits.latents_figure(codes, labels[component], mixture, labels, (codes, labels[component])),
@@ -425,11 +437,17 @@ def _without_history(words, folder):
     return [*words["birds"][:3], folder / "bird.pth"], "bird_history.json"
 
 
-def _with_history(change):
+def _digits_without_history(words, folder):
+    shutil.copy(str(words["digits"][4]), str(folder / "vae.pth"))
+    return [*words["digits"][:4], folder / "vae.pth", *words["digits"][5:]], "vae_history.json"
+
+
+def _with_history(change, part="birds"):
     def arrange(words, folder):
-        record = json.loads(Path(words["birds"][3]).with_name("bird_history.json").read_text())
+        model = words[part][words[part].index("--model") + 1]
+        record = json.loads(Path(str(model)[:-len(".pth")] + "_history.json").read_text())
         (folder / "other.json").write_text(change(record))
-        return [*words["birds"], "--history", folder / "other.json"], "other.json"
+        return [*words[part], "--history", folder / "other.json"], "other.json"
     return arrange
 
 
@@ -439,6 +457,10 @@ def _without_epochs(record):
 
 def _of_other_classes(record):
     return json.dumps({**record, "classes": list("abcd")})
+
+
+def _of_another_model(record):
+    return json.dumps({**record, "model": record["model"][::-1]})
 
 
 def _strange_class(words, folder):
@@ -489,6 +511,7 @@ def _a_file_in_place_of_the_folder(words, folder):
 
 @pytest.mark.parametrize("arrange", [
     _without_history, _with_history(_without_epochs), _with_history(_of_other_classes), _with_history(lambda _: "[]"),
+    _digits_without_history, _with_history(_without_epochs, "digits"), _with_history(_of_another_model, "digits"),
     _with_history(lambda _: "{"), _strange_class, _no_classes, _no_model, _other_digits, _no_training_images,
     _one_label_too_few, _exchanged, _broken_numbers, _a_file_in_place_of_the_folder],
     ids=lambda arrange: arrange.__name__)

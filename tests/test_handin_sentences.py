@@ -39,25 +39,75 @@ def row(variant, accuracy, sd=None):
 
 
 def test_what_each_technique_did():
-    found = sentences.effects([row("baseline", 0.8), row("no a", 0.7), row("no b", 0.9), row("no c", 0.8)])
-    assert found == ["No a: lower by 0.1000: it helps.", "No b: higher by 0.1000: it does not help in trainings of "
-                     "this length.", "No c: the same accuracy."]
-    found = sentences.effects([row("baseline", 0.8, 0.03), row("no a", 0.7, 0.04), row("no b", 0.79, 0.04)])
-    assert found == ["No a: lower by 0.1000 (standard deviation 0.0354): it helps.", "No b: lower by 0.0100 (standard "
-                     "deviation 0.0354), less than the spread of the seeds: no evidence."]
+    """With one seed, the standard error of the difference is that of two shares of the photos."""
+    rows = [row("baseline", 0.8), row("no a", 0.7), row("no b", 0.9), row("no c", 0.8), row("no d", 0.79)]
+    assert sentences.effects(rows, 1000) == [
+        "–", "Lower by 0.1000 ± 0.0192: it helps.", "Higher by 0.1000 ± 0.0158: it does not help here.",
+        "The same accuracy (± 0.0179): no evidence.", "Lower by 0.0100 ± 0.0181: too little to be evidence."]
+    assert sentences.effects(rows[:2], 10)[1] == "Lower by 0.1000 ± 0.1924: too little to be evidence."
+    rows = [row("baseline", 0.8, 0.03), row("no a", 0.7, 0.04), row("no b", 0.85, 0.04)]
+    assert sentences.effects(rows, 10) == [
+        "–", "Lower by 0.1000 ± 0.0354: it helps.", "Higher by 0.0500 ± 0.0354: too little to be evidence."]
 
 
 @pytest.mark.parametrize("rows, said", [
     ([row("baseline", 0.8), row("no a", 0.7), row("no b", 0.7)],
-     ["0.1000, is that of “no a” and “no b”", "trained once"]),
-    ([row("baseline", 0.8), row("no a", 0.9)], ["None of them lowers the accuracy", "trained once"]),
+     ["0.1000, is that of “no a” and “no b”", "2 of 2 techniques help", "the spread of the seeds"]),
+    ([row("baseline", 0.8), row("no a", 0.9)], ["None of them lowers the accuracy", "0 of 1 techniques help"]),
     ([row("baseline", 0.8, 0.01), row("no a", 0.7, 0.01), row("no b", 0.799, 0.01)],
-     ["is that of “no a”.", "1 of 2 techniques help by more than their spread"])])
+     ["is that of “no a”.", "1 of 2 techniques help by more than two standard errors. "])])
 def test_what_follows_from_the_ablation(rows, said):
-    text = sentences.ablation_conclusion(rows)
+    text = sentences.ablation_conclusion(rows, 1000)
     assert all(words in text for words in said), text
-    assert ("trained once" in text) == (rows[0]["accuracy_sd"] is None)
-    assert sentences.ablation_conclusion(rows[:1]) == ""
+    assert ("since there is one" in text) == (rows[0]["accuracy_sd"] is None)
+    assert sentences.ablation_conclusion(rows[:1], 1000) == ""
+
+
+def maps(right, wrong):
+    return {"class": "0", **{name: value and dict(zip(("centre", "entropy"), value)) for name, value in
+                             (("right", right), ("wrong", wrong))}}
+
+
+@pytest.mark.parametrize("right, wrong, said", [
+    (None, (0.4, 0.9), "No photo is recognised."),
+    ((0.5, 0.9), None, "On the centre, where the bird mostly is. No photo is misclassified."),
+    ((0.3, 0.9), (0.3, 0.9), "On bird and surroundings alike. When wrong: the same."),
+    ((0.1, 0.9), (0.2, 0.95), "On the border: the background decides. When wrong: more on the centre and spread "
+     "wider."),
+    ((0.5, 0.9), (0.4, 0.85), "When wrong: less on the centre and on a smaller part.")])
+def test_what_the_maps_of_a_class_cover(right, wrong, said):
+    assert said in sentences.maps([maps(right, wrong)])[0]
+
+
+@pytest.mark.parametrize("rows, said", [
+    ([maps((0.5, 0.9), None)], "No class has both"),
+    ([maps((0.5, 0.9), (0.4, 0.9)), maps((0.6, 0.9), (0.4, 0.9)), maps(None, (0.1, 0.9))],
+     "In the 2 classes that have both, the central quarter holds 55% of the map of recognised photos and 40% of that "
+     "of misclassified ones: a part of the mistakes"),
+    ([maps((0.5, 0.9), (0.6, 0.9))], "In the one class that has both, the central quarter holds 50% of the map of "
+     "recognised photos and 60% of that of misclassified ones: the network looks at the bird and takes it"),
+    ([maps((0.5, 0.9), (0.52, 0.9))], "looks at the same place when it is wrong")])
+def test_how_the_maps_of_mistakes_differ(rows, said):
+    assert said in sentences.maps_conclusion(rows)
+
+
+def terms(*rows):
+    return [dict(zip(("epoch", "reconstruction", "KL", "SSIM"), (i + 1, *row))) for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("rows, planned, elbo, said, unsaid", [
+    (terms((170, 1, 0.2), (90, 3, 0.7)), 2, {"test": [-99, 1]},
+     ["From epoch 1 to 2 the ELBO of the training images goes from −171.0 to −93.0 nats.", "rises from 1.0 to 3.0 nats",
+      "the SSIM rises from 0.200 to 0.700"], ["time limit", "overfit", "tenth"]),
+    (terms(*[(190 - i, 4 - i / 20, 0.7 - i / 200) for i in range(20)]), 50,
+     {"training": [-170, 0.5], "test": [-180, 1]},
+     ["2.1 of them in the last tenth", "falls from 4.0 to 3.0 nats", "falls from 0.700 to", "from 50 to 20 epochs",
+      "−170.0 nats for the training images and −180.0 for the test images (standard error 1.0): it overfits"], []),
+    (terms(*[(90, 3, 0.7)] * 20), 20, {"training": [-93, 0.5], "test": [-94, 1]},
+     ["hardly more in the last tenth: the training has converged", "no overfitting is visible"], ["time limit"])])
+def test_what_the_learning_curves_of_the_vae_show(rows, planned, elbo, said, unsaid):
+    text = sentences.learning(rows, planned, elbo)
+    assert all(words in text for words in said) and not any(words in text for words in unsaid), text
 
 
 @pytest.mark.parametrize("distance, said", [
@@ -93,7 +143,7 @@ def test_what_the_manifold_shows():
              "axes": [{"digit": 1, "slant": [-12.3, 35.2], "ink": [0.05, 0.111]}]}
     text = sentences.manifold(found)
     assert "drawn as 1 (60%) and 4 (40%)." in text and "does not pass through the cluster of 8" in text
-    assert "12% of the cells" in text and "from −12° to 35° and the ink from 5.0% to 11.1%" in text
+    assert "12% of the cells" in text and "−12° to 35° and 5.0% to 11.1% for the 1." in text
     text = sentences.manifold({**found, "shares": {"1": 1.0}, "between": 0.0})
     assert "pass through" not in text and "All cells lie within a cluster." in text
 

@@ -157,7 +157,7 @@ def test_warnings_as_errors_and_a_terminal_of_another_encoding(alone, data, fast
     words = "same.npz", data.val, "train", folder / "vae.pth", folder / "gmm_params.pkl"
     done = run("-W", "error", alone, *words, *fast, cwd=folder, PYTHONIOENCODING="cp1252")
     assert done.returncode == 0 and "collapsed" in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert sorted(os.listdir(str(folder))) == ["gmm_params.pkl", "same.npz", "vae.pth"]
+    assert sorted(os.listdir(str(folder))) == ["gmm_params.pkl", "same.npz", "vae.pth", "vae_history.json"]
 
 
 @pytest.mark.parametrize("count", [3, 5])

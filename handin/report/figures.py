@@ -22,7 +22,7 @@ def add_arguments(parser):
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     birds = parts.add_parser("birds", help="network, learning curves, confusion, Grad-CAM",
                              description=f"example: {results.MAKERS['birds']}")
-    digits = parts.add_parser("digits", help="learning curves, reconstructions, manifold, latents, mixture, SSIM, latent.html",
+    digits = parts.add_parser("digits", help="learning curves, reconstructions, manifold, latents, mixture, SSIM, page",
                               description=f"example: {results.MAKERS['digits']}")
     birds.add_argument("test", metavar="TEST", help="folder of class folders of photos that were not trained on")
     birds.add_argument("--model", required=True, metavar="FILE", help="bird.pth")

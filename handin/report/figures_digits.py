@@ -32,7 +32,7 @@ def read_history(path, model):
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: expected {expected}, found one without {one_line(error)}") from None
     if known != vae.fingerprint(model).tobytes().hex() or not rows:
-        raise InputError(f"{path}: expected the history of this model, found {'that of another' if rows else 'no epoch'}")
+        raise InputError(f"{path}: expected the history of this model, found {'that of another' if rows else 'none'}")
     return record
 
 

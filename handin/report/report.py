@@ -24,8 +24,8 @@ TEMPLATE = Path(__file__).resolve().parent / "report.typ"
 TITLES = {"birds": "Birds: a convolutional network from scratch",
           "digits": "Digits: a variational autoencoder and a Gaussian mixture"}
 FIGURES = {"birds": ("birds_learning_curves", "birds_confusion", "birds_gradcam"),
-           "digits": ("digits_learning_curves", "digits_reconstructions", "digits_manifold", "digits_latents", "digits_mixture",
-                      "digits_ssim")}
+           "digits": ("digits_learning_curves", "digits_reconstructions", "digits_manifold", "digits_latents",
+                      "digits_mixture", "digits_ssim")}
 SCALES = [percent / 100 for percent in range(100, 45, -5)]  # of the pictures; with less, they are unreadable
 SCALE_COST = 1.3  # pages left blank, of which pictures of their full size are worth as much
 LAST_BLANK = 1 / 3  # the weight of blank rows on the last page, where they disturb less
@@ -77,7 +77,8 @@ def lay_out(folder):
 
 def build_report(part, folder, authors, template=TEMPLATE, observations=""):
     """Bytes of the report of one part from the figures and numbers in `folder`, its first line the authors ("Name
-    (ENTRY)"), the same for the same input: on at most 3 pages, with large pictures and little left blank. Raises InputError."""
+    (ENTRY)"), the same for the same input: on at most 3 pages, with large pictures and little left blank. Raises
+    InputError."""
     pictures, ablation = read_figures(folder, part), read_ablation(folder) if part == "birds" else None
     found, path = results.read_results(folder, part), Path(folder, "numbers.json")
     try:

@@ -56,7 +56,7 @@ def lowest_and_highest(per_class):
 
 
 def effects(rows, photos):
-    """A sentence for each row of ablation.json, of which the first is the baseline; all were scored on so many photos."""
+    """A sentence for each row of ablation.json, the first of which is the baseline, all scored on so many photos."""
     base, sentences = rows[0], ["–"]
     for row in rows[1:]:
         loss, error = base["accuracy"] - row["accuracy"], standard_error(base, row, photos)
@@ -122,15 +122,14 @@ def maps_conclusion(rows):
     if not both:
         return "No class has both recognised and misclassified photos to compare."
     right, wrong = (sum(values) / len(both) for values in zip(*both))
-    text = (f"In the {len(both)} classes that have both, the central quarter holds {right:.0%} of the map of recognised "
-            f"photos and {wrong:.0%} of that of misclassified ones: " if len(both) > 1 else
-            f"In the one class that has both, the central quarter holds {right:.0%} of the map of recognised photos and "
+    classes = f"{len(both)} classes that have" if len(both) > 1 else "one class that has"
+    text = (f"In the {classes} both, the central quarter holds {right:.0%} of the map of recognised photos and "
             f"{wrong:.0%} of that of misclassified ones: ")
     if wrong < right - 0.05:
         return text + "a part of the mistakes comes with a look beside the bird."
     if wrong > right + 0.05:
         return text + "the network looks at the bird and takes it for another, rather than at the background."
-    return text + "the network looks at the same place when it is wrong, so that the place does not explain the mistakes."
+    return text + "the network looks at the same place when it is wrong, which does not explain the mistakes."
 
 
 # -------------------------------------------------------------------------------------------------------------- digits
@@ -140,7 +139,8 @@ def learning(rows, planned, elbo):
     bound = [-row["reconstruction"] - row["KL"] for row in rows]
     since = max(0, len(rows) - 1 - len(rows) // 10)
     gain = bound[-1] - bound[since]
-    text = f"From epoch 1 to {len(rows)} the ELBO of the training images goes from {bound[0]:.1f} to {bound[-1]:.1f} nats"
+    text = (f"From epoch 1 to {len(rows)} the ELBO of the training images goes from {bound[0]:.1f} to {bound[-1]:.1f} "
+            "nats")
     if len(rows) < 10:
         text += "."
     elif gain > 0.01 * abs(bound[-1]):
@@ -148,16 +148,16 @@ def learning(rows, planned, elbo):
     else:
         text += ", hardly more in the last tenth: the training has converged."
     kl = [row["KL"] for row in rows]
-    text += (f" The KL divergence {'rises' if kl[-1] > kl[0] else 'falls'} from {kl[0]:.1f} to {kl[-1]:.1f} nats, the SSIM "
-             f"{'rises' if rows[-1]['SSIM'] > rows[0]['SSIM'] else 'falls'} from {rows[0]['SSIM']:.3f} to "
+    text += (f" The KL divergence {'rises' if kl[-1] > kl[0] else 'falls'} from {kl[0]:.1f} to {kl[-1]:.1f} nats, the "
+             f"SSIM {'rises' if rows[-1]['SSIM'] > rows[0]['SSIM'] else 'falls'} from {rows[0]['SSIM']:.3f} to "
              f"{rows[-1]['SSIM']:.3f}.")
     if len(rows) < planned:
         text += f" The time limit shortened the schedule from {planned} to {len(rows)} epochs."
     if "training" in elbo:
         (train, train_error), (test, test_error) = elbo["training"], elbo["test"]
         apart = train - test
-        text += (f" At the end it is {train:.1f} nats for the training images and {test:.1f} for the test images (standard "
-                 f"error {test_error:.1f}): ")
+        text += (f" At the end it is {train:.1f} nats for the training images and {test:.1f} for the test images "
+                 f"(standard error {test_error:.1f}): ")
         text += ("it overfits." if apart > 2 * math.hypot(train_error, test_error) else "no overfitting is visible.")
     return text.replace("-", "\N{MINUS SIGN}")
 
@@ -216,10 +216,10 @@ def manifold(found):
     text += (f" {found['between']:.0%} of the cells lie more than 3 standard deviations from every component: there "
              "the decoder draws the nearest digit, and the figure jumps from one to the other, since no training image "
              "has its mean there." if found["between"] >= 0.005 else " All cells lie within a cluster.")
-    changes = [f"{row['slant'][0]:.0f}° to {row['slant'][1]:.0f}° and {row['ink'][0]:.1%} to {row['ink'][1]:.1%} for the "
-               f"{row['digit']}" for row in found["axes"]]
-    text += (" Along the long axis of each cluster, from 2 standard deviations on one side of the mean to 2 on the other, "
-             f"the slant to the right and the share of ink change: {listed(changes)}.")
+    changes = [f"{row['slant'][0]:.0f}° to {row['slant'][1]:.0f}° and {row['ink'][0]:.1%} to {row['ink'][1]:.1%} for "
+               f"the {row['digit']}" for row in found["axes"]]
+    text += (" Along the long axis of each cluster, from 2 standard deviations on one side of the mean to 2 on the "
+             f"other, the slant to the right and the share of ink change: {listed(changes)}.")
     return text.replace("-", "\N{MINUS SIGN}")
 
 
