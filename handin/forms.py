@@ -79,17 +79,19 @@ def authors(entries, names, group):
 def link_problems(link, path):
     """One line for what is wrong with the first line of a model_path.txt, which is to be the model's link."""
     if not link:
-        return [f"{path}: expected the link of the model on the first line, found an empty line; write it there"]
+        return [f"{path}: expected the link of the model on the first line, found none; write it there"]
     if SAMPLE_LINK in link:
         return [f"{path}: expected the link of your model, found the sample with {SAMPLE_LINK}; upload the model and "
                 "write its link over it"]
     try:
         parts = urllib.parse.urlsplit(link)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", link)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:  # brackets that hold no address
         fits = False
-    return [] if fits else [f"{path}: expected a link that begins with https:// on the first line, found "
-                            f"'{one_line(link)}'; write it there and nothing else"]
+    if fits and not re.search(r"\s", link):
+        return []
+    expected = "the link alone" if fits else "a link that begins with https://"
+    return [f"{path}: expected {expected} on the first line, found '{one_line(link)}'; write it there and nothing else"]
 
 
 def read_pdf(content):

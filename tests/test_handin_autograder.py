@@ -89,7 +89,7 @@ def read_results(root):
     results = json.loads((root / "results" / "results.json").read_text())
     jsonschema.validate(results, RESULTS)
     points = [test["score"] for test in results["tests"] if "score" in test]
-    assert results["score"] == pytest.approx(sum(points), abs=0.02) or results["extra_data"] == {"refused": True}
+    assert results["score"] == pytest.approx(sum(points), abs=0.02) or results["extra_data"] == {"not_counted": True}
     return results
 
 
@@ -303,14 +303,14 @@ def test_no_more_than_so_many_submissions_in_a_day_are_graded(archive, tmp_path)
     before = {"tests": [{"name": "birds: average F1", "output": "0.9", "visibility": "after_published"}]}
     metadata = {"created_at": "2026-03-01T20:00:00.000000+05:30", "previous_submissions": [
         earlier(7, 5.0), earlier(8, 10.0), earlier(10, 30.5, **before), earlier(11, None),
-        earlier(12, 30.5, extra_data={"refused": True})]}
+        earlier(12, 30.5, extra_data={"not_counted": True})]}
     assert gradescope.over_the_limit(metadata, 0) is None and gradescope.over_the_limit(metadata, 4) is None
     lay_out(tmp_path, archive, {"bird.py": BIRD}, metadata)
     settings = json.loads((tmp_path / "source" / "settings.json").read_text())
     (tmp_path / "source" / "settings.json").write_text(json.dumps({**settings, "max_per_day": 2}))
     assert gradescope.main(tmp_path) == 0
     refusal = read_results(tmp_path)
-    assert refusal["score"] == 30.5 and refusal["extra_data"] == {"refused": True}
+    assert refusal["score"] == 30.5 and refusal["extra_data"] == {"not_counted": True}
     assert refusal["tests"] == before["tests"] and "02 March 2026, 08:00 (UTC+0530)" in refusal["output"]
     metadata["created_at"] = "2026-03-02T09:00:00.000000+05:30"
     assert gradescope.over_the_limit(metadata, 2) is None
@@ -331,7 +331,22 @@ def test_a_fault_of_the_autograder_is_shown_as_one(archive, tmp_path, broken, ca
     lay_out(tmp_path, archive, {"bird.py": BIRD}, {"created_at": "2026-03-02T20:00:00Z"})
     (tmp_path / broken).write_text("[")
     assert gradescope.main(tmp_path) == 1
-    assert "no fault of yours" in read_results(tmp_path)["output"] and "Traceback" in capfd.readouterr().err
+    results = read_results(tmp_path)
+    assert "no fault of yours" in results["output"] and results["extra_data"] == {"not_counted": True}
+    assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("files, said", [
+    ({"b{1}.zip": b"PK no zip"}, "b{1}.zip: expected a zip"), ({}, "found no files"),
+    ({"bird.ipynb": "{}"}, "hand in the script as .py")])
+def test_a_submission_without_a_script_is_no_fault_of_the_autograder(files, said, archive, tmp_path):
+    results, tests = graded(tmp_path, archive, files)
+    assert said in tests["birds: bird.py"]["output"] and results["score"] == 0
+
+
+def test_a_script_that_cannot_be_read_is_named_as_the_reason(archive, tmp_path):
+    results, _ = graded(tmp_path, archive, {"bird.py": "def f(:", "bird.pth": "weights"})
+    assert results["output"] == gradescope.BROKEN.strip()
 
 
 def test_scores_are_written_before_training_and_are_rounded_once(archive, tmp_path, monkeypatch):
@@ -383,7 +398,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/hang":
             time.sleep(20)
         content = self.server.files.get(self.path)
-        self.send_response(404 if content is None else 200)
+        self.send_response(302 if self.path == "/loop" else 404 if content is None else 200)
+        self.send_header("Location", "/loop")
         self.send_header("Content-Length", str(len(content or b"")))
         self.end_headers()
         self.wfile.write(content or b"")
@@ -400,7 +416,7 @@ def server(tmp_path, monkeypatch):
     with zipfile.ZipFile(str(tmp_path / "other.zip"), "w") as archive:
         archive.writestr("model.pth", "PK")
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.files = {"/bird.pth": MODEL, "/text": b"sign in, please", "/page": b"<!DOCTYPE html>",
+    found.files = {"/bird.pth": MODEL, "/text": b"sign in, please", "/page": b"<!DOCTYPE html>", "/empty": b"",
                    "/big": b"0" * 3000, "/other.zip": (tmp_path / "other.zip").read_bytes(),
                    "/models.zip": (tmp_path / "models.zip").read_bytes()}
     found.paths, found.url = [], f"http://127.0.0.1:{found.server_port}"
@@ -464,11 +480,22 @@ def test_what_a_link_gives_is_kept_with_its_hash_and_not_downloaded_twice(server
 @pytest.mark.parametrize("link, why", [
     ("{server}/nothing", "404|web page"), ("{server}/page", "found a web page"),
     ("{server}/text", "expected a model"), ("{server}/other.zip", "found a zip of model.pth"),
+    ("{server}/empty", "an empty file"), ("{server}/loop", "from one page to the next"),
     ("http://127.0.0.1:1/x", "no connection to 127"), ("{server}/hang", "not downloaded within")])
 def test_why_a_link_gives_nothing(link, why, server, tmp_path):
     with pytest.raises(fetch.FetchError, match=why):
         fetch.fetch(link.format(server=server.url), ("bird.pth",), tmp_path / ENTRY, 3)
     assert list((tmp_path / ENTRY).iterdir()) == []
+
+
+def test_a_server_that_sends_nothing_ends_the_download(server, monkeypatch):
+    import requests
+    monkeypatch.setattr(fetch, "STALL", 0.3)
+    monkeypatch.setattr(requests.Session, "send", requests.Session.send)
+    fetch.limit_stalls()
+    with pytest.raises(requests.ReadTimeout) as found:
+        requests.get(f"{server.url}/hang")
+    assert fetch.explain(found.value, server.url) == "the server sends nothing for 0.3 s"
 
 
 def test_a_file_that_is_too_large_is_not_kept(server, tmp_path):

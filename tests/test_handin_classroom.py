@@ -210,7 +210,7 @@ def test_a_class_gets_rows_marks_and_pages_and_resumes(birds, tmp_path, capsys, 
     assert rows["a.zip"]["mark"] == "80" and rows["b.zip"]["mark"] == "63"  # no report, and the header
     assert f"entry number {ENTRY} also in b.zip" in rows["a.zip"]["warnings"]
     for name, words in (("b.zip", "bird.csv header: expected Predicted_Label, found 'label'"),
-                        ("c.zip", "zip: expected a zip"), ("gone", "the export lists this submission without them")):
+                        ("c.zip", "c.zip: expected a zip"), ("gone", "the export lists this submission without them")):
         assert words in rows[name]["failed"], rows[name]
     page = (target.parent / "report.html").read_text()
     assert "Asha &lt;Rao&gt;" in page and "<td>bird.csv header</td>" in page and "birds: average F1" in page

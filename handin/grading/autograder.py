@@ -19,7 +19,7 @@ from common.errors import InputError, bad_input_of
 from common.files import read_bytes, read_json, write_files, zip_bytes
 from handin.grading import gradescope, submissions
 from handin.grading.contract import SCRIPTS
-from handin.grading.data import check_digit_paths, image_key
+from handin.grading.data import check_apart, check_digit_paths, image_key
 from handin.grading.marks import RUBRIC, maximum, read_rubric
 from handin.grading.sandbox import ROOT
 from handin.grading.scores import read_birds, read_digits
@@ -94,6 +94,7 @@ def sample_data(args):
     files, data = {}, {}
     with bad_input_of(bird, vae), tempfile.TemporaryDirectory() as folder:
         if args.birds:
+            check_apart(*args.birds)
             classes, _ = bird.list_photos(str(args.birds[0]))
             data["birds"] = ["data/birds/train", "data/birds/test"]
             for source, target in zip(args.birds, data["birds"]):

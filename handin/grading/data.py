@@ -27,6 +27,13 @@ class Data:
         return read_digits(self.paths["reconstruction"])[0][:][0].double().numpy()
 
 
+def check_apart(train, test):
+    """Raises InputError for two folders of which one is or holds the other."""
+    train, test = Path(train).resolve(), Path(test).resolve()
+    if train in (test, *test.parents) or test in train.parents:
+        raise InputError(f"{test}: expected a folder apart from {train}, found one within the other")
+
+
 def load_birds(folder, train, test):
     """Data of two ImageFolders. `folder` gets a copy of TEST whose photos have neutral names and are shuffled among the
     class folders: ImageFolder works, but the labels that it gives are wrong. Raises InputError."""
@@ -36,8 +43,7 @@ def load_birds(folder, train, test):
         classes, train_photos = bird.list_photos(str(train))
         photos, labels = read_birds(str(test), classes)
         test_classes = bird.list_test_photos(str(test))[0]
-    if train in (test, *test.parents) or test in train.parents:
-        raise InputError(f"{test}: expected a folder apart from {train}, found one within the other")
+    check_apart(train, test)
     folders = [Path(photo).relative_to(test).parts[0] for photo in photos]  # in ImageFolder's order
     copy, order = Path(folder, "test"), np.random.default_rng().permutation(len(photos))  # no seed: unpredictable
     for name in test_classes:

@@ -28,6 +28,7 @@ from handin.grading.sandbox import ROOT, printable
 
 MAX_BYTES = 5 * 10 ** 8  # of a file
 MAX_SECONDS = 600        # of a download
+STALL = 60               # seconds without an answer or a byte, after which a download ends
 MAX_TRIES, PAUSE = 3, 20  # of a file whose quota is used up; seconds between two tries
 LOCAL = "HANDIN_LOCAL_LINKS"  # environment variable: links may lead to this machine and to private networks
 QUOTA = "Drive's download quota of this file is used up; try later"
@@ -51,6 +52,7 @@ def fetch(link, names, folder, seconds=MAX_SECONDS):
         record = read_record(folder, names)
     if record and record.get("files") == describe(folder, names):
         return [folder / name for name in names]
+    print(f"downloading {' and '.join(names)} from {printable(link)}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for attempt in range(MAX_TRIES):
@@ -124,8 +126,9 @@ def download(link, folder, names):
     if not set(names) <= set(members):
         of_torch = any(name.endswith("data.pkl") for name in members)
         if len(names) > 1 or members and not of_torch:
-            raise ValueError(f"expected a folder of Drive or a zip with {' and '.join(names)}, found "
-                             f"{'a zip of ' + ', '.join(list(members)[:5]) if members else 'another file'}")
+            raise ValueError(f"expected a folder of Drive or a zip with {' and '.join(names)}, found " + (
+                f"a zip of {', '.join(list(members)[:5])}, without {' and '.join(set(names) - set(members))}"
+                if members else "another file"))
         file.rename(folder / names[0])
 
 
@@ -142,9 +145,11 @@ def _download_file(what, path, options):
     if gdown.download(**what, output=str(path), **options) is None:
         raise ValueError(NOT_SHARED)
     with open(path, "rb") as file:
-        if file.read(200).lstrip()[:1] in (b"<", b""):
-            raise ValueError("expected a file, found a web page or nothing: is it the link of a page with a download "
-                             "button?")
+        start = file.read(200).lstrip()[:1]
+    if start == b"":
+        raise ValueError("expected a model, found an empty file")
+    if start == b"<":
+        raise ValueError("expected a file, found a web page: is it the link of a page with a download button?")
 
 
 def explain(error, link):
@@ -155,6 +160,12 @@ def explain(error, link):
         return f"the server answers {error.response.status_code} {error.response.reason}"
     if "a private network" in str(error):
         return "expected a public server, found one in a private network"
+    if isinstance(error, requests.TooManyRedirects):
+        return "the server sends from one page to the next without end"
+    if isinstance(error, requests.exceptions.InvalidSchema):
+        return "expected links that begin with https://, found another on the way"
+    if isinstance(error, requests.ReadTimeout) or "Read timed out" in text:
+        return f"the server sends nothing for {STALL} s"
     if isinstance(error, (requests.ConnectionError, requests.Timeout)):
         return f"{OFFLINE} {urllib.parse.urlsplit(link).hostname}"
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
@@ -181,6 +192,14 @@ def refuse_private_networks():
         socket.getaddrinfo = public
 
 
+def limit_stalls():
+    """Gives every request that has none a time limit for an answer and for each part of it."""
+    import requests
+    send = requests.Session.send
+    requests.Session.send = lambda session, request, **options: send(
+        session, request, **{**options, "timeout": options.get("timeout") or STALL})
+
+
 def main(argv):
     """Exit code 0, or 1 with the reason on stderr."""
     link, folder, *names = argv
@@ -189,6 +208,7 @@ def main(argv):
         resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BYTES, MAX_BYTES))
     refuse_private_networks()
     try:
+        limit_stalls()
         download(link, Path(folder), names)
         check_models(Path(folder), names)
     except ImportError:

@@ -4,6 +4,7 @@ Grades one submission on Gradescope, whose folders are below ROOT (/autograder t
 at first, and again after each command. https://gradescope-autograders.readthedocs.io/en/latest/specs/
 """
 import collections
+import contextlib
 import datetime
 import json
 import os
@@ -29,6 +30,7 @@ GRADER_MEMORY = 0.8          # GB, of this process
 UNFINISHED = "The autograder did not finish; what it found so far: "
 NO_MODEL = ("There are no points yet, because no submitted model was scored: hand in {models} with the script, or a "
             "link that anyone can open in model_path.txt. ")
+BROKEN = "There are no points yet, because the script cannot be read: see the failed check. "
 NOT_SCORED = "There are no points yet, because the submitted model could not be scored: see the failed checks. "
 STATUS = {"pass": {"status": "passed"}, "fail": {"status": "failed"}, "warn": {"status": "passed"}, "skip": {}}
 
@@ -39,10 +41,12 @@ def main(root):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are removed
     settings = rubric = None
 
-    def write(output=""):
+    def write(output="", counts=True):
         content = {"score": 0.0, "output": output.strip(), "tests": []}
         if settings and rubric:
             content = results_json(list(results.values()), rubric, settings, output)
+        if not counts:
+            content.setdefault("extra_data", {})["not_counted"] = True
         write_json({**content, "execution_time": round(time.monotonic() - start)})
 
     def write_json(content):
@@ -67,7 +71,7 @@ def main(root):
         return 0
     except Exception as error:  # a student must see something, whatever happens
         traceback.print_exc()
-        write(f"The autograder failed, which is no fault of yours: {type(error).__name__}: {one_line(error)}. ")
+        write(f"The autograder failed, which is no fault of yours: {type(error).__name__}: {one_line(error)}. ", False)
         return 1
 
 
@@ -77,11 +81,13 @@ def grade(root, settings, metadata, start, on_progress):
                                          id=str(user.get("id") or "")) for user in metadata.get("users") or ())
     submission = submissions.Submission(root / "submission", students, str(metadata.get("created_at") or ""))
     parts, box = settings["data"], choose_sandbox()
-    with temporary_folder() as folder, submissions.opened(submission) as place:
+    with temporary_folder() as folder, contextlib.ExitStack() as stack:
+        place, found, missing = submission.path, {}, "expected {}, found none"
         try:
-            found, missing = submissions.find_scripts(place), "expected {}, found none"
+            place = stack.enter_context(submissions.opened(submission))
+            found = submissions.find_scripts(place)
         except InputError as error:
-            found, missing = {}, str(error)
+            missing = str(error).replace("{", "{{").replace("}", "}}")
         for number, part in enumerate(parts):
             path, data = found.get(part, missing.format(SCRIPTS[part])), {}
             if not isinstance(path, str):
@@ -144,14 +150,14 @@ def over_the_limit(metadata, most):
     now, graded = parse_time(metadata["created_at"]), []
     for earlier in metadata.get("previous_submissions") or () if most else ():
         results, day = earlier.get("results") or {}, datetime.timedelta(days=1)
-        refused = (results.get("extra_data") or {}).get("refused") or earlier.get("score") is None
-        if not refused and earlier.get("submission_time") and now - parse_time(earlier["submission_time"]) < day:
+        skipped = (results.get("extra_data") or {}).get("not_counted") or earlier.get("score") is None
+        if not skipped and earlier.get("submission_time") and now - parse_time(earlier["submission_time"]) < day:
             graded.append((parse_time(earlier["submission_time"]), float(earlier["score"]), results))
     if not most or len(graded) < most:
         return None
     graded.sort(key=lambda found: found[0])
     (_, score, results), again = graded[-1], graded[-most][0] + datetime.timedelta(days=1)
-    return {"tests": [], **results, "score": score, "extra_data": {"refused": True},
+    return {"tests": [], **results, "score": score, "extra_data": {"not_counted": True},
             "output": f"Not graded: at most {most} in 24 hours. What you see is the result of your "
                       f"last graded one; the next can be graded from {again:%d %B %Y, %H:%M (UTC%z)}."}
 
@@ -171,7 +177,8 @@ def results_json(found, rubric, settings, output=""):
         if row["mark"] == "" and not row["result"]["problem"]:
             modes = {mode for mode, *_ in TESTS[part]}  # without a prefix they were run on the submitted model
             tried = any(check["check"] in (*modes, "commands") for check in row["result"]["rows"])
-            output += NOT_SCORED if tried else NO_MODEL.format(models=" and ".join(MODELS[part]))
+            broken = any(check["check"] == "syntax" and check["status"] == "fail" for check in row["result"]["rows"])
+            output += BROKEN if broken else NOT_SCORED if tried else NO_MODEL.format(models=" and ".join(MODELS[part]))
         leaderboard += [{"name": f"{part}: {name}", "value": round(row[key], 4)} for key, name in SHOWN.items()
                         if key in row and settings["visibility"] == "visible"]
         extra[part] = {"status": row["status"], "scores": row["result"]["scores"], "runs": [
@@ -205,7 +212,8 @@ def part_tests(part, row, visibility):
         add(f"deduction of {percent:g} %", reason, status="failed")
     deducted = sum(test.get("score", 0) for test in tests) - row["mark"] if graded else 0.0
     if deducted > 0.005 and row["reasons"]:
-        add("total deductions", "", visibility, status="failed", score=-round(deducted, 2), max_score=0.0)
+        add("total deductions", f"from {deducted + row['mark']:.2f} points", visibility, status="failed",
+            score=-round(deducted, 2), max_score=0.0)
     checks = collections.defaultdict(list)
     for check in result["rows"]:
         if check["check"] not in keys:

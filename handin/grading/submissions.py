@@ -222,7 +222,8 @@ def unpack(path, folder, nested=True):
                                  f"{MAX_BYTES / 1e6:g} MB")
             archive.extractall(str(folder), members)
     except Exception as error:  # corrupt files raise many exception types
-        raise InputError(f"zip: expected a zip of plain files in one folder, found: {one_line(error)}") from None
+        raise InputError(f"{printable(path.name)}: expected a zip of plain files in one folder, found: "
+                         f"{one_line(error)}") from None
     inner = sorted(filter(is_archive, folder.rglob("*")))
     if nested and len(inner) == 1 and not any(map(is_script, folder.rglob("*"))):
         (folder / "inner").mkdir()
@@ -252,8 +253,10 @@ def find_scripts(folder):
         found[part] = found[part] if highest else None
     if not any(found.values()):
         names = printable(", ".join(path.relative_to(folder).as_posix() for path in files[:5])) or "no files"
-        raise InputError(f"expected one script, bird.py or vae.py, found {names}"
-                         + ("; hand in the script as .py" if any(path.suffix == ".ipynb" for path in files) else ""))
+        linked = any(path.is_symlink() for path in folder.rglob("*.py"))
+        raise InputError(f"expected one script, bird.py or vae.py, found {names}" + (
+            "; hand in the script as .py" if any(path.suffix == ".ipynb" for path in files) else
+            "; links are not followed, hand in the script itself" if linked else ""))
     return {part: path for part, path in found.items() if path}
 
 
