@@ -378,6 +378,7 @@ def test_a_zip_in_the_submission_is_unpacked(archive, tmp_path):
     (["--out", "x.zip"], "--birds TRAIN TEST"), (["--out", "x", "--birds", "a", "b"], "ends with .zip"),
     (["--out", "x.zip", "--digits", "a"], "TRAIN VAL TEST"), (["--out", "x.zip", "--minutes", "50"], "40 at most"),
     (["--out", "x.zip", "--per-class", "0"], "1 or more"), (["--try", "none.zip", "none"], "none.zip: expected a zip"),
+    (["--out", "x.zip", "--birds", "a", "a/b"], "expected a folder apart from"),
     (["--out", "x.zip", "--digits", "{train}", "{train}", "{bare}"], "expected labels")])
 def test_bad_arguments_are_one_line(arguments, said, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
