@@ -13,17 +13,17 @@ SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own gr
 SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
 MAX_PAGES = 3                                   # of a report
 NO_OBSERVATIONS = "No observations yet"          # stands in a report without the students' own
-NOT_MEASURED = "Not measured."                   # and in one without an ablation
+NOT_MEASURED = "Not measured yet: python -m handin ablate measures it."  # and in one without an ablation
 # Words that the reports of one part have more often than those of the other
 TOPICS = {"birds": ("bird", "grad-cam"), "digits": ("digit", "autoencoder", "mixture")}
 
 
 def read_lines(path, what):
-    """Lines of a text file without their blanks and ends; a byte order mark is passed over. Raises InputError."""
+    """Lines of a text file without surrounding blanks; a byte order mark is skipped. Raises InputError."""
     try:
         return [line.strip() for line in read_bytes(path, what).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
-        raise InputError(f"{path}: expected {what} in UTF-8, found another encoding; save it as plain text") from None
+        raise InputError(f"{path}: expected {what} in UTF-8, found another encoding; save it as UTF-8") from None
 
 
 def read_observations(path):

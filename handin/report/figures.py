@@ -40,7 +40,7 @@ def add_arguments(parser):
 
 def run(args):
     """Draws one part; returns the exit code. Raises InputError."""
-    results.read_numbers(args.out)  # a broken one, or a file in place of the folder, must not cost the minutes before
+    results.read_numbers(args.out)  # fail now, not after minutes of drawing
     with plots.style(), bad_input_of(bird, vae):
         if args.part == "birds":
             drawn = figures_birds.draw_all(args.test, args.model, args.history, bird.pick_device(args.device))

@@ -109,7 +109,7 @@ def confusion_figure(truth, predicted, names):
 # ------------------------------------------------------------------------------------------------------------- Grad-CAM
 
 def choose_examples(truth, predicted, usable, n_classes, each=MEASURED, seed=0):
-    """For every class the indices of up to `each` photos that were classified rightly and of as many misclassified,
+    """For every class the indices of up to `each` photos that were classified correctly and of as many misclassified,
     drawn at random: [([right], [wrong]), ...]. `usable` (N,) says which may be drawn."""
     rng = np.random.default_rng(seed)
     return [tuple(rng.permutation(np.flatnonzero(usable & (truth == k) & hit))[:each].tolist()
@@ -145,9 +145,10 @@ def grad_cam_examples(model, paths, predicted, chosen):
 
 
 def measure_maps(examples):
-    """{"photos", "centre", "entropy"} of a list of Examples, None of an empty one: the mean share of the map's mass in
-    the central quarter of the photo's area (0.25 for an even map), and the mean entropy of the map as a distribution
-    over the pixels, over that of an even map (1)."""
+    """{"photos", "centre", "entropy"} of a list of Examples, None of none with a map that is not 0 everywhere: the mean
+    share of the map's mass in the central quarter of the crop's area (0.25 for an even map), and the mean entropy of
+    the map as a distribution over the pixels, over that of an even map (1)."""
+    examples = [example for example in examples if example.heat.any()]
     if not examples:
         return None
     heat = np.stack([example.heat for example in examples]).astype(np.float64) + 1e-12
@@ -185,13 +186,12 @@ def gradcam_figure(rows, names):
             chance = f" ({100 * example.probability:.0f} %)"
             plain.set_title(f"predicted: {shortened(example.predicted, letters - 5)}{chance}\n{true}", **head)
             plain.imshow(example.photo)
-            # From cyan to magenta, which no bird here has.
             mapped.imshow(show_cam_on_image(example.photo, example.heat, use_rgb=True, colormap=cv2.COLORMAP_COOL,
                                             image_weight=0.55))
     bar = figure.colorbar(ScalarMappable(cmap="cool"), ax=list(grid.flat), location="bottom", shrink=0.4,
                           aspect=40, pad=0.01, ticks=[])
     bar.outline.set_visible(False)
-    bar.set_label("Grad-CAM: 0 (left) to its maximum in the photo (right)", fontsize=size)
+    bar.set_label("Grad-CAM: lowest (left) to highest value of each map", fontsize=size)
     return figure
 
 
@@ -204,6 +204,7 @@ def results(model, history, truth, predicted, examples):
     columns = precision_recall_fscore_support(truth, predicted, labels=range(len(names)), zero_division=0)
     matrix = confusion_matrix(truth, predicted, labels=range(len(names)))
     np.fill_diagonal(matrix, 0)
+    train, validation = (history["split"][name] for name in ("train", "validation"))
     worst = [divmod(int(i), len(names)) for i in np.argsort(-matrix, axis=None, kind="stable")[:3]]
     return BirdResults(
         classes=names, photos=len(truth), scores=all_scores(truth, predicted),
@@ -217,7 +218,7 @@ def results(model, history, truth, predicted, examples):
                  for row in history["epochs"]],
         time_limited=history["time_limited"],
         best_epoch=history["best_epoch"], minutes=history["minutes"], device=history["device"],
-        train_photos=len(history["split"]["train"]), validation_photos=len(history["split"]["validation"]),
+        train_photos=len(train), validation_photos=0 if train == validation else len(validation),
         validation_accuracy=history["validation"]["accuracy"], validation_f1=history["validation"]["average_f1"],
         grad_cam=[{"class": name, "right": measure_maps(right), "wrong": measure_maps(wrong)}
                   for name, (right, wrong) in zip(names, examples)])

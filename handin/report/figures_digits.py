@@ -68,7 +68,7 @@ def learning_curves_figure(rows):
 
 
 def elbo(model, digits):
-    """Mean ELBO of a DigitDataset in nats per image, from one sample of z of each, and its standard error."""
+    """[mean ELBO of a DigitDataset in nats per image, with one sample of z of each; its standard error or None]."""
     generator = torch.Generator().manual_seed(0)
 
     def each(x):
@@ -78,7 +78,7 @@ def elbo(model, digits):
         return -reconstruction - vae.kl_to_prior(model, logits, mu, logvar)
 
     values = vae.map_batches(each, digits, [])
-    return [values.mean().item(), values.std().item() / math.sqrt(len(values))]
+    return [values.mean().item(), values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None]
 
 
 def spread(labels, total, n):
@@ -125,17 +125,20 @@ def manifold(model, first, second):
     return model.decode(torch.from_numpy(z).float()).numpy().reshape(len(second), len(first), vae.SIDE, vae.SIDE)
 
 
-def manifold_numbers(model, mixture, labels, values):
-    """{"shares": {digit: share of the cells of the grid values (R,) x values that the mixture, labels (K,), assigns to
-    it}, "between": share of the cells more than 3 standard deviations from every component, "axes": [{"digit", "slant",
-    "ink"}]}: slant in degrees to the right and mean of the pixels of what is decoded 2 standard deviations from a
-    component's mean to either side of its long axis."""
-    grid = np.stack(np.meshgrid(values, values), axis=-1).reshape(-1, 2)
-    digits = labels[mixture.predict(grid)]
-    difference = grid[:, None] - mixture.means_
+def mahalanobis(mixture, points):
+    """Distances (N, K) of points (N, 2) from each component's mean, in its standard deviations."""
+    difference = points[:, None] - mixture.means_
     solved = np.linalg.solve(mixture.covariances_, difference[..., None])[..., 0]
-    distance = np.sqrt((difference * solved).sum(-1)).min(1)
-    axes = []
+    return np.sqrt((difference * solved).sum(-1))
+
+
+def describe_manifold(model, mixture, labels, values):
+    """{"cells": {digit: number of cells of the grid values (R,) x values that the mixture, labels (K,), assigns to it},
+    "between": number of cells more than 3 standard deviations from every component, "axes": [{"digit", "slant",
+    "ink"}]}: slant in degrees to the right and mean pixel, in [0, 1], of what is decoded 2 standard deviations from a
+    component's mean to either side along its long axis."""
+    grid, axes = np.stack(np.meshgrid(values, values), axis=-1).reshape(-1, 2), []
+    digits = labels[mixture.predict(grid)]
     for mean, covariance, digit in zip(mixture.means_, mixture.covariances_, labels.tolist()):
         variances, directions = np.linalg.eigh(covariance)
         away = 2 * math.sqrt(variances[1]) * directions[:, 1]
@@ -143,8 +146,8 @@ def manifold_numbers(model, mixture, labels, values):
             ends = model.decode(torch.from_numpy(np.stack([mean - away, mean + away])).float()).numpy()
         ends = sorted((slant(image.reshape(vae.SIDE, vae.SIDE)), float(image.mean())) for image in ends)
         axes.append({"digit": digit, "slant": [end[0] for end in ends], "ink": [end[1] for end in ends]})
-    return {"shares": {str(digit): float((digits == digit).mean()) for digit in labels.tolist()},
-            "between": float((distance > 3).mean()), "axes": axes}
+    return {"cells": {str(digit): int((digits == digit).sum()) for digit in labels.tolist()},
+            "between": int((mahalanobis(mixture, grid).min(1) > 3).sum()), "axes": axes}
 
 
 def slant(image):
@@ -237,7 +240,7 @@ def mixture_figure(means, classes, mixture, labels, val_means, predicted=False):
 
 def ssim_figure(similarities, classes, labels):
     """Histogram of the SSIM (N,) of each image and its refined reconstruction, by class (N,) unless that is None, in
-    the colors that the latents have next to the mixture's labels (K,); and the mean."""
+    the colours that the latents have next to the mixture's labels (K,); and the mean."""
     figure = new_figure(COLUMN, 2.4)
     axes = figure.add_subplot(xlabel="SSIM of the refined reconstruction (no unit)", ylabel="images")
     low = min(0.95, math.floor(20 * similarities.min()) / 20)
@@ -259,15 +262,19 @@ def ssim_figure(similarities, classes, labels):
 # ------------------------------------------------------------------------------------------------------------ results
 
 def component_pairs(mixture, labels, truth=None, predicted=None):
-    """[{"digits": [a, b], "distance", "misclassified"}] of each pair of components: the Mahalanobis distance of their
-    means by the mean of their covariances, in standard deviations, and how many of a were predicted as b and of b as a,
-    None without true labels (N,)."""
-    found = []
+    """[{"digits": [a, b], "distance", "meets", "misclassified"}] of each pair of components: the Mahalanobis distance
+    of their means by the mean of their covariances; the least of 1, 2 and 3 standard deviations at which their ellipses
+    meet, or None; and how many of a were predicted as b and of b as a, None without true labels (N,)."""
+    found, turn = [], np.linspace(0, 2 * np.pi, 720)
+    circle, cholesky = np.stack([np.cos(turn), np.sin(turn)]), np.linalg.cholesky(mixture.covariances_)
     for i, j in itertools.combinations(range(len(labels)), 2):
         difference, a, b = mixture.means_[i] - mixture.means_[j], labels[i].item(), labels[j].item()
         covariance = (mixture.covariances_[i] + mixture.covariances_[j]) / 2
+        within = {radius: [mahalanobis(mixture, mixture.means_[k] + radius * (cholesky[k] @ circle).T)[:, other].min()
+                           for k, other in ((i, j), (j, i))] for radius in (1, 2, 3)}  # one may contain the other
         wrong = None if truth is None else [int(((truth == x) & (predicted == y)).sum()) for x, y in ((a, b), (b, a))]
         found.append({"digits": [a, b], "misclassified": wrong,
+                      "meets": next((radius for radius, least in within.items() if min(least) <= radius), None),
                       "distance": math.sqrt(difference @ np.linalg.solve(covariance, difference))})
     return found
 
@@ -275,10 +282,7 @@ def component_pairs(mixture, labels, truth=None, predicted=None):
 def shares_within(mixture, means):
     """Shares of latent means (N, 2) within 1, 2 and 3 standard deviations (Mahalanobis) of the component that they are
     assigned to; 0.39, 0.86 and 0.99 for normal distributions in two dimensions."""
-    component = mixture.predict(means)
-    difference = means - mixture.means_[component]
-    solved = np.linalg.solve(mixture.covariances_[component], difference[..., None])[..., 0]
-    distance = np.sqrt((difference * solved).sum(1))
+    distance = mahalanobis(mixture, means)[np.arange(len(means)), mixture.predict(means)]
     return [float((distance <= radius).mean()) for radius in (1, 2, 3)]
 
 
@@ -292,6 +296,9 @@ def draw_all(val, test, train, model_path, history_path, mixture_path, device):
     val_digits, (digits, classes) = vae.load_digits(val, labelled=True), read_digits(test)
     shown_digits, shown_classes = (digits, classes) if train is None else read_digits(train)
     images, val_images, shown_images = (part[:][0].numpy() for part in (digits, val_digits, shown_digits))
+    if train is not None and len(shown_digits) != history["images"]:
+        raise InputError(f"{train}: expected the {history['images']:,} images that the model was trained on, found "
+                         f"{len(shown_digits):,}")
     val_classes = val_digits.labels
     known = np.unique(val_classes).tolist()
     if sorted(labels.tolist()) != known:
@@ -328,14 +335,14 @@ def draw_all(val, test, train, model_path, history_path, mixture_path, device):
         accuracy_interval=accuracy_interval(classes, predicted) if labelled else None,
         validation=all_scores(val_classes, labels[mixture.predict(val_means)]), labelled_images=len(val_classes),
         validation_ssim={str(digit): float(val_similarities[1][val_classes == digit].mean()) for digit in known},
-        manifold=manifold_numbers(model, mixture, labels, values),
+        manifold=describe_manifold(model, mixture, labels, values),
         ssim=float(similarities[1].mean()), ssim_sd=float(similarities[1].std()),
         ssim_from_mean=float(similarities[0].mean()),
         one_minus_mse=one_minus_mse(images, made[1]),
         inside_grid=float((np.abs(means) <= values[-1]).all(1).mean()), aggregate_mean=means.mean(0).tolist(),
         aggregate_covariance=np.cov(means.T, ddof=0).tolist(), scatter_of="test" if train is None else "training",
         scatter_images=len(shown_images), pairs=component_pairs(mixture, labels, classes, predicted),
-        within=shares_within(mixture, shown_means), mixture_weights=mixture.weights_.tolist(),
+        within=shares_within(mixture, shown_means),
         layers=layer_table(model), parameters=sum(p.numel() for p in model.parameters()),
         history=history["epochs"], training_images=history["images"], minutes=history["seconds"] / 60,
         device=history["device"], elbo={"test": elbo(model, digits), **(

@@ -30,8 +30,9 @@ def new_figure(width, height, tight=False):
 
 
 def class_styles(classes):
-    """{class: (colour, marker)}; two signs, since colours alone do not reach every reader."""
-    return {name: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(classes)}
+    """{class: (colour, marker)}: both, so that the colour-blind tell classes apart; 64 different pairs."""
+    return {name: (PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)])
+            for i, name in enumerate(classes)}
 
 
 def shortened(name, most):

@@ -27,8 +27,8 @@ FIGURES = {"birds": ("birds_learning_curves", "birds_confusion", "birds_gradcam"
            "digits": ("digits_learning_curves", "digits_reconstructions", "digits_manifold", "digits_latents",
                       "digits_mixture", "digits_ssim")}
 SCALES = [percent / 100 for percent in range(100, 45, -5)]  # of the pictures; with less, they are unreadable
-SCALE_COST = 1.3  # pages left blank, of which pictures of their full size are worth as much
-LAST_BLANK = 1 / 3  # the weight of blank rows on the last page, where they disturb less
+SCALE_COST = 1.3  # in blank pages, of shrinking the pictures from their full size to nothing
+LAST_BLANK = 1 / 3  # weight of blank rows on the last page, where they disturb less
 COLUMN_PX = 690  # a picture of more, at 200 dpi, is as wide as the page
 
 
@@ -61,18 +61,22 @@ def read_figures(folder, part):
     return found
 
 
-def lay_out(folder):
-    """(bytes of the PDF, number of pages, how many pages their blank rows make, weighted) of FOLDER/main.typ."""
+def lay_out(folder, **options):
+    """What Typst makes of FOLDER/main.typ: the bytes of a PDF or, as `options` say, a list of others."""
     import typst
+    return typst.compile(str(folder / "main.typ"), root=str(folder), ignore_system_fonts=True, **options)
+
+
+def measure_pages(folder):
+    """(number of pages, how many pages their blank rows make, weighted) of FOLDER/main.typ."""
     from PIL import Image
-    content, pages = (typst.compile(str(folder / "main.typ"), root=str(folder), ignore_system_fonts=True, **options)
-                      for options in ({}, {"format": "png", "ppi": 4}))  # a row of px is a line of text
-    pages, blank = pages if isinstance(pages, list) else [pages], 0
+    pages, blank = lay_out(folder, format="png", ppi=4), 0  # a row of px is a line of text
+    pages = pages if isinstance(pages, list) else [pages]
     for page in pages:
         with Image.open(io.BytesIO(page)) as image:
             columns = np.array_split(np.asarray(image.convert("L")), 2, axis=1)
         blank += np.mean([column.min(1) >= 250 for column in columns]) * (LAST_BLANK if page is pages[-1] else 1)
-    return content, len(pages), blank
+    return len(pages), blank
 
 
 def build_report(part, folder, authors, template=TEMPLATE, observations=""):
@@ -82,30 +86,32 @@ def build_report(part, folder, authors, template=TEMPLATE, observations=""):
     pictures, ablation = read_figures(folder, part), read_ablation(folder) if part == "birds" else None
     found, path = results.read_results(folder, part), Path(folder, "numbers.json")
     try:
-        words = sentences.all_of(part, found, ablation)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        words = sentences.of_birds(found, ablation) if part == "birds" else sentences.of_digits(found)
+    except (ArithmeticError, LookupError, TypeError, ValueError, StopIteration) as error:
         raise InputError(f"{path}: expected the numbers of the {part}, found others: {one_line(error)}") from None
     data = {"part": part, "title": TITLES[part], "authors": authors, "results": dataclasses.asdict(found),
             "ablation": ablation, "words": words, "observations": observations,
             "no-observations": f"{forms.NO_OBSERVATIONS}: write them into observations_{part}.txt.",
+            "not-measured": forms.NOT_MEASURED,
             "wide": {name: wide for name, (_, wide) in pictures.items()}}
     with tempfile.TemporaryDirectory() as place:
         place, fitting = Path(place), []
         shutil.copy(str(template), str(place / "main.typ"))
         for name, (content, _) in pictures.items():
             (place / f"{name}.png").write_bytes(content)
-        for scale in SCALES:
-            (place / "data.json").write_text(json.dumps({**data, "scale": scale}), encoding="utf-8")
-            try:
-                content, pages, blank = lay_out(place)
-            except Exception as error:  # typst's own errors have no class of their own
-                raise InputError(f"{template}: expected a template of the {part}, found: {one_line(error)}") from None
-            if pages <= forms.MAX_PAGES:
-                fitting.append((blank + SCALE_COST * (1 - scale), content))
-    if not fitting:
-        raise InputError(f"report of the {part}: expected at most {forms.MAX_PAGES} pages, found {pages} even with "
-                         f"pictures at {SCALES[-1]:.0%} of their size; ablate fewer variants or shorten the text")
-    return min(fitting, key=lambda pair: pair[0])[1]
+        try:
+            for scale in SCALES:
+                (place / "data.json").write_text(json.dumps({**data, "scale": scale}), encoding="utf-8")
+                pages, blank = measure_pages(place)
+                if pages <= forms.MAX_PAGES:
+                    fitting.append((blank + SCALE_COST * (1 - scale), scale))
+            if fitting:
+                (place / "data.json").write_text(json.dumps({**data, "scale": min(fitting)[1]}), encoding="utf-8")
+                return lay_out(place)
+        except Exception as error:  # typst's own errors have no class of their own
+            raise InputError(f"{template}: expected a template of the {part}, found: {one_line(error)}") from None
+    raise InputError(f"report of the {part}: expected at most {forms.MAX_PAGES} pages, found {pages} even with "
+                     f"pictures at {SCALES[-1]:.0%} of their size; ablate fewer variants or shorten the text")
 
 
 def add_arguments(parser):

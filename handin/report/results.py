@@ -27,7 +27,7 @@ class BirdResults:
     minutes: float
     device: str
     train_photos: int
-    validation_photos: int
+    validation_photos: int   # 0 if there were too few, so that the training photos took their place
     validation_accuracy: float
     validation_f1: float
     grad_cam: list           # {"class", "right", "wrong"}, each None or {"photos", "centre", "entropy"}
@@ -47,24 +47,22 @@ class DigitResults:
     ssim_sd: float           # standard deviation over images
     ssim_from_mean: float    # of model(x)
     one_minus_mse: float     # of the refined reconstructions
-    manifold: dict           # what is drawn on the grid, see figures_digits.manifold_numbers
+    manifold: dict           # what is drawn on the grid, see figures_digits.describe_manifold
     inside_grid: float       # share of the means within the grid over the quantiles of N(0, I)
     aggregate_mean: list     # of all means (2,)
     aggregate_covariance: list  # (2, 2)
     scatter_of: str          # "training", or "test" where no training images were given
     scatter_images: int
-    pairs: list              # {"digits": [a, b], "distance" of their components' means in standard deviations,
-    #                          "misclassified": [a as b, b as a] or None}
+    pairs: list              # of components, see figures_digits.component_pairs
     within: list             # shares of the scattered means within 1, 2 and 3 standard deviations of their component
-    mixture_weights: list
     layers: list             # {"name", "shape", "parameters"} of the networks, from image to reconstruction
     parameters: int
     history: list            # {"epoch", "reconstruction", "KL", "SSIM"} of each epoch
     training_images: int
     minutes: float
     device: str
-    elbo: dict               # {"test", "training"}: mean in nats per image, and its standard error; without training
-    #                          images the first alone
+    elbo: dict               # {"test", "training"}: mean in nats per image, and its standard error or, for one image,
+    #                          None; without training images the first alone
     settings: dict           # vae.Config, and the prior
 
 

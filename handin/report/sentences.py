@@ -3,10 +3,12 @@ import math
 
 from handin.report.plots import shortened
 
-CURVE_GAP = 0.05   # accuracy, between training and validation, above which a network is said to overfit
-CURVE_RISE = 0.02  # of the lowest validation loss, above which it is said to rise again
-SAME = 0.03        # share of images within an ellipse, by which two distributions may differ and be called alike
-NORMAL = (0.3935, 0.8647, 0.9889)  # within 1, 2, 3 standard deviations of a normal distribution in the plane
+CURVE_GAP = 0.05   # accuracy, by which training may be ahead of validation without a word about overfitting
+CURVE_RISE = 0.02  # of the lowest validation loss, a change that counts
+MAP_CHANGE = 0.05  # of a map's mass in the central quarter, a change that counts
+CONVERGED = 0.01   # of the ELBO, a change that counts
+NORMAL = (0.3935, 0.8647, 0.9889)    # within 1, 2, 3 standard deviations of a normal distribution in the plane
+TOLERANCES = (0.03, 0.03, 0.01)      # of these
 
 
 def listed(items):
@@ -15,238 +17,263 @@ def listed(items):
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def signed(number, places):
+    """A number as text, with a minus sign in place of a hyphen and no negative zero."""
+    return f"{round(number, places) + 0.0:.{places}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def counted(n, what):
+    """Such as "1 image" and "2 images"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 # --------------------------------------------------------------------------------------------------------------- birds
 
-def curves(rows, best_epoch, planned, time_limited, patience):
-    """What the learning curves show, from the rows of a history."""
-    kept = next(row for row in rows if row["epoch"] == best_epoch)
-    last, gap = rows[-1], kept["train_accuracy"] - kept["val_accuracy"]
-    compared = (f"In epoch {best_epoch} the network recognises {kept['train_accuracy']:.1%} of the training photos, as "
-                f"they are augmented then, and {kept['val_accuracy']:.1%} of the validation photos")
-    if gap > CURVE_GAP:
-        text = f"{compared}: it overfits, because what it has learned holds for its own photos more than for others."
-    elif gap < -CURVE_GAP:
-        text = f"{compared}, which are easier: no overfitting is visible."
+def curves(rows, best_epoch, planned, time_limited, patience, n_validation):
+    """What the learning curves show, from the rows of a history; `n_validation` is the number of validation photos, 0
+    if there were too few photos for a set of their own."""
+    kept, last = next(row for row in rows if row["epoch"] == best_epoch), rows[-1]
+    gap, later = kept["train_accuracy"] - kept["val_accuracy"], last["epoch"] - best_epoch
+    if n_validation:
+        error = math.sqrt(kept["val_accuracy"] * (1 - kept["val_accuracy"]) / n_validation)
+        text = (f"In epoch {best_epoch} the network recognises {kept['train_accuracy']:.1%} of the training photos, "
+                f"which are augmented, and {kept['val_accuracy']:.1%} of the validation photos (standard error "
+                f"{error:.1%}): ")
+        text += ("it overfits, although the training photos are harder." if gap > max(CURVE_GAP, 2 * error) else
+                 "the curves show no overfitting, which harder training photos can hide.")
     else:
-        text = f"{compared}, nearly the same share: no overfitting is visible."
-    rise = last["val_loss"] / max(kept["val_loss"], 1e-9) - 1
-    if last["epoch"] == best_epoch:
-        text += " The validation loss still falls at the end: a longer training may be better."
-    elif rise > CURVE_RISE:
-        text += (f" Afterwards the validation loss rises by {rise:.0%} until epoch {last['epoch']}: a longer training "
-                 "would not be better, and keeping the best epoch matters.")
-    else:
-        text += f" From there to epoch {last['epoch']} the validation loss hardly changes: the training has converged."
-    if time_limited:
-        text += f" The time limit shortened the schedule from {planned} to {len(rows)} epochs."
-    elif len(rows) < planned:
-        text += f" Early stopping ended it: {patience} epochs brought no lower loss."
+        text = "There were too few photos for a validation set of their own: overfitting cannot be seen."
+    change = last["val_loss"] / max(kept["val_loss"], 1e-9) - 1
+    if later and abs(change) > CURVE_RISE:
+        text += (f" The validation loss {'rises' if change > 0 else 'falls'} by {abs(change):.0%} in the "
+                 f"{counted(later, 'further epoch')}.")
+    elif later:
+        text += f" The validation loss changes by less than {CURVE_RISE:.0%} in the {counted(later, 'further epoch')}."
+    elif len(rows) > 1:
+        text += " The last epoch is the best one: the validation loss has not begun to rise."
+    if len(rows) < planned:
+        text += (f" The time limit shortened the schedule from {planned} to {counted(len(rows), 'epoch')}."
+                 if time_limited else f" Early stopping ended the training: {patience} epochs brought no lower loss.")
     return text
 
 
 def lowest_and_highest(per_class):
-    """The classes of the three lowest values of F1 and of the highest, all of those that share it."""
-    by_f1 = sorted(per_class, key=lambda row: row["f1"])
-    lowest = [f"{shortened(row['class'], 26)} ({row['f1']:.3f})" for row in by_f1[:3]]
-    highest = [shortened(row["class"], 26) for row in by_f1 if f"{row['f1']:.3f}" == f"{by_f1[-1]['f1']:.3f}"]
-    if len(highest) == len(by_f1):
-        return f"All classes have an F1 of {by_f1[-1]['f1']:.3f}."
-    shown = listed(highest) if len(highest) <= 3 else f"{len(highest)} classes"
-    return f"Lowest F1: {listed(lowest)}. Highest: {shown} ({by_f1[-1]['f1']:.3f})."
+    """The classes of the lowest and of the highest F1, all of those that share it, of the classes with test photos."""
+    by_f1 = sorted((row for row in per_class if row["photos"]), key=lambda row: row["f1"])
+    text = {row["class"]: f"{row['f1']:.3f}" for row in by_f1}
+    if len(set(text.values())) == 1:
+        return f"All classes have an F1 of {text[by_f1[0]['class']]}."
+    worst = text[by_f1[min(2, len(by_f1) - 2)]["class"]]
+    lowest, highest = ([row["class"] for row in by_f1 if holds(text[row["class"]])] for holds in (
+        lambda f1: f1 <= worst and f1 != text[by_f1[-1]["class"]], lambda f1: f1 == text[by_f1[-1]["class"]]))
+    lowest = (listed(f"{shortened(name, 26)} ({text[name]})" for name in lowest) if len(lowest) <= 5 else
+              f"{len(lowest)} classes ({worst} at most)")
+    best = listed(shortened(name, 26) for name in highest) if len(highest) <= 3 else f"{len(highest)} classes"
+    return f"Lowest F1: {lowest}. Highest: {best} ({text[highest[0]]})."
 
 
 def effects(rows, photos):
     """A sentence for each row of ablation.json, the first of which is the baseline, all scored on so many photos."""
     base, sentences = rows[0], ["–"]
     for row in rows[1:]:
-        loss, error = base["accuracy"] - row["accuracy"], standard_error(base, row, photos)
-        size = f"by {abs(loss):.4f} ± {error:.4f}"
-        if abs(loss) < 5e-5:
-            found = f"The same accuracy (± {error:.4f}): no evidence."
-        elif abs(loss) <= 2 * error:
-            found = f"{'Lower' if loss > 0 else 'Higher'} {size}: too little to be evidence."
+        change, error = row["accuracy"] - base["accuracy"], standard_error(base, row, photos)
+        if abs(change) > 2 * error:
+            sentences.append(f"The accuracy {'rises' if change > 0 else 'falls'} by {abs(change):.4f} ± {error:.4f}.")
         else:
-            found = f"Lower {size}: it helps." if loss > 0 else f"Higher {size}: it does not help here."
-        sentences.append(found)
+            sentences.append(f"No clear effect: {signed(change, 4)} ± {error:.4f}.")
     return sentences
 
 
 def standard_error(base, row, photos):
-    """Standard error of the difference in accuracy of two rows: over seeds, or where one has a single seed, of two
-    shares of so many photos."""
+    """Standard error of the difference in accuracy of two rows: that over seeds or, if it is larger or there is a
+    single seed, that of two independent shares of so many photos (which is too large for the same photos)."""
+    of_photos = math.sqrt(sum(one["accuracy"] * (1 - one["accuracy"]) for one in (base, row)) / photos)
     if None in (base["accuracy_sd"], row["accuracy_sd"]):
-        return math.sqrt(sum(one["accuracy"] * (1 - one["accuracy"]) for one in (base, row)) / photos)
-    return math.hypot(*(one["accuracy_sd"] / len(one["seeds"]) ** 0.5 for one in (base, row)))
+        return of_photos
+    return max(of_photos, math.hypot(*(one["accuracy_sd"] / len(one["seeds"]) ** 0.5 for one in (base, row))))
 
 
-def ablation_conclusion(rows, photos):
-    """What follows from the table for the model that is handed in."""
-    base = rows[0]
-    losses = {row["variant"]: base["accuracy"] - row["accuracy"] for row in rows[1:]}
-    if not losses:
+def ablation_conclusion(rows, photos, ablation_epochs, epochs):
+    """What follows from the table for the model that is handed in, which was trained for so many epochs."""
+    changes = {row["variant"]: (row["accuracy"] - rows[0]["accuracy"], standard_error(rows[0], row, photos))
+               for row in rows[1:]}
+    if not changes:
         return ""
-    largest = max(losses.values())
-    names = [f"“{name}”" for name, loss in losses.items() if f"{loss:.4f}" == f"{largest:.4f}"]
-    helped = sum(loss > 2 * standard_error(base, row, photos) for row, loss in zip(rows[1:], losses.values()))
-    text = (f"The largest loss of accuracy, {largest:.4f}, is that of {listed(names)}." if largest >= 5e-5 else
-            "None of them lowers the accuracy.")
-    text += f" {helped} of {len(losses)} techniques help by more than two standard errors"
+    text = []
+    for what, sign in (("lower", -1), ("raise", 1)):
+        names = [f"“{name}”" for name, (change, error) in changes.items() if sign * change > 2 * error]
+        if names:
+            text.append(f"{listed(names)} {what}{'s' if len(names) == 1 else ''} the accuracy by more than two "
+                        f"standard errors{', which speaks against the setting of the first row' if sign > 0 else ''}.")
+    text = text or ["No row differs from the first by more than two standard errors."]
     if min(len(row["seeds"]) for row in rows) == 1:
-        text += ", which do not include the spread of the seeds, since there is one"
-    return f"{text}. The model that is handed in uses all of them: its training is longer, where they matter more."
+        text.append("For rows with a single seed the errors leave out the variation between seeds.")
+    if ablation_epochs != epochs:
+        text.append(f"The model that is handed in was trained for {epochs} epochs, not for {ablation_epochs}: whether "
+                    "the effects are the same there is open.")
+    return " ".join(text)
 
 
 def maps(rows):
     """A sentence for each class, {"class", "right", "wrong"} of BirdResults.grad_cam, about what its maps cover."""
     sentences = []
-    for right, wrong in ((row["right"], row["wrong"]) for row in rows):
+    for row in rows:
+        right, wrong = row["right"], row["wrong"]
         if right is None:
-            sentences.append("No photo is recognised.")
+            sentences.append("No recognised photo has a map." if wrong else "No photo has a map.")
             continue
-        text = ("On the centre, where the bird mostly is" if right["centre"] >= 0.35 else
-                "On bird and surroundings alike" if right["centre"] >= 0.2 else "On the border: the background decides")
-        if wrong is None:
-            sentences.append(f"{text}. No photo is misclassified.")
-            continue
-        apart, wider = wrong["centre"] - right["centre"], wrong["entropy"] - right["entropy"]
-        changes = [words for words, holds in (
-            ("less on the centre", apart <= -0.05), ("more on the centre", apart >= 0.05),
-            ("spread wider", wider >= 0.02), ("on a smaller part", wider <= -0.02)) if holds]
-        sentences.append(f"{text}. When wrong: {listed(changes) if changes else 'the same'}.")
+        text = ("Mostly central" if right["centre"] >= 0.35 else "Even" if right["centre"] >= 0.2 else
+                "Mostly outside the centre")
+        if wrong:
+            change, wider = wrong["centre"] - right["centre"], wrong["entropy"] - right["entropy"]
+            changes = [words for words, holds in (
+                ("less central", change <= -MAP_CHANGE), ("more central", change >= MAP_CHANGE),
+                ("wider", wider >= 0.02), ("narrower", wider <= -0.02)) if holds]
+            text += f". {counted(wrong['photos'], 'misclassified photo')}: {listed(changes) if changes else 'the same'}"
+        sentences.append(f"{text}.")
     return sentences
 
 
 def maps_conclusion(rows):
     """How the maps of misclassified photos differ from those of recognised ones, over the classes that have both."""
-    both = [(row["right"]["centre"], row["wrong"]["centre"]) for row in rows if row["right"] and row["wrong"]]
+    both = [(row["right"], row["wrong"]) for row in rows if row["right"] and row["wrong"]]
     if not both:
-        return "No class has both recognised and misclassified photos to compare."
-    right, wrong = (sum(values) / len(both) for values in zip(*both))
+        return "No class has maps of both recognised and misclassified photos to compare."
+    right, wrong = (sum(one["centre"] for one in side) / len(both) for side in zip(*both))
+    change = wrong - right
+    found = ("about the same" if abs(change) < MAP_CHANGE else
+             "the mistakes come with more central maps" if change > 0 else "the mistakes come with less central maps")
     classes = f"{len(both)} classes that have" if len(both) > 1 else "one class that has"
-    text = (f"In the {classes} both, the central quarter holds {right:.0%} of the map of recognised photos and "
-            f"{wrong:.0%} of that of misclassified ones: ")
-    if wrong < right - 0.05:
-        return text + "a part of the mistakes comes with a look beside the bird."
-    if wrong > right + 0.05:
-        return text + "the network looks at the bird and takes it for another, rather than at the background."
-    return text + "the network looks at the same place when it is wrong, which does not explain the mistakes."
+    photos = counted(sum(one["photos"] for _, one in both), "photo")
+    return (f"In the {classes} both, the central quarter holds on average {right:.0%} of the map of a recognised photo "
+            f"and {wrong:.0%} of that of a misclassified one ({photos}): {found}.")
 
 
 # -------------------------------------------------------------------------------------------------------------- digits
 
 def learning(rows, planned, elbo):
     """What the learning curves show, from the rows of a history, the number of epochs planned and DigitResults.elbo."""
-    bound = [-row["reconstruction"] - row["KL"] for row in rows]
-    since = max(0, len(rows) - 1 - len(rows) // 10)
-    gain = bound[-1] - bound[since]
-    text = (f"From epoch 1 to {len(rows)} the ELBO of the training images goes from {bound[0]:.1f} to {bound[-1]:.1f} "
-            "nats")
-    if len(rows) < 10:
-        text += "."
-    elif gain > 0.01 * abs(bound[-1]):
-        text += f", {gain:.1f} of them in the last tenth: a longer training may be better."
-    else:
-        text += ", hardly more in the last tenth: the training has converged."
-    kl = [row["KL"] for row in rows]
-    text += (f" The KL divergence {'rises' if kl[-1] > kl[0] else 'falls'} from {kl[0]:.1f} to {kl[-1]:.1f} nats, the "
-             f"SSIM {'rises' if rows[-1]['SSIM'] > rows[0]['SSIM'] else 'falls'} from {rows[0]['SSIM']:.3f} to "
-             f"{rows[-1]['SSIM']:.3f}.")
+    first, last, bound = rows[0], rows[-1], [-row["reconstruction"] - row["KL"] for row in rows]
+
+    def course(name, before, after, places, unit=""):
+        if len(rows) == 1 or signed(before, places) == signed(after, places):
+            return f"{name} is {signed(after, places)}{unit}"
+        return (f"{name} {'rises' if after > before else 'falls'} from {signed(before, places)} to "
+                f"{signed(after, places)}{unit}")
+
+    courses = [course("the ELBO of the training images", bound[0], bound[-1], 1, " nats"),
+               course("the KL divergence", first["KL"], last["KL"], 1, " nats"),
+               course("the SSIM", first["SSIM"], last["SSIM"], 3)]
+    text = f"In {counted(len(rows), 'epoch')} {listed(courses)}."
+    if len(rows) >= 10:
+        gain = bound[-1] - bound[-1 - len(rows) // 10]
+        text += f" In the last tenth of the epochs the ELBO changes by {signed(gain, 1)} nats" + (
+            ": the training has all but ended there." if abs(gain) < CONVERGED * abs(bound[-1]) else
+            ": more epochs may be better.")
     if len(rows) < planned:
-        text += f" The time limit shortened the schedule from {planned} to {len(rows)} epochs."
-    if "training" in elbo:
-        (train, train_error), (test, test_error) = elbo["training"], elbo["test"]
-        apart = train - test
-        text += (f" At the end it is {train:.1f} nats for the training images and {test:.1f} for the test images "
-                 f"(standard error {test_error:.1f}): ")
-        text += ("it overfits." if apart > 2 * math.hypot(train_error, test_error) else "no overfitting is visible.")
-    return text.replace("-", "\N{MINUS SIGN}")
+        text += f" The time limit shortened the schedule from {planned} to {counted(len(rows), 'epoch')}."
+    test, test_error = elbo["test"]
+    if "training" in elbo and test_error is not None:
+        train, train_error = elbo["training"]
+        gap, error = train - test, math.hypot(train_error, test_error)
+        text += (f" After training the ELBO is {signed(train, 1)} nats for the training images and {signed(test, 1)} "
+                 f"for the test images, a gap of {signed(gap, 1)} ± {error:.1f} (standard error): ")
+        text += ("the network overfits: what it has learned holds for its own images more than for others."
+                 if gap > max(2 * error, CONVERGED * abs(train)) else "no overfitting is visible.")
+    return text
 
 
 def separation(pairs):
-    """Whether the clusters are apart, from the distances of the components in standard deviations."""
+    """Whether the components are apart: the distances of their means, and whether their ellipses meet."""
     nearest = min(pairs, key=lambda pair: pair["distance"])
-    digits, distance = listed(nearest["digits"]), nearest["distance"]
-    found = f"the two nearest means, those of {digits}, are {distance:.1f} standard deviations apart (Mahalanobis)"
-    if distance > 6:
-        return f"The clusters are separated: {found}, so that not even the ellipses at 3 standard deviations meet."
-    if distance > 4:
-        return (f"The clusters are separated, but their borders meet: {found}; the ellipses at 3 standard deviations "
-                "overlap, those at 2 do not.")
-    return f"The clusters overlap: {found}; the ellipses at 2 standard deviations meet."
+    text = (f"The two nearest components, those of {listed(nearest['digits'])}, are {nearest['distance']:.1f} standard "
+            "deviations apart (Mahalanobis distance of the means). ")
+    meeting = {radius: [listed(pair["digits"]) for pair in pairs if pair["meets"] == radius] for radius in (1, 2, 3)}
+    if not any(meeting.values()):
+        return text + "Not even the ellipses at 3 standard deviations meet: the clusters are separated."
+    return text + "".join(f"The ellipses at {counted(radius, 'standard deviation')} meet for {', '.join(names)}. "
+                          for radius, names in meeting.items() if names) + (
+        "The clusters overlap." if meeting[1] or meeting[2] else "The clusters are separated but for their borders.")
 
 
 def gaussians(within):
     """Whether the clusters follow the mixture's Gaussians, from the shares within 1, 2 and 3 standard deviations."""
-    shares = [f"{100 * share:.1f} %" for share in within]
-    normal = [f"{100 * share:.1f} %" for share in NORMAL]
-    text = (f"Within 1, 2 and 3 standard deviations of their component lie {listed(shares)} of the means; of a normal "
-            f"distribution it would be {listed(normal)}. ")
-    apart = [share - expected for share, expected in zip(within, NORMAL)]
-    if max(map(abs, apart)) <= SAME:
+    shares, normal = (listed(f"{100 * share:.1f} %" for share in part) for part in (within, NORMAL))
+    text = (f"Within 1, 2 and 3 standard deviations of their component lie {shares} of the images; of a Gaussian in "
+            f"the plane it would be {normal}. ")
+    apart = [f"{'more' if share > expected else 'fewer'} images within {counted(radius, 'standard deviation')}"
+             for radius, (share, expected, tolerance) in enumerate(zip(within, NORMAL, TOLERANCES), 1)
+             if abs(share - expected) > tolerance]
+    if not apart:
         return text + "The clusters follow the Gaussians."
-    middle = apart[0] > SAME
-    tails = apart[2] < -SAME / 3
-    found = {(True, True): "more images are near the middle and more are far away", (True, False): "more images are "
-             "near the middle", (False, True): "more images are far away"}.get((middle, tails), "the images are spread "
-                                                                                "more evenly")
-    return text + f"The clusters do not follow the Gaussians exactly: {found} than expected."
+    return f"{text}The clusters do not follow the Gaussians exactly: {listed(apart)} than expected."
 
 
-def mistakes(pairs, images):
-    """Which digits the classifier confuses."""
-    wrong = {tuple(pair["digits"]): sum(pair["misclassified"]) for pair in pairs}
-    total, most = sum(wrong.values()), max(wrong.values())
-    if not total:
+def mistakes(pairs, images, wrong):
+    """Which digits the classifier confuses, with the number of misclassified images."""
+    counts = {f"{a} and {b}": sum(pair["misclassified"]) for pair in pairs for a, b in [pair["digits"]]}
+    if not wrong:
         return f"No test image of {images:,} is misclassified."
-    names = ["/".join(map(str, digits)) for digits, count in wrong.items() if count == most]
-    text = f"{total:,} of {images:,} test images {'is' if total == 1 else 'are'} misclassified"
-    if len(wrong) == 1 or len(names) == len(wrong):
-        return f"{text}, in each pair of digits as many." if len(wrong) > 1 else f"{text}."
-    share = f"{most} of them" if len(names) == 1 else f"{most} in each of these pairs"
-    return f"{text}, most often between {listed(names)} ({share})."
+    text = f"{wrong:,} of {images:,} test images {'is' if wrong == 1 else 'are'} misclassified"
+    others, most = wrong - sum(counts.values()), max(counts.values())
+    names = [name for name, count in counts.items() if count == most]
+    if most and len(names) < len(counts):
+        text += f", most often between {'; '.join(names)} ({most}{' each' if len(names) > 1 else ''})"
+    elif most and len(counts) > 1:
+        text += f", {most} in each pair of digits"
+    return text + (f"; {others:,} of them {'shows' if others == 1 else 'show'} a digit that the mixture lacks."
+                   if others else ".")
 
 
-def manifold(found):
-    """What the grid of decoded latents shows, from DigitResults.manifold."""
-    shares = listed(f"{digit} ({share:.0%})" for digit, share in found["shares"].items() if share)
-    missing = [digit for digit, share in found["shares"].items() if not share]
-    text = f"The cells of the grid are drawn as {shares}."
+def manifold(found, components):
+    """What the grid of decoded latents shows, from DigitResults.manifold; `components` of the model's prior."""
+    shares = {digit: n for digit, n in found["cells"].items() if n}
+    total, missing = sum(shares.values()), [digit for digit, n in found["cells"].items() if not n]
+    assigned = listed(f"{n} to {digit}" for digit, n in shares.items())
+    text = f"Of the {total:,} cells of the grid, the mixture assigns {assigned}."
     if missing:
-        text += f" It does not pass through the cluster of {listed(missing)}."
-    text += (f" {found['between']:.0%} of the cells lie more than 3 standard deviations from every component: there "
-             "the decoder draws the nearest digit, and the figure jumps from one to the other, since no training image "
-             "has its mean there." if found["between"] >= 0.005 else " All cells lie within a cluster.")
-    changes = [f"{row['slant'][0]:.0f}° to {row['slant'][1]:.0f}° and {row['ink'][0]:.1%} to {row['ink'][1]:.1%} for "
-               f"the {row['digit']}" for row in found["axes"]]
-    text += (" Along the long axis of each cluster, from 2 standard deviations on one side of the mean to 2 on the "
-             f"other, the slant to the right and the share of ink change: {listed(changes)}.")
-    return text.replace("-", "\N{MINUS SIGN}")
+        text += f" The grid does not pass through the cluster of {listed(missing)}."
+    if found["between"]:
+        text += (f" {counted(found['between'], 'cell')} lie{'s' if found['between'] == 1 else ''} more than 3 standard "
+                 "deviations from every component: ")
+        text += ("there the decoder, which moves z towards the nearest mean of the prior, repeats the border of that "
+                 "cluster, and the pictures jump from one digit to the next." if components > 1 else
+                 "there the decoder passes from one digit to another.")
+    else:
+        text += " Every cell lies within 3 standard deviations of a component."
+    changes = [f"for the {row['digit']} the slant to the right goes from {signed(row['slant'][0], 0)}° to "
+               f"{signed(row['slant'][1], 0)}° and the mean pixel from {row['ink'][0]:.3f} to {row['ink'][1]:.3f}"
+               for row in found["axes"]]
+    return (f"{text} Along the long axis of each cluster, from 2 standard deviations on one side of the mean to 2 on "
+            f"the other, {listed(changes)}.")
 
 
 def reconstruction(by_digit):
     """Which digits are reconstructed best, from the mean SSIM of the validation images of each."""
-    values = {digit: f"{ssim:.3f}" for digit, ssim in by_digit.items()}
-    best, worst = (listed(digit for digit in values if values[digit] == chosen)
-                   for chosen in (max(values.values()), min(values.values())))
-    if best == worst:
-        return f"All digits are reconstructed as well as each other (mean SSIM {max(values.values())})."
-    return (f"Of the validation images those of {best} are reconstructed best (mean SSIM {max(values.values())}), "
-            f"those of {worst} worst ({min(values.values())}).")
+    values = {digit: round(ssim, 3) for digit, ssim in by_digit.items()}
+    high, low = max(values.values()), min(values.values())
+    if high == low:
+        return f"All digits are reconstructed equally well (mean SSIM {high:.3f})."
+    best, worst = (listed(digit for digit in values if values[digit] == chosen) for chosen in (high, low))
+    return (f"Of the validation images those of {best} are reconstructed best (mean SSIM {high:.3f}), those of {worst} "
+            f"worst ({low:.3f}).")
 
 
-def all_of(part, results, ablation):
-    """{name: sentences} that the template of a part shows."""
-    settings = results.settings
-    if part == "birds":
-        rows, photos = (ablation["rows"], ablation["photos"]) if ablation else ([], 0)
-        return {"curves": curves(results.history, results.best_epoch, settings["epochs"], results.time_limited,
-                                 settings["patience"]),
-                "classes": lowest_and_highest(results.per_class),
-                "effects": effects(rows, photos) if rows else [],
-                "conclusion": ablation_conclusion(rows, photos) if rows else "",
-                "maps": maps(results.grad_cam), "maps_conclusion": maps_conclusion(results.grad_cam)}
-    labelled = results.scores is not None
-    return {"learning": learning(results.history, settings["epochs"], results.elbo),
+def of_birds(results, ablation):
+    """{name: sentences} that the template shows of the BirdResults and of ablation.json or None."""
+    rows, photos, settings = (ablation or {}).get("rows", []), (ablation or {}).get("photos", 0), results.settings
+    return {"curves": curves(results.history, results.best_epoch, settings["epochs"], results.time_limited,
+                             settings["patience"], results.validation_photos),
+            "classes": lowest_and_highest(results.per_class), "effects": effects(rows, photos) if rows else [],
+            "conclusion": ablation_conclusion(rows, photos, ablation["epochs"], results.epochs) if rows else "",
+            "maps": maps(results.grad_cam), "maps_conclusion": maps_conclusion(results.grad_cam)}
+
+
+def of_digits(results):
+    """{name: sentences} that the template shows of the DigitResults."""
+    wrong = results.scores and round((1 - results.scores["accuracy"]) * results.images)
+    return {"learning": learning(results.history, results.settings["epochs"], results.elbo),
             "reconstruction": reconstruction(results.validation_ssim), "separation": separation(results.pairs),
-            "gaussians": gaussians(results.within), "manifold": manifold(results.manifold),
-            "mistakes": mistakes(results.pairs, results.images) if labelled else ""}
+            "gaussians": gaussians(results.within),
+            "manifold": manifold(results.manifold, results.settings["components"]),
+            "mistakes": mistakes(results.pairs, results.images, wrong) if results.scores else ""}
