@@ -13,7 +13,7 @@ SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own gr
 SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
 MAX_PAGES = 3                                   # of a report
 NO_OBSERVATIONS = "No observations yet"          # stands in a report without the students' own
-NOT_MEASURED = "Not measured yet: python -m handin ablate measures it."  # and in one without an ablation
+NOT_MEASURED = "Not measured yet"                # and in one without an ablation
 # Words that the reports of one part have more often than those of the other
 TOPICS = {"birds": ("bird", "grad-cam"), "digits": ("digit", "autoencoder", "mixture")}
 

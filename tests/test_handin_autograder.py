@@ -337,7 +337,7 @@ def test_a_fault_of_the_autograder_is_shown_as_one(archive, tmp_path, broken, ca
 
 
 @pytest.mark.parametrize("files, said", [
-    ({"b{1}.zip": b"PK no zip"}, "b{1}.zip: expected a zip"), ({}, "found no files"),
+    ({"b{1}.zip": b"PK no zip"}, "b{1}.zip: expected a zip"), ({"notes.txt": "x"}, "found notes.txt"),
     ({"bird.ipynb": "{}"}, "hand in the script as .py")])
 def test_a_submission_without_a_script_is_no_fault_of_the_autograder(files, said, archive, tmp_path):
     results, tests = graded(tmp_path, archive, files)

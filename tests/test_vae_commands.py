@@ -146,7 +146,8 @@ def test_a_collapsed_latent_is_a_warning_and_the_files_are_written(value, call, 
     assert sum("collapsed" in line for line in found.err.splitlines()) == 1
     assert call("same.npz", "test_reconstruction", "a.pth").code == 0
     assert call("same.npz", "test_classifier", "a.pth", "a.pkl").code == 0
-    assert sorted(os.listdir(str(tmp_path))) == ["a.pkl", "a.pth", "same.npz", "vae.csv", "vae_reconstructed.npz"]
+    assert sorted(os.listdir(str(tmp_path))) == ["a.pkl", "a.pth", "a_history.json", "same.npz", "vae.csv",
+                                               "vae_reconstructed.npz"]
 
 
 def test_warnings_as_errors_and_a_terminal_of_another_encoding(alone, data, fast, run, tmp_path):

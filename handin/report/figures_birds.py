@@ -55,7 +55,7 @@ def layer_table(model, dropout):
         if layer.depth == 2 and layer.class_name in ("ResidualBlock", "Sequential"):
             first = next(part for part in layer.module.modules() if isinstance(part, torch.nn.Conv2d))
             side, stride = first.kernel_size[0], first.stride[0]
-            name = "residual block" if layer.class_name == "ResidualBlock" else f"convolution {side} × {side}"
+            name = "residual block" if layer.class_name == "ResidualBlock" else f"conv {side} × {side}"
             norm = any("BatchNorm" in type(part).__name__ for part in layer.module.modules())
             name += (", batch norm" if norm else "") + (f", stride {stride}" if stride > 1 else "")
         elif layer.class_name == "Dropout":
@@ -168,7 +168,7 @@ def gradcam_figure(rows, names):
     from pytorch_grad_cam.utils.image import show_cam_on_image
     blocks = 2 if len(rows) <= 10 else 3
     down = math.ceil(len(rows) / blocks)
-    size, letters = (6.5, 20) if blocks < 3 else (5.5, 14)
+    size, letters = (6.5, 18) if blocks < 3 else (5.5, 14)
     figure = new_figure(PAGE, min((PAGE / (4 * blocks) + 0.26) * down + 0.4, 9), tight=True)
     grid = figure.subplots(down, 4 * blocks, squeeze=False)
     for axes in grid.flat:

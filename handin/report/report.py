@@ -92,7 +92,7 @@ def build_report(part, folder, authors, template=TEMPLATE, observations=""):
     data = {"part": part, "title": TITLES[part], "authors": authors, "results": dataclasses.asdict(found),
             "ablation": ablation, "words": words, "observations": observations,
             "no-observations": f"{forms.NO_OBSERVATIONS}: write them into observations_{part}.txt.",
-            "not-measured": forms.NOT_MEASURED,
+            "not-measured": f"{forms.NOT_MEASURED}: python -m handin ablate measures it.",
             "wide": {name: wide for name, (_, wide) in pictures.items()}}
     with tempfile.TemporaryDirectory() as place:
         place, fitting = Path(place), []

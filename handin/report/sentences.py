@@ -103,8 +103,9 @@ def ablation_conclusion(rows, photos, ablation_epochs, epochs):
     for what, sign in (("lower", -1), ("raise", 1)):
         names = [f"“{name}”" for name, (change, error) in changes.items() if sign * change > 2 * error]
         if names:
-            text.append(f"{listed(names)} {what}{'s' if len(names) == 1 else ''} the accuracy by more than two "
-                        f"standard errors{', which speaks against the setting of the first row' if sign > 0 else ''}.")
+            subject = f"The rows {listed(names)} {what}" if len(names) > 1 else f"The row {names[0]} {what}s"
+            against = ", which speaks against the setting of the first row" if sign > 0 else ""
+            text.append(f"{subject} the accuracy by more than two standard errors{against}.")
     text = text or ["No row differs from the first by more than two standard errors."]
     if min(len(row["seeds"]) for row in rows) == 1:
         text.append("For rows with a single seed the errors leave out the variation between seeds.")
