@@ -35,6 +35,7 @@ CAPTIONS = {
         "birds_confusion": "Confusion matrix of the test birds",
         "birds_gradcam": "Grad-CAM: where the network looks, for a right and a wrong answer of each class"},
     "Digits": {
+        "digits_learning_curves": "Reconstruction error, KL divergence and SSIM against epochs",
         "digits_reconstructions": "Originals above what model(x) returns, and above the refined reconstructions",
         "digits_manifold": "What the decoder makes of the assignment's grid of latents",
         "digits_latents": "Latent means of the training images",
@@ -92,7 +93,7 @@ def digits(folder, flags):
     with np.load(folder / "test.npz") as test, np.load(folder / "vae_reconstructed.npz") as made:
         truth, labels, drawn = test["data"] / 255.0, test["labels"], made["data"].astype(np.float64)
     f1 = average_f1(labels, read_labels(folder / "vae.csv"))
-    return [Row("vae.py train", train, "vae.pth, gmm_params.pkl"),
+    return [Row("vae.py train", train, "vae.pth, gmm_params.pkl, vae_history.json"),
             Row("vae.py test_reconstruction", reconstruct, "vae_reconstructed.npz",
                 f"SSIM {mean_ssim(truth, drawn):.4f}, 1 - MSE {one_minus_mse(truth, drawn):.4f}"),
             Row("vae.py test_classifier", classify, "vae.csv", f"average F1 {f1:.4f}")]

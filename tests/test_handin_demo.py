@@ -36,9 +36,9 @@ def test_the_demo_scores_well_and_ends_with_a_summary_and_one_page(tmp_path, cap
 
     page = tmp_path / "index.html"
     assert lines[-1] == f"open {page}"
-    assert len(list((tmp_path / "figures").glob("*.png"))) == sum(map(len, demo.CAPTIONS.values())) == 8
+    assert len(list((tmp_path / "figures").glob("*.png"))) == sum(map(len, demo.CAPTIONS.values())) == 9
     text, tags = read_page(page)
-    assert len(images_of(tags)) == 8 and all(image["alt"] for image in images_of(tags))
+    assert len(images_of(tags)) == 9 and all(image["alt"] for image in images_of(tags))
     assert demo.DATA in text and all(command in text for command in summary)
     (latent,) = [attributes["srcdoc"] for tag, attributes in tags if tag == "iframe"]
     assert latent == (tmp_path / "figures" / "latent.html").read_text(encoding="utf-8")
