@@ -168,7 +168,7 @@ def test_the_numbers_of_the_digits_are_those_of_the_graded_files(made, trained, 
     assert (found["history"], found["training_images"]) == (history["epochs"], 120) and found["device"] == "cpu"
     assert {**history["settings"], **found["settings"]} == found["settings"]
     _, terms, _ = vae.elbo_loss(model, test_digits[:][0].flatten(1), vae.Config(), torch.Generator().manual_seed(0))
-    assert found["elbo"]["test"][0] == pytest.approx(-(terms["reconstruction"] + terms["KL"]).item(), rel=1e-5)
+    assert found["elbo"]["test"] == pytest.approx(-(terms["reconstruction"] + terms["KL"]).item(), rel=1e-5)
     assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"]
     assert [layer["shape"] for layer in found["layers"]] == [
         [784], [512], [512], [256], [3 + 2 + 2], [2], [258], [512], [512], [784]]
@@ -192,7 +192,7 @@ def test_digits_without_labels_are_drawn_and_the_scores_left_out(words, data, ma
     assert found["scores"] is None and found["accuracy_interval"] is None
     assert all(pair["misclassified"] is None for pair in found["pairs"])
     assert all(with_labels[key] == value for key, value in found.items()
-               if key not in ("scores", "accuracy_interval", "pairs"))
+               if key not in ("scores", "accuracy_interval", "pairs", "elbo_gap")) and found["elbo_gap"] is None
     means, classes, mixture, labels, test, predicted = drawn[0]
     assert (len(means), test, predicted) == (120, None, False)
 
@@ -204,7 +204,7 @@ def test_training_images_are_coloured_by_their_labels_and_test_images_stand_in_f
         truth = content["labels"]
     assert call(*words["digits"], "--out", tmp_path).code == 0
     assert call(*words["digits"][:-1], tmp_path / "unlabelled.npz", "--out", tmp_path).code == 0
-    assert json.loads((tmp_path / "numbers.json").read_text())["digits"] == made.numbers["digits"]
+    assert json.loads((tmp_path / "numbers.json").read_text())["digits"] == {**made.numbers["digits"], "elbo_gap": None}
     assert call(*words["digits"][:-2], "--out", tmp_path).code == 0
     found = json.loads((tmp_path / "numbers.json").read_text())["digits"]
     assert (found["scatter_of"], found["scatter_images"]) == ("test", 50)
@@ -270,6 +270,15 @@ def test_the_numbers_of_the_manifold_agree_with_values_worked_by_hand():
     assert found["between"] == 16  # z_2 = -1, -0.5, 0.9 and 1.1 are 5 standard deviations and more away
     assert [axis["digit"] for axis in found["axes"]] == [1, 4, 8]
     assert found["axes"][0]["ink"] == pytest.approx([(1 - 0.4) / 4, (1 + 0.4) / 4], abs=1e-6)
+
+
+def test_the_gap_of_the_elbo_is_that_within_the_digits():
+    """Other shares of the digits in training and test are no gap; each digit needs two images."""
+    training, classes = np.array([-50.0, -52, -90, -92, -94]), np.array([1, 1, 4, 4, 4])
+    test, test_classes = np.array([-53.0, -55, -57, -93, -95]), np.array([1, 1, 1, 4, 4])
+    gap, error = figures_digits.elbo_gap(training, classes, test, test_classes)
+    assert gap == pytest.approx((4 + 2) / 2) and error == pytest.approx(np.sqrt(2 / 2 + 4 / 3 + 4 / 3 + 2 / 2) / 2)
+    assert figures_digits.elbo_gap(training, classes, test[:4], test_classes[:4]) is None
 
 
 def test_what_a_map_measures_agrees_with_values_worked_by_hand():
@@ -459,6 +468,15 @@ def _of_other_classes(record):
     return json.dumps({**record, "classes": list("abcd")})
 
 
+def _not_finite(record):
+    return json.dumps({**record, "epochs": [{**row, "val_loss": float("nan"), "KL": float("inf")}
+                                            for row in record["epochs"]]})
+
+
+def _of_another_size(record):
+    return json.dumps({**record, "settings": {**record["settings"], "image_size": 32}})
+
+
 def _of_another_model(record):
     return json.dumps({**record, "model": record["model"][::-1]})
 
@@ -511,6 +529,7 @@ def _a_file_in_place_of_the_folder(words, folder):
 
 @pytest.mark.parametrize("arrange", [
     _without_history, _with_history(_without_epochs), _with_history(_of_other_classes), _with_history(lambda _: "[]"),
+    _with_history(_not_finite), _with_history(_not_finite, "digits"), _with_history(_of_another_size),
     _digits_without_history, _with_history(_without_epochs, "digits"), _with_history(_of_another_model, "digits"),
     _with_history(lambda _: "{"), _strange_class, _no_classes, _no_model, _other_digits, _no_training_images,
     _one_label_too_few, _exchanged, _broken_numbers, _a_file_in_place_of_the_folder],

@@ -16,17 +16,17 @@ def epochs(*rows):
 
 
 @pytest.mark.parametrize("rows, best, planned, limited, photos, said", [
-    (epochs((1, 0.9, 0.7, 0.5)), 1, 1, False, 600, "In epoch 1 the network recognises 90.0% of the training photos, "
-     "which are augmented, and 70.0% of the validation photos (standard error 1.9%): it overfits, although the "
+    (epochs((1, 0.9, 0.7, 0.5)), 1, 1, False, 600, "In epoch 1 the network recognises 90.0 % of the training photos, "
+     "which are augmented, and 70.0 % of the validation photos (standard error 1.9 %): it overfits, although the "
      "training photos are harder."),
     (epochs((1, 0.9, 0.7, 0.5)), 1, 1, False, 10, "the curves show no overfitting"),
     (epochs((1, 0.9, 0.7, 0.5)), 1, 1, False, 0, "too few photos for a validation set of their own"),
-    (epochs((1, 0.6, 0.7, 0.5), (2, 0.7, 0.7, 0.6)), 1, 2, False, 99, "rises by 20% in the 1 further epoch."),
+    (epochs((1, 0.6, 0.7, 0.5), (2, 0.7, 0.7, 0.6)), 1, 2, False, 99, "rises by 20 % in the 1 further epoch."),
     (epochs((1, 0.6, 0.7, 0.5), (2, 0.7, 0.7, 0.4), (3, 0.7, 0.7, 0.3)), 1, 3, False, 99,
-     "falls by 40% in the 2 further"),
+     "falls by 40 % in the 2 further"),
     (epochs((1, 0.6, 0.7, 0.5), (2, 0.7, 0.7, 0.4)), 2, 2, True, 99, "The last epoch is the best one: the validation "
      "loss has not begun to rise."),
-    (epochs((1, 0.7, 0.7, 0.5), (2, 0.7, 0.7, 0.505)), 1, 9, False, 99, "changes by less than 2% in the 1 further "
+    (epochs((1, 0.7, 0.7, 0.5), (2, 0.7, 0.7, 0.505)), 1, 9, False, 99, "changes by less than 2 % in the 1 further "
      "epoch. Early stopping ended the training: 10 epochs brought no lower loss."),
     (epochs((1, 0.7, 0.7, 0.5), (2, 0.7, 0.7, 0.505)), 1, 9, True, 99, "shortened the schedule from 9 to 2 epochs.")])
 def test_curves(rows, best, planned, limited, photos, said):
@@ -40,9 +40,10 @@ def test_curves(rows, best, planned, limited, photos, said):
 @pytest.mark.parametrize("f1, said", [
     ([0.9, 0.8, 0.7], "Lowest F1: c2 (0.700) and c1 (0.800). Highest: c0 (0.900)."),
     ([0.9, 0.9, 0.7, 0.6, 0.8], "Lowest F1: c3 (0.600), c2 (0.700) and c4 (0.800). Highest: c0 and c1 (0.900)."),
-    ([0.5, 0.5], "All classes have an F1 of 0.500."), ([0.5], "All classes have an F1 of 0.500."),
+    ([0.5, 0.5], "All classes with test photos have an F1 of 0.500."),
+    ([0.5], "All classes with test photos have an F1 of 0.500."),
     ([1.0] * 4 + [0.9], "Lowest F1: c4 (0.900). Highest: 4 classes (1.000)."),
-    ([1.0] + [0.9] * 6, "Lowest F1: 6 classes (0.900 at most). Highest: c0 (1.000).")])
+    ([1.0] + [0.9] * 6, "Lowest F1: 6 classes (up to 0.900). Highest: c0 (1.000).")])
 def test_lowest_and_highest_classes(f1, said):
     """Classes without test photos have no F1."""
     rows = [{"class": f"c{i}", "f1": value, "photos": 9} for i, value in enumerate(f1)]
@@ -72,10 +73,10 @@ def test_what_each_change_did():
     ([row("baseline", 0.8), row("no a", 0.9)], "“no a” raises the accuracy by more than two standard errors, which "
      "speaks against", True),
     ([row("baseline", 0.8, 0.01), row("no a", 0.7, 0.01), row("no b", 0.799)], "“no a” lowers the accuracy", True),
-    ([row("baseline", 0.8, 0.01), row("no a", 0.799, 0.01)], "No row differs from the first", False)])
+    ([row("baseline", 0.8, 0.01), row("no a", 0.799, 0.01)], "No row differs from the first in accuracy", False)])
 def test_what_follows_from_the_ablation(rows, said, seeds):
     text = sentences.ablation_conclusion(rows, 1000, 60, 60)
-    assert said in text and ("a single seed" in text) == seeds and "open" not in text
+    assert said in text and ("a single seed" in text) == seeds and "trained for" not in text
     assert "trained for 200 epochs, not for 60" in sentences.ablation_conclusion(rows, 1000, 60, 200)
     assert sentences.ablation_conclusion(rows[:1], 1000, 60, 60) == ""
 
@@ -87,10 +88,10 @@ def maps(right, wrong):
 
 @pytest.mark.parametrize("right, wrong, said", [
     (None, (0.4, 0.9), "No recognised photo has a map."), (None, None, "No photo has a map."),
-    ((0.5, 0.9), None, "Mostly central."),
+    ((0.5, 0.9), None, "Towards the centre."),
     ((0.3, 0.9), (0.3, 0.9), "Even. 2 misclassified photos: the same."),
-    ((0.1, 0.9), (0.2, 0.95), "Mostly outside the centre. 2 misclassified photos: more central and wider."),
-    ((0.5, 0.9), (0.4, 0.85), "Mostly central. 2 misclassified photos: less central and narrower.")])
+    ((0.1, 0.9), (0.2, 0.95), "Towards the border. 2 misclassified photos: more central and wider."),
+    ((0.5, 0.9), (0.4, 0.85), "Towards the centre. 2 misclassified photos: less central and narrower.")])
 def test_what_the_maps_of_a_class_cover(right, wrong, said):
     assert sentences.maps([maps(right, wrong)]) == [said]
 
@@ -98,10 +99,10 @@ def test_what_the_maps_of_a_class_cover(right, wrong, said):
 @pytest.mark.parametrize("rows, said", [
     ([maps((0.5, 0.9), None)], "No class has maps of both"),
     ([maps((0.5, 0.9), (0.4, 0.9)), maps((0.6, 0.9), (0.4, 0.9)), maps(None, (0.1, 0.9))],
-     "In the 2 classes that have both, the central quarter holds on average 55% of the map of a recognised photo and "
-     "40% of that of a misclassified one (4 photos): the mistakes come with less central maps."),
-    ([maps((0.5, 0.9), (0.6, 0.9))], "In the one class that has both, the central quarter holds on average 50% of the "
-     "map of a recognised photo and 60% of that of a misclassified one (2 photos): the mistakes come with more"),
+     "In the 2 classes that have both, the central quarter holds on average 55 % of the map of a recognised photo and "
+     "40 % of that of a misclassified one (4 photos): the mistakes come with less central maps."),
+    ([maps((0.5, 0.9), (0.6, 0.9))], "In the one class that has both, the central quarter holds on average 50 % of the "
+     "map of a recognised photo and 60 % of that of a misclassified one (2 photos): the mistakes come with more"),
     ([maps((0.5, 0.9), (0.52, 0.9))], ": about the same.")])
 def test_how_the_maps_of_mistakes_differ(rows, said):
     assert said in sentences.maps_conclusion(rows)
@@ -111,25 +112,25 @@ def terms(*rows):
     return [dict(zip(("epoch", "reconstruction", "KL", "SSIM"), (i + 1, *row))) for i, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize("rows, planned, elbo, said, unsaid", [
-    (terms((170, 1, 0.2), (90, 3, 0.7)), 2, {"test": [-99, 1]},
+@pytest.mark.parametrize("rows, planned, elbo, gap, said, unsaid", [
+    (terms((170, 1, 0.2), (90, 3, 0.7)), 2, {"test": -99}, None,
      ["In 2 epochs the ELBO of the training images rises from −171.0 to −93.0 nats, the KL divergence rises from 1.0 "
       "to 3.0 nats and the SSIM rises from 0.200 to 0.700."], ["time limit", "overfit", "tenth"]),
-    (terms((90, 3, 0.7)), 1, {"training": [-93, 0.1], "test": [-99, None]},
+    (terms((90, 3, 0.7)), 1, {"training": -93, "test": -99}, None,
      ["In 1 epoch the ELBO of the training images is −93.0 nats, the KL divergence is 3.0 nats and the SSIM is 0.700."],
      ["overfit"]),
     (terms(*[(190 - i, 4 - i / 20, 0.7 - i / 200) for i in range(20)]), 50,
-     {"training": [-170, 0.5], "test": [-180, 1]},
+     {"training": -170, "test": -180}, [9.0, 1.1],
      ["the ELBO changes by 2.1 nats: more epochs may be better", "falls from 4.0 to 3.0 nats", "falls from 0.700 to",
-      "from 50 to 20 epochs", "the ELBO is −170.0 nats for the training images and −180.0 for the test images, a gap "
-      "of 10.0 ± 1.1 (standard error): the network overfits"], []),
-    (terms(*[(90, 3, 0.7)] * 20), 20, {"training": [-93, 0.01], "test": [-93.5, 0.01]},
-     ["the KL divergence is 3.0 nats", "the ELBO changes by 0.0 nats: the training has all but ended there",
+      "from 50 to 20 epochs", "the ELBO is −170.0 nats for the training images and −180.0 for the test images. With "
+      "equal shares of the digits the gap is 9.0 ± 1.1 (standard error): the network overfits"], []),
+    (terms(*[(90, 3, 0.7)] * 20), 20, {"training": -93, "test": -93.5}, [0.5, 0.01],
+     ["the KL divergence is 3.0 nats", "the ELBO changes by 0.0 nats: hardly any gain is left",
       "no overfitting is visible"], ["time limit", "falls"]),
-    (terms(*[(90 + i, 3, 0.7) for i in range(20)]), 20, {"test": [-93, 1]},
+    (terms(*[(90 + i, 3, 0.7) for i in range(20)]), 20, {"test": -93}, None,
      ["falls from −93.0 to −112.0 nats", "changes by −2.0 nats: more"], [])])
-def test_what_the_learning_curves_of_the_vae_show(rows, planned, elbo, said, unsaid):
-    text = sentences.learning(rows, planned, elbo)
+def test_what_the_learning_curves_of_the_vae_show(rows, planned, elbo, gap, said, unsaid):
+    text = sentences.learning(rows, planned, elbo, gap)
     assert all(words in text for words in said) and not any(words in text for words in unsaid), text
 
 
@@ -157,18 +158,19 @@ def test_ellipses_meet_where_they_do(distance, scale, meets):
 
 
 @pytest.mark.parametrize("within, said", [
-    ([0.39, 0.86, 0.99], "The clusters follow the Gaussians."),
+    ([0.39, 0.86, 0.99], "The clusters follow the Gaussians, as far as these numbers tell."),
     ([0.6, 0.9, 0.99], "exactly: more images within 1 standard deviation and more images within 2 standard deviations "
      "than expected"), ([0.39, 0.86, 0.97], "exactly: fewer images within 3 standard deviations than"),
     ([0.40, 0.95, 0.999], "exactly: more images within 2 standard deviations and more images within 3 standard"),
     ([0.2, 0.86, 0.99], "exactly: fewer images within 1 standard deviation than")])
 def test_whether_clusters_follow_the_gaussians(within, said):
-    text = sentences.gaussians(within)
+    text = sentences.gaussians(within, 10_000)
+    assert "follow the Gaussians, as far" in sentences.gaussians([0.4, 14 / 15, 1.0], 15)
     assert said in text and f"{100 * within[0]:.1f} %" in text
 
 
 @pytest.mark.parametrize("wrong, total, said", [
-    ([[0, 0], [0, 0], [0, 0]], 0, "No test image of 1,000 is misclassified."),
+    ([[0, 0], [0, 0], [0, 0]], 0, "None of 1,000 test images is misclassified."),
     ([[3, 1], [0, 1], [1, 0]], 6, "6 of 1,000 test images are misclassified, most often between 1 and 4 (4)."),
     ([[3, 1], [2, 2], [1, 0]], 9, "are misclassified, most often between 1 and 4; 1 and 8 (4 each)."),
     ([[1, 1], [2, 0], [0, 2]], 6, "6 of 1,000 test images are misclassified, 2 in each pair of digits."),

@@ -35,11 +35,15 @@ def read_history(path, model):
     try:
         chosen = [row["epoch"] for row in record["epochs"]].index(record["best_epoch"])
         record["validation"]["accuracy"] = record["epochs"][chosen]["val_accuracy"]
-        known = record["classes"], record["parameters"]
+        known = record["classes"], record["parameters"], record["settings"]["image_size"]
+        rows = [[float(row[key]) for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy")]
+                for row in record["epochs"]]
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: expected {expected}, found one without {one_line(error)}") from None
+    if not np.isfinite(rows).all():
+        raise InputError(f"{path}: expected {expected}, found values that are not finite")
     parameters = sum(p.numel() for p in model.parameters())
-    if known != (model.metadata["classes"], parameters):
+    if known != (model.metadata["classes"], parameters, model.metadata["image_size"]):
         raise InputError(f"{path}: expected the history of this model, of {len(model.metadata['classes'])} classes and "
                          f"{parameters:,} parameters, found that of another")
     return record
@@ -205,13 +209,14 @@ def results(model, history, truth, predicted, examples):
     matrix = confusion_matrix(truth, predicted, labels=range(len(names)))
     np.fill_diagonal(matrix, 0)
     train, validation = (history["split"][name] for name in ("train", "validation"))
-    worst = [divmod(int(i), len(names)) for i in np.argsort(-matrix, axis=None, kind="stable")[:3]]
+    worst = [divmod(int(i), len(names)) for i in np.argsort(-matrix, axis=None, kind="stable")]
+    least = max(1, matrix[worst[min(2, len(worst) - 1)]])  # all that are as frequent as the third
     return BirdResults(
         classes=names, photos=len(truth), scores=all_scores(truth, predicted),
         accuracy_interval=accuracy_interval(truth, predicted),
         per_class=[{"class": name, "precision": float(precision), "recall": float(recall), "f1": float(f1),
                     "photos": int(photos)} for name, precision, recall, f1, photos in zip(names, *columns)],
-        confusions=[[names[a], names[b], int(matrix[a, b])] for a, b in worst if matrix[a, b]],
+        confusions=[[names[a], names[b], int(matrix[a, b])] for a, b in worst if matrix[a, b] >= least][:6],
         layers=layer_table(model, history["settings"]["dropout"]), parameters=history["parameters"],
         image_size=model.metadata["image_size"], settings=history["settings"], epochs=len(history["epochs"]),
         history=[{key: row[key] for key in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
@@ -240,6 +245,8 @@ def draw_all(test, model_path, history_path, device):
                "birds_confusion": confusion_figure(truth, predicted, names),
                "birds_gradcam": gradcam_figure(examples, names)}
     lost = [os.path.relpath(paths[i], test) for i in unreadable]
-    remarks = [f"{test}: {len(lost)} photos cannot be read and are scored as the most frequent class, as bird.py does: "
-               f"{', '.join(lost[:5])}{' and more' if len(lost) > 5 else ''}"] if lost else []
+    empty = [name for k, name in enumerate(names) if k not in truth]
+    remarks = [f"{test}: no photos of {', '.join(empty)}, which macro scores leave out"] if empty else []
+    remarks += [f"{test}: {len(lost)} photos cannot be read and are scored as the most frequent class, as bird.py "
+                f"does: {', '.join(lost[:5])}{' and more' if len(lost) > 5 else ''}"] if lost else []
     return figures, {}, results(model, history, truth, predicted, examples), remarks

@@ -28,9 +28,11 @@ def read_history(path, model):
     record = read_json(path, expected)
     try:
         known, _ = record["model"], [record[key] for key in ("settings", "images", "device", "seconds")]
-        rows = [[row[key] for key in ("epoch", "reconstruction", "KL", "SSIM")] for row in record["epochs"]]
-    except (KeyError, TypeError) as error:
+        rows = [[float(row[key]) for key in ("epoch", "reconstruction", "KL", "SSIM")] for row in record["epochs"]]
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: expected {expected}, found one without {one_line(error)}") from None
+    if not np.isfinite(rows).all():
+        raise InputError(f"{path}: expected {expected}, found values that are not finite")
     if known != vae.fingerprint(model).tobytes().hex() or not rows:
         raise InputError(f"{path}: expected the history of this model, found {'that of another' if rows else 'none'}")
     return record
@@ -42,8 +44,8 @@ def layer_table(model):
     for network in model.encoder, model.decoder:
         if network is model.decoder:
             rows += [{"name": "sample of z", "shape": [vae.LATENT_DIM], "parameters": 0},
-                     {"name": "z, sines and cosines of frequencies", "shape": [network[0].in_features],
-                      "parameters": 0}]
+                     {"name": "z, sines and cosines" if model.frequencies.any() else "z and constants",
+                      "shape": [network[0].in_features], "parameters": 0}]
         for layer in network:
             if isinstance(layer, torch.nn.Linear):
                 rows.append({"name": "linear", "shape": [layer.out_features], "parameters": 0})
@@ -51,7 +53,7 @@ def layer_table(model):
                 rows[-1]["name"] += ", batch norm" if isinstance(layer, torch.nn.BatchNorm1d) else ", ReLU"
             rows[-1]["parameters"] += sum(p.numel() for p in layer.parameters())
         rows[-1]["name"] += ", sigmoid" if network is model.decoder else (
-            f": {k} class logits, mean, log-variance" if k > 1 else ": mean, log-variance")
+            f": {k} class logit{'s' if k > 1 else ''}, mean, log-variance")
     return rows
 
 
@@ -68,7 +70,7 @@ def learning_curves_figure(rows):
 
 
 def elbo(model, digits):
-    """[mean ELBO of a DigitDataset in nats per image, with one sample of z of each; its standard error or None]."""
+    """ELBO (N,) of a DigitDataset in nats per image, with one sample of z of each."""
     generator = torch.Generator().manual_seed(0)
 
     def each(x):
@@ -77,8 +79,20 @@ def elbo(model, digits):
         reconstruction = torch.nn.functional.binary_cross_entropy_with_logits(pixels, x, reduction="none").sum(1)
         return -reconstruction - vae.kl_to_prior(model, logits, mu, logvar)
 
-    values = vae.map_batches(each, digits, [])
-    return [values.mean().item(), values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None]
+    return vae.map_batches(each, digits, []).numpy()
+
+
+def elbo_gap(training, training_classes, test, test_classes):
+    """[gap, its standard error] between the ELBO of training images (N,) and of test images (M,), the mean over the
+    digits, which have different ELBO and different shares in both; None unless both have two images of each digit."""
+    gaps, variances, digits = [], [], np.union1d(training_classes, test_classes)
+    for digit in digits:
+        parts = [values[classes == digit] for values, classes in ((training, training_classes), (test, test_classes))]
+        if min(map(len, parts)) < 2:
+            return None
+        gaps.append(parts[0].mean() - parts[1].mean())
+        variances.append(sum(part.var(ddof=1) / len(part) for part in parts))
+    return [float(np.mean(gaps)), math.sqrt(sum(variances)) / len(digits)]
 
 
 def spread(labels, total, n):
@@ -310,6 +324,9 @@ def draw_all(val, test, train, model_path, history_path, mixture_path, device):
     model.to("cpu")  # test_classifier's place, and grids are small
     means, val_means, shown_means = (vae.encode_means(model, part) for part in (digits, val_digits, shown_digits))
     predicted, labelled, unknown = labels[mixture.predict(means)], classes is not None, shown_classes is None
+    bounds = {"test": elbo(model, digits), **({} if train is None else {"training": elbo(model, shown_digits)})}
+    gap = None if train is None or unknown or not labelled else elbo_gap(
+        bounds["training"], shown_classes, bounds["test"], classes)
     if unknown:
         shown_classes = labels[mixture.predict(shown_means)]
     values = grid_values()
@@ -345,8 +362,7 @@ def draw_all(val, test, train, model_path, history_path, mixture_path, device):
         within=shares_within(mixture, shown_means),
         layers=layer_table(model), parameters=sum(p.numel() for p in model.parameters()),
         history=history["epochs"], training_images=history["images"], minutes=history["seconds"] / 60,
-        device=history["device"], elbo={"test": elbo(model, digits), **(
-            {} if train is None else {"training": elbo(model, shown_digits)})},
+        device=history["device"], elbo={name: float(values.mean()) for name, values in bounds.items()}, elbo_gap=gap,
         settings={**history["settings"], "components": len(model.prior_means), "frequencies": vae.FREQUENCIES,
                   "separation": vae.SEPARATION, "radius": vae.RADIUS, "prior_std": model.prior_std.item()})
     remarks = [] if labelled else [f"{test}: no labels of {len(images):,} images: accuracy, precision, recall and F1 "

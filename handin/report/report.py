@@ -33,13 +33,15 @@ COLUMN_PX = 690  # a picture of more, at 200 dpi, is as wide as the page
 
 
 def read_ablation(folder):
-    """Content of ablation.json, or None where it is not there or has no row yet. Raises InputError."""
+    """Content of ablation.json, or None where it is not there or has nothing to compare yet. Raises InputError."""
     path, what = Path(folder, "ablation.json"), "the table that `python -m handin ablate TRAIN` writes"
     found = read_json(path, what) if path.exists() else {}
     keys = ("variant", "seeds", "accuracy", "accuracy_sd", "f1", "f1_sd")
     try:
         rows = [{key: row[key] for key in keys} for row in found.get("rows", [])]
-        return {**{key: found[key] for key in ("epochs", "image_size", "photos")}, "rows": rows} if rows else None
+        if len(rows) < 2:
+            return None
+        return {**{key: found[key] for key in ("epochs", "image_size", "photos")}, "rows": rows}
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: expected {what}, found one without {one_line(error)}; move it away") from None
 
@@ -111,7 +113,7 @@ def build_report(part, folder, authors, template=TEMPLATE, observations=""):
         except Exception as error:  # typst's own errors have no class of their own
             raise InputError(f"{template}: expected a template of the {part}, found: {one_line(error)}") from None
     raise InputError(f"report of the {part}: expected at most {forms.MAX_PAGES} pages, found {pages} even with "
-                     f"pictures at {SCALES[-1]:.0%} of their size; ablate fewer variants or shorten the text")
+                     f"pictures at {SCALES[-1]:.0%} of their size; shorten observations_{part}.txt or the template")
 
 
 def add_arguments(parser):
@@ -142,7 +144,8 @@ def run(args):
     notes += [f"observations_{part}.txt is not there or empty; `zip` will refuse the report" for part in parts
               if not own[part]]
     if "birds" in parts and read_ablation(args.figures) is None:
-        notes.append(f"{args.figures / 'ablation.json'} is not there, so that the effect of model optimisation is "
+        notes.append(f"{args.figures / 'ablation.json'} is not there or has one row, so that the effect of model "
+                     "optimisation is "
                      "missing; `python -m handin ablate TRAIN` measures it; `zip` will refuse the report")
     write_files(reports)
     print("\n".join([*(f"note: {note}" for note in notes), *(f"wrote {path}" for path in reports)]))

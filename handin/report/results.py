@@ -61,8 +61,8 @@ class DigitResults:
     training_images: int
     minutes: float
     device: str
-    elbo: dict               # {"test", "training"}: mean in nats per image, and its standard error or, for one image,
-    #                          None; without training images the first alone
+    elbo: dict               # {"test", "training"}: mean in nats per image; without training images the first alone
+    elbo_gap: Optional[list]  # between training and test images, see figures_digits.elbo_gap
     settings: dict           # vae.Config, and the prior
 
 

@@ -22,6 +22,11 @@ def signed(number, places):
     return f"{round(number, places) + 0.0:.{places}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def percent(share, places=1):
+    """A share as text, such as 12.5 %."""
+    return f"{100 * share:.{places}f} %"
+
+
 def counted(n, what):
     """Such as "1 image" and "2 images"."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
@@ -35,20 +40,22 @@ def curves(rows, best_epoch, planned, time_limited, patience, n_validation):
     kept, last = next(row for row in rows if row["epoch"] == best_epoch), rows[-1]
     gap, later = kept["train_accuracy"] - kept["val_accuracy"], last["epoch"] - best_epoch
     if n_validation:
-        error = math.sqrt(kept["val_accuracy"] * (1 - kept["val_accuracy"]) / n_validation)
-        text = (f"In epoch {best_epoch} the network recognises {kept['train_accuracy']:.1%} of the training photos, "
-                f"which are augmented, and {kept['val_accuracy']:.1%} of the validation photos (standard error "
-                f"{error:.1%}): ")
+        share = (kept["val_accuracy"] * n_validation + 2) / (n_validation + 4)  # Agresti & Coull: not 0 for no mistake
+        error = math.sqrt(share * (1 - share) / (n_validation + 4))
+        text = (f"In epoch {best_epoch} the network recognises {percent(kept['train_accuracy'])} of the training "
+                f"photos, which are augmented, and {percent(kept['val_accuracy'])} of the validation photos (standard "
+                f"error {percent(error)}): ")
         text += ("it overfits, although the training photos are harder." if gap > max(CURVE_GAP, 2 * error) else
-                 "the curves show no overfitting, which harder training photos can hide.")
+                 "the curves show no overfitting, but the training photos are harder, which can hide some.")
     else:
         text = "There were too few photos for a validation set of their own: overfitting cannot be seen."
     change = last["val_loss"] / max(kept["val_loss"], 1e-9) - 1
     if later and abs(change) > CURVE_RISE:
-        text += (f" The validation loss {'rises' if change > 0 else 'falls'} by {abs(change):.0%} in the "
+        text += (f" The validation loss {'rises' if change > 0 else 'falls'} by {percent(abs(change), 0)} in the "
                  f"{counted(later, 'further epoch')}.")
     elif later:
-        text += f" The validation loss changes by less than {CURVE_RISE:.0%} in the {counted(later, 'further epoch')}."
+        text += (f" The validation loss changes by less than {percent(CURVE_RISE, 0)} in the "
+                 f"{counted(later, 'further epoch')}.")
     elif len(rows) > 1:
         text += " The last epoch is the best one: the validation loss has not begun to rise."
     if len(rows) < planned:
@@ -62,12 +69,12 @@ def lowest_and_highest(per_class):
     by_f1 = sorted((row for row in per_class if row["photos"]), key=lambda row: row["f1"])
     text = {row["class"]: f"{row['f1']:.3f}" for row in by_f1}
     if len(set(text.values())) == 1:
-        return f"All classes have an F1 of {text[by_f1[0]['class']]}."
+        return f"All classes with test photos have an F1 of {text[by_f1[0]['class']]}."
     worst = text[by_f1[min(2, len(by_f1) - 2)]["class"]]
     lowest, highest = ([row["class"] for row in by_f1 if holds(text[row["class"]])] for holds in (
         lambda f1: f1 <= worst and f1 != text[by_f1[-1]["class"]], lambda f1: f1 == text[by_f1[-1]["class"]]))
     lowest = (listed(f"{shortened(name, 26)} ({text[name]})" for name in lowest) if len(lowest) <= 5 else
-              f"{len(lowest)} classes ({worst} at most)")
+              f"{len(lowest)} classes (up to {worst})")
     best = listed(shortened(name, 26) for name in highest) if len(highest) <= 3 else f"{len(highest)} classes"
     return f"Lowest F1: {lowest}. Highest: {best} ({text[highest[0]]})."
 
@@ -106,12 +113,12 @@ def ablation_conclusion(rows, photos, ablation_epochs, epochs):
             subject = f"The rows {listed(names)} {what}" if len(names) > 1 else f"The row {names[0]} {what}s"
             against = ", which speaks against the setting of the first row" if sign > 0 else ""
             text.append(f"{subject} the accuracy by more than two standard errors{against}.")
-    text = text or ["No row differs from the first by more than two standard errors."]
+    text = text or ["No row differs from the first in accuracy by more than two standard errors."]
     if min(len(row["seeds"]) for row in rows) == 1:
         text.append("For rows with a single seed the errors leave out the variation between seeds.")
     if ablation_epochs != epochs:
         text.append(f"The model that is handed in was trained for {epochs} epochs, not for {ablation_epochs}: whether "
-                    "the effects are the same there is open.")
+                    "the effects are the same there was not measured.")
     return " ".join(text)
 
 
@@ -123,8 +130,8 @@ def maps(rows):
         if right is None:
             sentences.append("No recognised photo has a map." if wrong else "No photo has a map.")
             continue
-        text = ("Mostly central" if right["centre"] >= 0.35 else "Even" if right["centre"] >= 0.2 else
-                "Mostly outside the centre")
+        text = ("Towards the centre" if right["centre"] >= 0.35 else "Even" if right["centre"] >= 0.2 else
+                "Towards the border")
         if wrong:
             change, wider = wrong["centre"] - right["centre"], wrong["entropy"] - right["entropy"]
             changes = [words for words, holds in (
@@ -146,14 +153,15 @@ def maps_conclusion(rows):
              "the mistakes come with more central maps" if change > 0 else "the mistakes come with less central maps")
     classes = f"{len(both)} classes that have" if len(both) > 1 else "one class that has"
     photos = counted(sum(one["photos"] for _, one in both), "photo")
-    return (f"In the {classes} both, the central quarter holds on average {right:.0%} of the map of a recognised photo "
-            f"and {wrong:.0%} of that of a misclassified one ({photos}): {found}.")
+    return (f"In the {classes} both, the central quarter holds on average {percent(right, 0)} of the map of a "
+            f"recognised photo and {percent(wrong, 0)} of that of a misclassified one ({photos}): {found}.")
 
 
 # -------------------------------------------------------------------------------------------------------------- digits
 
-def learning(rows, planned, elbo):
-    """What the learning curves show, from the rows of a history, the number of epochs planned and DigitResults.elbo."""
+def learning(rows, planned, elbo, gap):
+    """What the learning curves show, from the rows of a history, the number of epochs planned, DigitResults.elbo and
+    its elbo_gap."""
     first, last, bound = rows[0], rows[-1], [-row["reconstruction"] - row["KL"] for row in rows]
 
     def course(name, before, after, places, unit=""):
@@ -169,18 +177,17 @@ def learning(rows, planned, elbo):
     if len(rows) >= 10:
         gain = bound[-1] - bound[-1 - len(rows) // 10]
         text += f" In the last tenth of the epochs the ELBO changes by {signed(gain, 1)} nats" + (
-            ": the training has all but ended there." if abs(gain) < CONVERGED * abs(bound[-1]) else
+            ": hardly any gain is left." if abs(gain) < CONVERGED * abs(bound[-1]) else
             ": more epochs may be better.")
     if len(rows) < planned:
         text += f" The time limit shortened the schedule from {planned} to {counted(len(rows), 'epoch')}."
-    test, test_error = elbo["test"]
-    if "training" in elbo and test_error is not None:
-        train, train_error = elbo["training"]
-        gap, error = train - test, math.hypot(train_error, test_error)
-        text += (f" After training the ELBO is {signed(train, 1)} nats for the training images and {signed(test, 1)} "
-                 f"for the test images, a gap of {signed(gap, 1)} ± {error:.1f} (standard error): ")
+    if "training" in elbo:
+        text += (f" After training the ELBO is {signed(elbo['training'], 1)} nats for the training images and "
+                 f"{signed(elbo['test'], 1)} for the test images.")
+    if gap:
+        text += f" With equal shares of the digits the gap is {signed(gap[0], 1)} ± {gap[1]:.1f} (standard error): "
         text += ("the network overfits: what it has learned holds for its own images more than for others."
-                 if gap > max(2 * error, CONVERGED * abs(train)) else "no overfitting is visible.")
+                 if gap[0] > max(2 * gap[1], CONVERGED * abs(elbo["training"])) else "no overfitting is visible.")
     return text
 
 
@@ -197,16 +204,17 @@ def separation(pairs):
         "The clusters overlap." if meeting[1] or meeting[2] else "The clusters are separated but for their borders.")
 
 
-def gaussians(within):
-    """Whether the clusters follow the mixture's Gaussians, from the shares within 1, 2 and 3 standard deviations."""
-    shares, normal = (listed(f"{100 * share:.1f} %" for share in part) for part in (within, NORMAL))
+def gaussians(within, images):
+    """Whether the clusters follow the mixture's Gaussians, from the shares of so many images `within` 1, 2 and 3
+    standard deviations."""
+    shares, normal = (listed(map(percent, part)) for part in (within, NORMAL))
     text = (f"Within 1, 2 and 3 standard deviations of their component lie {shares} of the images; of a Gaussian in "
             f"the plane it would be {normal}. ")
     apart = [f"{'more' if share > expected else 'fewer'} images within {counted(radius, 'standard deviation')}"
              for radius, (share, expected, tolerance) in enumerate(zip(within, NORMAL, TOLERANCES), 1)
-             if abs(share - expected) > tolerance]
+             if abs(share - expected) > max(tolerance, 2 * math.sqrt(expected * (1 - expected) / images))]
     if not apart:
-        return text + "The clusters follow the Gaussians."
+        return text + "The clusters follow the Gaussians, as far as these numbers tell."
     return f"{text}The clusters do not follow the Gaussians exactly: {listed(apart)} than expected."
 
 
@@ -214,7 +222,7 @@ def mistakes(pairs, images, wrong):
     """Which digits the classifier confuses, with the number of misclassified images."""
     counts = {f"{a} and {b}": sum(pair["misclassified"]) for pair in pairs for a, b in [pair["digits"]]}
     if not wrong:
-        return f"No test image of {images:,} is misclassified."
+        return f"None of {counted(images, 'test image')} is misclassified."
     text = f"{wrong:,} of {images:,} test images {'is' if wrong == 1 else 'are'} misclassified"
     others, most = wrong - sum(counts.values()), max(counts.values())
     names = [name for name, count in counts.items() if count == most]
@@ -273,8 +281,8 @@ def of_birds(results, ablation):
 def of_digits(results):
     """{name: sentences} that the template shows of the DigitResults."""
     wrong = results.scores and round((1 - results.scores["accuracy"]) * results.images)
-    return {"learning": learning(results.history, results.settings["epochs"], results.elbo),
+    return {"learning": learning(results.history, results.settings["epochs"], results.elbo, results.elbo_gap),
             "reconstruction": reconstruction(results.validation_ssim), "separation": separation(results.pairs),
-            "gaussians": gaussians(results.within),
+            "gaussians": gaussians(results.within, results.scatter_images),
             "manifold": manifold(results.manifold, results.settings["components"]),
             "mistakes": mistakes(results.pairs, results.images, wrong) if results.scores else ""}
