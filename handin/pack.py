@@ -77,7 +77,7 @@ def collect(part, script, group, model_path, report):
             report = report or Path("report", part, f"{'_'.join(entries)}.pdf")
             content = read_bytes(report, f"the report, which `python -m handin report {part}` writes")
             problems += forms.report_problems(part, content, entries, report)
-            own = Path(group).with_name(f"observations_{part}.txt")
+            own = group.with_name(f"observations_{part}.txt")
             if own.exists() and own.stat().st_mtime > report.stat().st_mtime:
                 notes.append(f"note: {own} is newer than {report}; `python -m handin report {part}` lays it out again")
             files[f"{'_'.join(entries)}.pdf"] = content

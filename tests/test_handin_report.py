@@ -1,6 +1,7 @@
 """The commands `report` and `zip`, on tiny drawn figures and made-up numbers; PDFs and zips are opened and read."""
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import types
@@ -329,8 +330,13 @@ def test_the_zip_unpacks_to_one_folder_with_exactly_four_files(submission):
         f"{folder}/{folder}.pdf": submission.pdf["birds"].read_bytes(),
         f"{folder}/bird.py": (ROOT / "bird.py").read_bytes(), f"{folder}/group.txt": b"2019EE30456\n2020MT60789\n",
         f"{folder}/model_path.txt": b"https://drive.google.com/file/d/birds/view\n"}
-    before = submission.zip.read_bytes()
-    assert submission.call("zip", "birds").code == 0 and submission.zip.read_bytes() == before
+    before, observations = submission.zip.read_bytes(), submission.folder / "observations_birds.txt"
+    assert "is newer than" not in done.out
+    observations.write_text("Changed after the report.")
+    os.utime(str(observations), (2e9, 2e9))
+    done = submission.call("zip", "birds")
+    assert done.code == 0 and submission.zip.read_bytes() == before
+    assert "note: observations_birds.txt is newer than" in done.out
     done = submission.call("zip", "digits")
     assert done.code == 0 and "note: model_path.txt: link not checked: https://drive" in done.out
     (submission.folder / "mine.py").write_bytes((ROOT / "bird.py").read_bytes())

@@ -246,7 +246,7 @@ def draw_all(test, model_path, history_path, device):
                "birds_gradcam": gradcam_figure(examples, names)}
     lost = [os.path.relpath(paths[i], test) for i in unreadable]
     empty = [name for k, name in enumerate(names) if k not in truth]
-    remarks = [f"{test}: no photos of {', '.join(empty)}, which macro scores leave out"] if empty else []
+    remarks = [f"{test}: no photos of {', '.join(empty)}: nothing is known of their F1"] if empty else []
     remarks += [f"{test}: {len(lost)} photos cannot be read and are scored as the most frequent class, as bird.py "
                 f"does: {', '.join(lost[:5])}{' and more' if len(lost) > 5 else ''}"] if lost else []
     return figures, {}, results(model, history, truth, predicted, examples), remarks

@@ -58,7 +58,7 @@ def layer_table(model):
 
 
 def learning_curves_figure(rows):
-    """The terms of the training loss against epochs, from the rows of a history."""
+    """Reconstruction error, KL divergence and SSIM of the training images against epochs, from a history's rows."""
     figure = new_figure(PAGE, 1.9)
     for axes, key, unit in zip(figure.subplots(1, 3), ("reconstruction", "KL", "SSIM"), (
             "reconstruction (nats)", "KL divergence (nats)", "SSIM (no unit)")):
