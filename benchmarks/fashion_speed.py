@@ -58,8 +58,8 @@ def study_epoch(folder, images, settings):
     """Seconds of the second epoch of the study's training, nothing held out."""
     starts, watch = [], Callback()
     watch.on_train_epoch_start = lambda trainer, module: starts.append(time.perf_counter())
-    training.Run(folder, "cpu").fit("vae", fashion.VAE(), images, epochs=3, batch_size=settings.batch_size,
-                                    callbacks=[watch])
+    training.Run(folder, "cpu", overwrite=True).fit(
+        "vae", fashion.VAE(), images, epochs=3, batch_size=settings.batch_size, callbacks=[watch])
     return starts[2] - starts[1]
 
 
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--images", type=int, default=60_000, help="so many of the training images, at most")
     args = parser.parse_args()
     settings, workers = fashion.Settings(), os.cpu_count() or 1
-    images = data.read_split([args.data], settings.side, 1)[0].at_most(args.images, 0)
+    images = data.read_split([args.data], settings.side, 1)[0].subsample(args.images, 0)
     print(f"{len(images):,} images, batches of {settings.batch_size}, {torch.get_num_threads()} threads, "
           f"{workers} workers")
     seconds = {"usual": [], "study": []}

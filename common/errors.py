@@ -1,6 +1,7 @@
 """The one error type of handin/ and studies/, and how their command lines report it."""
 import argparse
 import contextlib
+import textwrap
 
 
 class InputError(Exception):
@@ -25,5 +26,6 @@ def bad_input_of(*scripts):
 
 
 def one_line(error):
-    """What an exception says, in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What an exception says, in one line of at most 200 characters, cut between words where possible."""
+    words = [word if len(word) <= 196 else f"{word[:193]}..." for word in str(error).split()]
+    return textwrap.shorten(" ".join(words), 200, placeholder=" ...", break_on_hyphens=False) or type(error).__name__

@@ -1,4 +1,4 @@
-"""python -m studies STUDY DATA... --out FOLDER"""
+"""python -m studies STUDY DATA... --out FOLDER, python -m studies sample|traverse CHECKPOINT --out IMAGE"""
 import argparse
 import dataclasses
 import functools
@@ -12,13 +12,18 @@ from typing import NamedTuple
 from common.errors import InputError, Parser
 from studies import printable
 
-# Modules of this package. Each has TITLE, LEAD, EXAMPLE, Settings (the described experiment), VARIANTS {name: changes
-# of the settings}, QUICK (changes for --quick), CHANNELS, LABELLED, and train, measure and sections for `run` below.
+# Modules of this package. Each has TITLE, SUBTITLE, EXAMPLE, Settings (the described experiment), VARIANTS {name:
+# changed settings}, QUICK (changes for --quick), CHANNELS, LABELLED (whether two classes are needed), JOINED (whether a
+# second source is trained on too, not held out), and train, measure, conclusions and sections for `run` below.
 STUDIES = {
     "autoencoder": "an autoencoder and a VAE of the same layers, side by side",
     "fashion": "a convolutional VAE on Fashion-MNIST, and what beta does to its latents",
     "representations": "VAE and VQ-VAE latents of photos for classification and for sampling",
     "gan": "a GAN on paintings, measured while it trains",
+}
+TOOLS = {
+    "sample": "images decoded from z ~ N(0, I) by the model of a checkpoint",
+    "traverse": "images along the latent dimensions of the model of a checkpoint",
 }
 
 
@@ -27,19 +32,35 @@ class Study(NamedTuple):
     args: argparse.Namespace
     settings: object  # of the described experiment, a dataclass
     variants: dict    # name -> settings; the first is "described"
-    train: object     # data.Images
-    test: object      # data.Images, held out
+    splits: list      # (training, held-out) data.Images of each source
     seeds: list
     run: object       # training.Run
+
+    @property
+    def train(self):
+        """The training images of the first source."""
+        return self.splits[0][0]
+
+    @property
+    def test(self):
+        """The held-out images of the first source."""
+        return self.splits[0][1]
 
 
 def _at_least(least):
     def whole(text):
         value = int(text)
         if not least <= value < 2 ** 31:
-            raise argparse.ArgumentTypeError(f"expected {least} or more, found {text}")
+            raise argparse.ArgumentTypeError(f"expected a number from {least} to {2 ** 31 - 1}, found {text}")
         return value
+    whole.__name__ = "whole number"  # which argparse shows for other text
     return whole
+
+
+def _path(text):
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, found nothing")
+    return Path(text)
 
 
 def _parser(name, module):
@@ -47,22 +68,32 @@ def _parser(name, module):
         prog=f"python -m studies {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add, count = parser.add_argument, _at_least(1)
-    add("data", nargs="+", metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of images, .npz or .npy; a "
-        "second one is held out (default: its own test files, else a fifth of each class)")
-    add("--out", required=True, type=Path, metavar="FOLDER", help="for figures, results.json, report.html, checkpoints")
-    add("--variant", nargs="+", default=[], choices=module.VARIANTS, metavar="NAME",
-        help=f"train these in addition to the described experiment: {', '.join(module.VARIANTS)}")
-    add("--quick", action="store_true", help="the whole study, small: under 2 minutes on 2 cores")
-    add("--resume", action="store_true", help="go on where an earlier call stopped")
+    second = "both are trained on" if module.JOINED else "the second one is held out"
+    add("data", nargs="+", metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of images or of idx files, .npz "
+        f"or .npy. If there are two, {second}. By default the data's own test files are held out, or a fifth of each "
+        "class.")
+    add("--out", required=True, type=_path, metavar="FOLDER", help="for figures, results, report and checkpoints")
+    if module.VARIANTS:
+        add("--variant", nargs="+", default=[], choices=module.VARIANTS, metavar="NAME",
+            help=f"train these in addition to the described experiment: {', '.join(module.VARIANTS)}")
+    add("--quick", action="store_true", help="the whole study on few images with small networks, in minutes")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue an earlier run from its last finished epochs")
+    again.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run in FOLDER first")
+    add("--keep-frames", action="store_true", help="keep each frame of the GIFs as PNG in FOLDER/frames")
     add("--seeds", type=count, default=1, metavar="N", help="repeat with N seeds: mean and standard deviation")
     add("--seed", type=_at_least(0), default=module.Settings.seed, metavar="N", help="the first of them")
     add("--epochs", type=count, metavar="N", help="in place of the study's own number")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: the best there)")
-    add("--devices", type=count, default=1, metavar="N", help="processes on this machine, one a GPU (default: 1)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: the best available)")
+    add("--threads", type=count, metavar="N", help="CPU threads of each process (default: the cores that are idle)")
+    add("--devices", type=count, default=1, metavar="N", help="processes on this machine, one per GPU (default: 1)")
     add("--num-nodes", type=count, default=1, metavar="N", help="machines (default: 1)")
     add("--strategy", default="auto", choices=("auto", "ddp"), help="of Lightning's Trainer (default: auto)")
-    add("--precision", default="32-true", metavar="NAME", help="of Lightning's Trainer, such as bf16-mixed")
+    add("--precision", default="32-true", choices=("32-true", "16-mixed", "bf16-mixed"), help="(default: 32-true)")
     add("--signature", default="", type=printable, metavar="TEXT", help="a text on every figure")
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
+    parser.set_defaults(variant=[])
     return parser
 
 
@@ -71,57 +102,74 @@ def run(module, args):
     from torch import distributed
 
     from studies import data, figures, report, training
-    began = time.monotonic()
-    settings = module.Settings(**(module.QUICK if args.quick else {}))
+    start = time.monotonic()
+    inside = [source for source in args.data if Path(source).is_dir() and args.out.resolve().is_relative_to(
+        Path(source).resolve())]
+    if inside and inside != ["."]:
+        raise InputError(f"{args.out}: expected a folder outside the data, found one in {inside[0]}")
+    run = training.Run(args.out, args.device, args.devices, args.num_nodes, args.strategy, args.precision, args.threads,
+                       args.resume, args.overwrite, args.study)
+    changes = {**(module.QUICK if args.quick else {}), "seed": args.seed}
     if args.epochs:
-        settings = dataclasses.replace(settings, **{
-            field.name: args.epochs for field in dataclasses.fields(settings) if field.name.endswith("epochs")})
-    variants = {name: dataclasses.replace(settings, **module.VARIANTS[name]) for name in args.variant}
-    train, test, how = data.read_split(args.data, settings.side, module.CHANNELS, args.seed, module.LABELLED)
+        names = (field.name for field in dataclasses.fields(module.Settings))
+        changes.update({name: args.epochs for name in names if name.endswith("epochs")})
+    settings = module.Settings(**changes)
+    variants = {name: module.Settings(**{**module.VARIANTS[name], **changes}) for name in args.variant}
+    sources = [[source] for source in args.data] if module.JOINED and len(args.data) == 2 else [args.data]
+    splits = [data.read_split(source, settings.side, module.CHANNELS, args.seed, module.LABELLED) for source in sources]
     study = Study(
-        args, settings, {"described": settings, **variants}, train.at_most(settings.most_train, args.seed),
-        test.at_most(settings.most_test, args.seed), list(range(args.seed, args.seed + args.seeds)),
-        training.Run(args.out, args.device, args.devices, args.num_nodes, args.strategy, args.precision, args.resume))
+        args, settings, {"described": settings, **variants},
+        [(train.subsample(settings.most_train, args.seed), test.subsample(settings.most_test, args.seed))
+         for train, test, _ in splits], list(range(args.seed, args.seed + args.seeds)), run)
     trained = module.train(study)
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()  # what follows, the first process does alone
-    if not study.run.leads:
+    if not study.run.is_global_zero:
         return
     print("measuring", file=sys.stderr)
-    results = {**report.run_facts(study, how), **module.measure(study, trained)}
-    sections = module.sections(study, trained, results, functools.partial(figures.picture, args.signature))
-    lead = module.LEAD.format(**results["data"], **results["settings"])
-    print(report.write_study(args.out, module.TITLE, lead, sections, results, began))
+    results = {**report.run_facts(study, "; ".join(dict.fromkeys(how for _, _, how in splits))),
+               **module.measure(study, trained)}
+    claims = module.conclusions(study, trained, results)
+    results["conclusions"] = [claim._asdict() for claim in claims]
+    sections = [report.conclusions(claims, results), *module.sections(
+        study, trained, results, functools.partial(figures.picture, args.signature))]
+    lead = module.SUBTITLE.format(**results["data"], **results["settings"])
+    print(report.write_study(args.out, module.TITLE, lead, sections, results, start, args.keep_frames))
 
 
 def main(argv=None):
-    """Runs one study; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
+    """Runs one study or tool; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    listed = "\n".join(f"  {name:16} {what}" for name, what in STUDIES.items())
+    listed = ["\n".join(f"  {name:16} {what}" for name, what in group.items()) for group in (STUDIES, TOOLS)]
     parser = Parser(
         prog="python -m studies", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"The other experiments of the course family. Studies, each with its own --help:\n\n{listed}")
-    parser.add_argument("study", choices=STUDIES, metavar="STUDY")
+        description="The other experiments of the course family, each with its own --help:\n\n" + listed[0],
+        epilog="and for their checkpoints:\n\n" + listed[1])
+    parser.add_argument("study", choices=[*STUDIES, *TOOLS], metavar="STUDY")
     if not argv:
         parser.print_help(sys.stderr)
         return 2
-    alone = os.environ.get("LOCAL_RANK", "0") == "0"  # of several processes, which end alike, the first says why
+    first = True  # of several processes, which end alike, the first one says why
     try:
         name = parser.parse_args(argv[:1]).study
+        if name in TOOLS:
+            from studies import sampling
+            print(sampling.main(name, argv[1:]))
+            return 0
         module = importlib.import_module(f"studies.{name}")
         args = _parser(name, module).parse_args(argv[1:])
+        first = args.devices * args.num_nodes == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
         args.study, args.words = name, list(map(printable, argv[1:]))  # for the report, which states the command
         run(module, args)
         return 0
     except KeyboardInterrupt:
-        if alone:
-            after_bar = "\n" * sys.stderr.isatty()
-            print(f"{after_bar}python -m studies {argv[0]}: interrupted; --resume continues from the last epoch",
-                  file=sys.stderr)
+        if first:
+            after_bar, hint = "\n" * sys.stderr.isatty(), "; --resume continues from the last epoch"
+            print(f"{after_bar}python -m studies {argv[0]}: interrupted{hint * (argv[0] in STUDIES)}", file=sys.stderr)
         return 130
     except InputError as error:
-        if alone:
+        if first:
             print(" ".join(str(error).splitlines()), file=sys.stderr)
         return 2
 

@@ -9,17 +9,13 @@ squared error + KL, each summed over an image; Adam 1e-3, batches of 128, 50 epo
 import dataclasses
 import itertools
 
+import numpy as np
 import torch
 from sklearn.manifold import TSNE
 from torch import nn
 
 from studies import figures, losses, metrics, report
-from studies.training import StudyModule, decoded_noise, mapped, mlp
-
-TITLE = "An autoencoder and a VAE of the same layers"
-LEAD = "784-128-64-32 and back, {epochs} epochs on {train:,} images"
-EXAMPLE = "python -m studies autoencoder MNIST --out autoencoder --seeds 3 --variant bce"
-CHANNELS, LABELLED = 1, True
+from studies.training import StudyModule, decode_prior, map_batches, mlp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +37,6 @@ class Settings:
 
 VARIANTS = {"bce": {"loss": "bce"}}
 QUICK = {"most_train": 4000, "most_test": 1000, "tsne_points": 600, "feature_steps": 250}
-MODELS = ("AE", "VAE")
 
 
 class Autoencoder(losses.GaussianVAE, StudyModule):
@@ -49,32 +44,39 @@ class Autoencoder(losses.GaussianVAE, StudyModule):
 
     def __init__(self, settings, variational):
         super().__init__()
-        self.save_hyperparameters({"variational": variational, "loss": settings.loss, "lr": settings.lr,
-                                   "widths": list(settings.widths), "latent": settings.latent})
-        self.variational, pixels = variational, settings.side ** 2
-        self.encoder = nn.Sequential(*mlp(pixels, *settings.widths, settings.latent * (1 + variational)))
-        self.decoder = nn.Sequential(*mlp(settings.latent, *settings.widths[::-1], pixels),
+        settings = Settings(**settings) if isinstance(settings, dict) else settings
+        self.save_hyperparameters({"settings": dataclasses.asdict(settings), "variational": variational})
+        self.settings, self.latent, self.variational = settings, settings.latent, variational
+        self.encoder = nn.Sequential(*mlp(settings.side ** 2, *settings.widths, settings.latent * (1 + variational)))
+        self.decoder = nn.Sequential(*mlp(settings.latent, *settings.widths[::-1], settings.side ** 2),
                                      nn.Unflatten(1, (1, settings.side, settings.side)))
+
+    def losses(self, x, y):
+        mean, log_variance = self.posterior(x)
+        logits = self.decoder(losses.reparameterize(mean, log_variance) if self.variational else mean)
+        reconstruction = (losses.binary_cross_entropy(logits, x) if self.settings.loss == "bce" else
+                          losses.mse_per_image(logits.sigmoid(), x) * x[0].numel()).mean()  # summed over the pixels
+        kl = {"kl": losses.kl_divergence(mean, log_variance).mean()} if self.variational else {}
+        return {"loss": reconstruction + sum(kl.values()), "reconstruction": reconstruction, **kl}
 
     def posterior(self, x):
         """Images (B, 1, S, S) -> mean and log-variance of q(z|x), each (B, 32); of the AE, the latents and None."""
         code = self.encoder(x.flatten(1))
         return code.chunk(2, dim=1) if self.variational else (code, None)
 
-    def losses(self, x, y):
-        mean, log_variance = self.posterior(x)
-        z = losses.reparameterize(mean, log_variance) if self.variational else mean
-        if self.hparams.loss == "bce":
-            reconstruction = losses.binary_cross_entropy(self.decoder(z), x).mean()
-        else:
-            reconstruction = (self.decode(z) - x).square().flatten(1).sum(1).mean()
-        if not self.variational:
-            return {"loss": reconstruction, "reconstruction": reconstruction}
-        kl = losses.kl_divergence(mean, log_variance).mean()
-        return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
-
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), self.hparams.lr)
+        return torch.optim.Adam(self.parameters(), self.settings.lr)
+
+
+TITLE = "An autoencoder and a VAE of the same layers"
+SUBTITLE = "784-128-64-32 and back, {epochs} epochs on {train:,} images of {source[0]}"
+EXAMPLE = "python -m studies autoencoder MNIST --out autoencoder --seeds 3 --variant bce"
+CHANNELS, LABELLED, JOINED, MODELS = 1, True, False, ("AE", "VAE")
+ROWS = {
+    "mse": "mean squared error of reconstructions ↓", "loss": "loss, summed over an image",
+    "reconstruction": "  its reconstruction term", "kl": "  KL divergence, nats",
+    "knn_accuracy": "5-NN accuracy of the latents ↑", "silhouette": "silhouette of the classes, -1 to 1 ↑",
+    "tsne": "  in the t-SNE plane ↑", "fid": "FID of samples from N(0, I) ↓", "seconds": "training, seconds"}
 
 
 def train(study):
@@ -89,72 +91,100 @@ def train(study):
 
 
 def measure_model(model, study, extract, seed):
-    """Numbers of one trained model on the held-out images."""
+    """Numbers of a trained model on the held-out images. The t-SNE of some of them is kept as model.tsne (N, 2)."""
     train, test, last = study.train, study.test, model.history[-1]
-    train_z, test_z = (mapped(model.encode, images.pixels) for images in (train, test))
-    samples = decoded_noise(model.decode, model.hparams.latent, len(test), seed)
+    some = test.subsample(study.settings.tsne_points, study.args.seed)
+    train_z, test_z, some_z = (map_batches(model.encode, images.pixels) for images in (train, test, some))
+    model.tsne = TSNE(2, perplexity=min(30, (len(some) - 1) / 3), init="pca", random_state=seed).fit_transform(some_z)
+    samples = decode_prior(model.decode, model.latent, len(test), seed)
     return {
-        "mse": float(losses.squared_error(mapped(model.reconstruct, test.pixels), test.floats()).mean()),
+        "mse": float(losses.mse_per_image(map_batches(model.reconstruct, test.pixels), test.floats()).mean()),
         "loss": last["test_loss"], "reconstruction": last["test_reconstruction"], "kl": last.get("test_kl"),
         "knn_accuracy": metrics.knn_accuracy(train_z, train.labels, test_z, test.labels),
-        "silhouette": metrics.silhouette(test_z, test.labels),
+        "silhouette": metrics.silhouette(test_z, test.labels), "tsne": metrics.silhouette(model.tsne, some.labels),
         "fid": metrics.fids(extract, train, test, {"samples": samples}, seed)["samples"], "seconds": model.seconds}
 
 
 def measure(study, models):
     """{"numbers": {variant: {model: {measure: {"mean", "sd", "values"}}}}, ...} for results.json."""
-    (extract, about), train, test = models["features"], study.train, study.test
+    extract, about = models["features"]
+    real = metrics.fids(extract, study.train, study.test, {}, study.args.seed)["training images"]
     return {
         "numbers": {variant: metrics.summarise([
             {kind: measure_model(models[variant, seed, kind], study, extract, seed) for kind in MODELS}
             for seed in study.seeds]) for variant in study.variants},
-        "features": about,
-        "real": {"knn_accuracy": about["guessing"], "fid": metrics.fids(extract, train, test, {})["training images"]},
+        "features": about, "real": {"knn_accuracy": about["guessing"], "fid": real},
         "history": {" ".join(map(str, key)): model.history for key, model in models.items() if key != "features"}}
 
 
-ROWS = {
-    "mse": "mean squared error of reconstructions ↓", "loss": "loss, summed over an image",
-    "reconstruction": "  its reconstruction term", "kl": "  KL divergence, nats",
-    "knn_accuracy": "k-NN accuracy of the latents ↑", "silhouette": "silhouette of the classes, -1 to 1 ↑",
-    "fid": "FID of samples from N(0, I) ↓", "seconds": "training, seconds"}
+def course(models, name, expected):
+    """(a loss by epoch, mean over the models, in words; whether it "rises" or "falls" as expected, more than half of it
+    in the first fifth of the epochs and less than a tenth in the last; None for fewer than 5 epochs)."""
+    curve = np.mean([model.curve(name) for model in models], 0)
+    marks = np.unique([0, len(curve) // 5, len(curve) - 1 - len(curve) // 5, len(curve) - 1])
+    shares = np.diff(curve[marks]) / (curve[-1] - curve[0] or 1)
+    settles = bool(shares[0] > 0.5 and abs(shares[-1]) < 0.1) if len(marks) == 4 else None
+    return (f"{report.join_numbers(curve[marks].tolist(), 4)} after {report.join_numbers((marks + 1).tolist())} epochs",
+            settles and metrics.agrees_with_trend(expected, (curve[0], curve[-1])))
+
+
+def conclusions(study, models, results, variant="described"):
+    """The document's Claims on loss, KL, reconstruction, samples and t-SNE against the numbers of a variant."""
+    (ae, vae), number = (results["numbers"][variant][kind] for kind in MODELS), report.number
+    both = {key: f"{number(ae[key])} for the AE and {number(vae[key])} for the VAE" for key in ROWS}
+    loss, falls = course([models[variant, seed, "AE"] for seed in study.seeds], "test_loss", "falls")
+    kl, rises = course([models[variant, seed, "VAE"] for seed in study.seeds], "test_kl", "rises")
+    return [report.Claim(*claim) for claim in (
+        ("AE loss decreases rapidly and plateaus lower than VAE", f"The AE's held-out loss is {loss}. The VAE's ends "
+         f"at {number(vae['loss'])}, of which {number(vae['reconstruction'])} are reconstruction.",
+         falls and metrics.agrees_with_trend("rises", *((ae[key], vae[key]) for key in ("loss", "reconstruction")))),
+        ("KL Divergence (VAE): Increases initially and stabilizes", f"The held-out KL is {kl}. In the end it is "
+         f"{report.percent(vae['kl']['mean'] / vae['loss']['mean'])} of the VAE's loss.", rises),
+        ("AE achieves better reconstruction (lower loss)", f"The mean squared error is {both['mse']}.",
+         metrics.agrees_with_trend("rises", (ae["mse"], vae["mse"]))),
+        ("[AE] lacks generative capability. VAE … enabling generation of new samples",
+         f"The FID of samples is {both['fid']}, that of training images {number(results['real']['fid'])}.",
+         None if results["features"]["weak"] else metrics.agrees_with_trend("rises", (vae["fid"], ae["fid"]))),
+        ("VAE Latent Space (t-SNE): Shows clear clustering", f"The silhouette is {both['tsne']}; up to 0.25 there is no"
+         " substantial structure (Kaufman & Rousseeuw 1990).", metrics.agrees_with_trend("rises", (0.25, vae["tsne"]))),
+        ("AE Latent Space: Typically less structured than VAE", f"The latents' silhouette is {both['silhouette']}.",
+         metrics.agrees_with_trend("rises", *((ae[key], vae[key]) for key in ("tsne", "silhouette")))))]
 
 
 def sections(study, models, results, picture):
     """The report's sections; the figures are of the first seed's models."""
-    numbers, data = results["numbers"], results["data"]
-    columns = {f"{kind}, {variant}": numbers[variant][kind] for variant in study.variants for kind in MODELS}
+    columns = {f"{kind}, {variant}": results["numbers"][variant][kind] for variant in study.variants for kind in MODELS}
     return [
         report.Section("Results", [
+            "Squared errors are summed over the pixels of an image, which the document leaves open, as in a Gaussian "
+            f"log-likelihood; their mean would make the KL weigh {study.settings.side ** 2} times as much.",
             report.features_text(results["features"]),
-            "Real images: the FID of training images; for k-NN, the accuracy of always naming the most frequent class. "
+            "Real images: the FID of training images; for 5-NN, the accuracy of always naming the most frequent class. "
             "↓: lower is better, ↑: higher is better."],
-            [report.compared(f"{data['held_out']:,} held-out images; {report.seeds_text(results)}.",
+            [report.comparison_table(f"{results['data']['held_out']:,} held-out images; {report.seeds_text(results)}.",
                              {**columns, "real images": results["real"]}, ROWS)]),
-        *(report.Section(f"Figures: {variant}", (), (), pictures(variant, study, models, picture))
+        *(report.Section(f"Figures: {variant}", (), (), pictures(variant, study, models, results, picture))
           for variant in study.variants)]
 
 
-def pictures(variant, study, models, picture):
+def pictures(variant, study, models, results, picture):
     """The pictures of a variant."""
-    seed, test = study.args.seed, study.test
-    few, some = test.at_most(12, seed), test.at_most(study.settings.tsne_points, seed)
-    pair = {kind: models[variant, seed, kind] for kind in MODELS}
-    unit = "squared errors" if study.variants[variant].loss == "mse" else "nats"
-    terms = {term: {**pair["AE"].curves(term, "AE"), **pair["VAE"].curves(term, "VAE")}
-             for term in ("loss", "reconstruction")}
-    tsne = {f"{kind}, {len(some):,} held-out images": TSNE(
-        2, perplexity=min(30, (len(some) - 1) / 3), init="pca", random_state=seed).fit_transform(
-            mapped(model.encode, some.pixels).numpy()) for kind, model in pair.items()}
+    seed, test, pair = study.args.seed, study.test, {kind: models[variant, study.args.seed, kind] for kind in MODELS}
+    few, some = test.subsample(12, seed), test.subsample(study.settings.tsne_points, seed)
+    said = [claim.found for claim in conclusions(study, models, results, variant)]
+    unit = "squared error of an image" if study.variants[variant].loss == "mse" else "nats"
     return [
-        picture(f"loss_{variant}", figures.curves_figure({**terms, "KL": pair["VAE"].curves("kl", "VAE")}),
-                f"{variant}: loss and reconstruction ({unit} an image) and the VAE's KL (nats) against epochs."),
+        picture(f"loss_{variant}", figures.curves_figure({
+            **{term: {**pair["AE"].curves(term, "AE"), **pair["VAE"].curves(term, "VAE")}
+               for term in ("loss", "reconstruction")},
+            "KL": pair["VAE"].curves("kl", "VAE")}, {"loss": unit, "reconstruction": unit, "KL": "nats"}),
+            f"{variant}: loss, its reconstruction term and the VAE's KL against epochs.", " ".join(said[:2])),
         picture(f"reconstructions_{variant}", figures.rows_figure({"original": few.floats(), **{
-            kind: mapped(model.reconstruct, few.pixels) for kind, model in pair.items()}}),
-            f"{variant}: held-out images drawn at random, reconstructed by the AE and from the VAE's mean."),
-        picture(f"samples_{variant}", figures.grid_figure({
-            f"{kind}, z ~ N(0, I)": decoded_noise(model.decode, model.hparams.latent, 64, seed)
-            for kind, model in pair.items()}),
-            f"{variant}: the same 64 latents from N(0, I), decoded, not selected. The AE never saw such ones."),
-        picture(f"tsne_{variant}", figures.scatter_figure(tsne, some.labels, some.classes),
-                f"{variant}: t-SNE of the latents by class. Axes and distances have no unit.")]
+            kind: map_batches(model.reconstruct, few.pixels) for kind, model in pair.items()}}),
+            f"{variant}: held-out images drawn at random and their reconstructions, the VAE's from means.", said[2]),
+        picture(f"samples_{variant}", figures.grid_figure({f"{kind}, z ~ N(0, I)": decode_prior(
+            model.decode, model.latent, 64, seed) for kind, model in pair.items()}),
+            f"{variant}: the same 64 latents from N(0, I), decoded by both, not selected.", said[3]),
+        picture(f"tsne_{variant}", figures.scatter_figure(
+            {kind: model.tsne for kind, model in pair.items()}, some.labels, some.classes, axis="t-SNE"),
+            f"{variant}: t-SNE of the latents by class. Distances have no unit.", " ".join(said[4:]))]

@@ -1,8 +1,10 @@
-"""Images of any usual source as one uint8 tensor in memory: a torchvision name, a folder of class folders, a flat
-folder of images, a .npz or a .npy file. Nothing is unpickled; images that cannot be read are skipped and counted."""
+"""Images of any usual source as one uint8 tensor in memory: a torchvision name, a folder of class folders, of images or
+of idx files, a .npz or a .npy file. Nothing is unpickled; images that cannot be read are skipped and counted."""
 import contextlib
 import dataclasses
-import io
+import difflib
+import gzip
+import hashlib
 import os
 import tempfile
 import warnings
@@ -13,23 +15,24 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps
 from sklearn.model_selection import train_test_split
-from torch.utils.data import Dataset
-from torchvision import datasets
-from torchvision.datasets.utils import extract_archive
-from torchvision.transforms import functional as transforms
+from torchvision import datasets, transforms
 
+import bird
 import vae
 from common.errors import InputError, one_line
 from studies import printable
 
-NAMES = ("MNIST", "FashionMNIST", "KMNIST")
+NAMES = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "mnist": "MNIST"}  # by a word in the path of idx files
+IDX = "t*[.-]idx[13]-ubyte*"  # train-images-idx3-ubyte, t10k-labels.idx1-ubyte.gz and the like
 INSTALLED = {"FashionMNIST": "/usr/share/datasets/fashion-mnist"}  # Debian's dataset-fashion-mnist
 TRAIN_FOLDERS, TEST_FOLDERS = ("train", "training"), ("test", "testing", "valid", "val", "validation")
+KEYS = (("train", "data", "labels"), ("train", "x_train", "y_train"), ("test", "x_test", "y_test"),  # also of Keras
+        ("train", "train_images", "train_labels"), ("test", "test_images", "test_labels"))  # of MedMNIST
 TEST_SHARE = 0.2  # of each class, held out where a source has no test files
 
 
 @dataclasses.dataclass(frozen=True)
-class Images(Dataset):
+class Images(torch.utils.data.Dataset):
     """A dataset in memory, for DataLoader: batches are float32 (B, C, H, W) in [0, 1] and labels int64 (B,)."""
     pixels: torch.Tensor  # uint8 (N, C, H, W); or float32 features (N, ...), in batches as they are
     labels: torch.Tensor  # int64 (N,), indices into `classes`; -1 where the source has none
@@ -47,148 +50,172 @@ class Images(Dataset):
         """The images `index` (M,)."""
         return dataclasses.replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
-    def at_most(self, n, seed):
+    def subsample(self, n, seed):
         """All images, or n of them drawn with `seed`, in their order."""
-        if len(self) <= n:
-            return self
         drawn = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]
-        return self.subset(drawn.sort().values)
+        return self if len(self) <= n else self.subset(drawn.sort().values)
 
     def floats(self):
         """All images as float32 in [0, 1]."""
         return self.pixels.float() / 255
 
+    def fingerprint(self):
+        """16 hexadecimal digits, the same for the same data. The values of float features do not count: a network
+        computes them, and their last digits differ between machines."""
+        digest = hashlib.blake2b(repr((self.pixels.shape, self.classes, self.labels.tolist())).encode(), digest_size=8)
+        digest.update(self.pixels.contiguous().numpy() if self.pixels.dtype == torch.uint8 else b"")
+        return digest.hexdigest()
 
-def read_split(sources, side, channels, seed=0, labelled=False, least=50):
-    """(training Images, held-out Images, how they were held out) as squares of `side` px with 1 or 3 `channels`. One
-    source gives its own test files or, lacking them, TEST_SHARE of each class, drawn with `seed`. `labelled` asks for
-    two classes or more, `least` for as many images in each. Raises InputError."""
+
+def read_split(sources, side, channels, seed=0, labelled=False, least=(10, 2)):
+    """(training Images, held-out Images, how they were held out), squares of `side` px with 1 or 3 `channels`. Held out
+    are the second source or the only one's own test files or, without these, TEST_SHARE of each class, drawn by `seed`.
+    The parts must have `least` images and, if `labelled`, two classes. Raises InputError."""
     if len(sources) > 2:
-        raise InputError(f"{sources[2]}: expected one source, or one to train on and one held out, found "
-                         f"{len(sources)} of them")
+        raise InputError(f"{sources[2]}: expected data to train on and to hold out, found {len(sources)} sources")
     parts = [read(str(source), side, channels) for source in sources]
     if len(parts) == 2:
         train, test, how = parts[0]["train"], parts[1].get("test", parts[1]["train"]), "a source of its own"
     elif "test" in parts[0]:
         train, test, how = parts[0]["train"], parts[0]["test"], "the source's own test files"
     else:
-        train, test = _held_out(parts[0]["train"], seed)
+        train, test = split(parts[0]["train"], seed)
         how = f"{TEST_SHARE:.0%}{' of each class' * bool(train.classes)}, drawn with seed {seed}"
-    for images, what, source in ((train, "train on", sources[0]), (test, "hold out", sources[-1])):
-        if len(images) < least:
-            raise InputError(f"{source}: expected at least {least} images to {what}, found {len(images)}")
+    for images, n, what, source in zip((train, test), least, ("train on", "hold out"), (sources[0], sources[-1])):
+        if len(images) < n:
+            raise InputError(f"{source}: expected at least {n} images to {what}, found {len(images)}")
         if labelled and len(images.classes) < 2:
             raise InputError(f"{source}: expected labels of at least two classes, found {len(images.classes)}")
     if train.classes and test.classes:
-        unknown = sorted(set(test.classes) - set(train.classes))
+        unknown = bird.join_names(sorted(set(test.classes) - set(train.classes)))
         if unknown:
-            raise InputError(f"{sources[-1]}: expected the classes of training alone, found {', '.join(unknown)} too")
+            raise InputError(f"{sources[-1]}: expected the classes of training alone, found {unknown} too")
         places = torch.tensor([train.classes.index(name) for name in test.classes])
         test = dataclasses.replace(test, labels=places[test.labels], classes=train.classes)
-    if len(parts) == 2 and torch.equal(train.pixels, test.pixels):
-        raise InputError(f"{sources[-1]}: expected other images to hold out than those trained on, found the same")
+    if len(parts) == 2:
+        known = {image.numpy().tobytes() for image in train.pixels}
+        same = sum(image.numpy().tobytes() in known for image in test.pixels)
+        if same > 0.1 * len(test):  # some data sets have a few duplicates
+            raise InputError(f"{sources[-1]}: expected other images to hold out than those trained on, found {same:,} "
+                             f"of {len(test):,} among these")
     return train, test, how
 
 
-def _held_out(images, seed):
-    every = np.arange(len(images))
-    if len(every) < 2:
-        return images, images.subset(every[:0])
-    classes = images.labels if images.classes else None
+def split(images, seed):
+    """(training Images, held-out Images), TEST_SHARE of each class by `seed`; a class's only image is trained on."""
+    every, labels = np.arange(len(images)), images.labels.clamp(min=0).numpy()  # those of no class are -1
     try:
-        kept, held = train_test_split(every, test_size=TEST_SHARE, random_state=seed, stratify=classes)
-    except ValueError:  # a class of one image
-        kept, held = train_test_split(every, test_size=TEST_SHARE, random_state=seed)
+        kept, held = train_test_split(every, test_size=TEST_SHARE, random_state=seed,
+                                      stratify=labels if 0 < len(images.classes) < len(images) else None)
+    except ValueError:  # too few images of a class or in total
+        kept, held = bird.stratified_split(labels, TEST_SHARE, seed)
     return images.subset(np.sort(kept)), dataclasses.replace(images.subset(np.sort(held)), skipped=[])
 
 
 def read(source, side, channels):
-    """{"train": Images} of a source, with "test" where it has files of its own for that. Raises InputError."""
+    """{"train": Images} of a source, with "test" where it has test files of its own. Raises InputError."""
     path = Path(source)
     try:
-        if source in NAMES and not path.exists():
+        if source in NAMES.values() and not path.exists():
             parts = _torchvision(source)
         elif path.is_dir():
-            parts = _folder(path, side, channels)
-        elif path.suffix in (".npz", ".npy") and path.exists():
-            parts = {"train": _array(path)}
+            parts = _idx(path) or _folder(path, side, channels)
+        elif path.suffix.lower() in (".npz", ".npy") and path.is_file():
+            parts = _arrays(path)
         else:
-            found = "another file" if path.exists() else "nothing there"
-            raise InputError(f"{source}: expected {', '.join(NAMES)}, a folder, a .npz or a .npy file, found {found}")
+            hint = [f"; did you mean {NAMES[key]}?" for key in difflib.get_close_matches(str(source).lower(), NAMES, 1)]
+            found = "another file" if path.exists() else "".join(["nothing there", *hint])
+            raise InputError(f"{source}: expected {', '.join(NAMES.values())}, a folder, .npz or .npy, found {found}")
     except OSError as error:
-        raise InputError(f"{source}: expected a source of images, found: {one_line(error)}") from None
+        raise InputError(f"{error.filename or source}: expected readable images, found: {error.strerror}") from None
     return {part: _sized(images, side, channels, source) for part, images in parts.items()}
 
 
 def _sized(images, side, channels, source):
-    if not len(images):
-        why = f"; {len(images.skipped)} skipped, such as {images.skipped[0]}" if images.skipped else ""
-        raise InputError(f"{source}: expected images, found none that can be read{why}")
-    pixels = images.pixels
-    if channels == 1 and pixels.shape[1] == 3:
-        pixels = torch.cat([transforms.rgb_to_grayscale(part) for part in pixels.split(1024)])
-    elif channels == 3 and pixels.shape[1] == 1:
-        pixels = pixels.expand(-1, 3, -1, -1).contiguous()
-    if pixels.shape[2:] != (side, side):
-        pixels = torch.cat([transforms.center_crop(transforms.resize(part, side, antialias=True), [side, side])
-                            for part in pixels.split(1024)])
+    if not images.pixels.numel():
+        raise InputError(f"{source}: expected readable images, found {bird.join_names(images.skipped, 1) or 'none'}")
+    steps = [transforms.Grayscale()] * (images.pixels.shape[1] > channels)
+    sized = transforms.Compose([*steps, transforms.Resize(side, antialias=True), transforms.CenterCrop(side)])
+    pixels = torch.cat([sized(part).expand(-1, channels, -1, -1) for part in images.pixels.split(1024)])
     return dataclasses.replace(images, pixels=pixels)
 
 
-def _torchvision(name):
+def _idx(folder):
+    """The parts of the idx files in a folder or in torchvision's below it, None without; the path tells the classes."""
+    raws = [raw for raw in (folder, folder / "raw", *folder.glob("*MNIST/raw")) if any(raw.glob(IDX))]
+    if len(raws) > 1:
+        raise InputError(f"{folder}: expected one dataset, found {bird.join_names(raws)}: name one of these")
+    words = [word for raw in raws for step in raw.resolve().parts[::-1] for word in NAMES if word in step.lower()]
+    return _torchvision(NAMES[(words or ["mnist"])[0]], raws[0]) if raws else None
+
+
+def _torchvision(name, source=None):
+    """The parts of a torchvision dataset: of the idx files of a folder, packed or not, or downloaded into the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "birds-and-digits" / "datasets"
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        packed, raw = list(Path(INSTALLED.get(name, folder)).glob("*.gz")), Path(folder, name, "raw")
-        raw.mkdir(parents=True)
-        for path in packed:
-            extract_archive(str(path), str(raw))
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(None):
+        os.makedirs(raw := os.path.join(root, name, "raw"))
+        files = sorted(path for path in Path(source or INSTALLED.get(name, root)).glob(IDX) if path.is_file())
+        what = "images and labels of train and t10k" if files else f"a network, or its files in {cache / name / 'raw'}"
         try:
-            sets = {part: getattr(datasets, name)(folder if packed else str(cache), train=part == "train",
-                                                  download=True) for part in ("train", "test")}
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{name}: expected a network to download it, or its unpacked files in "
-                             f"{cache / name / 'raw'}, found: {one_line(error)}") from None
-    return {part: Images(one.data[:, None], one.targets.long(), list(one.classes), []) for part, one in sets.items()}
+            for path in files:
+                with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+                    Path(raw, path.name.replace(".idx", "-idx").replace(".gz", "")).write_bytes(file.read())
+            if files and len(os.listdir(raw)) < 4:
+                raise FileNotFoundError(f"only {bird.join_names(path.name for path in files)}")
+            sets = {part: getattr(datasets, name)(root if files else str(cache), train=part == "train",
+                                                  download=not files) for part in ("train", "test")}
+        except Exception as error:  # corrupt files raise many exception types; torchvision advises to download them
+            raise InputError(f"{source or name}: expected {what}, found: {one_line(error).split(' You')[0]}") from None
+    return {part: _labelled(one.data[:, None], one.targets.numpy(), source or name, one.classes * (name != "MNIST"))
+            for part, one in sets.items()}
 
 
-def _array(path):
-    """Images of a .npz file with "data" and perhaps "labels", or of a .npy file."""
+def _arrays(path):
+    """The parts of a .npz file with KEYS, labels being optional, or of a .npy file."""
     try:
         content = np.load(path, allow_pickle=False)
         content = {"data": content} if isinstance(content, np.ndarray) else dict(content)
-    except Exception as error:  # corrupt files raise many exception types
-        why = one_line(error).split(" If you")[0]  # NumPy advises to unpickle it all the same
-        raise InputError(f"{path}: expected a .npz or .npy file of numbers, found: {why}") from None
-    if "data" not in content:
-        raise InputError(f"{path}: expected the key 'data', found {', '.join(content) or 'none'}")
-    array, labels = content["data"], content.get("labels")
-    if 0 in array.shape or array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,), (3,)):
-        raise InputError(f"{path}: expected images of shape (N, H, W) or (N, H, W, 3), found {array.shape}")
+    except Exception as error:  # corrupt files raise many exception types; NumPy advises to unpickle others
+        raise InputError(f"{path}: expected arrays of numbers, found: {one_line(error).split(' If you')[0]}") from None
+    parts = {part: _array(content[key], content.get(labels), path) for part, key, labels in KEYS if key in content}
+    if "train" not in parts:
+        raise InputError(f"{path}: expected data, x_train or train_images, found {bird.join_names(content) or 'none'}")
+    return parts
+
+
+def _array(array, labels, path):
+    shape = array.shape
     try:
+        if len(shape) == 2 and (side := round(shape[1] ** 0.5)) ** 2 == shape[1]:
+            array = array.reshape(-1, side, side)
+        array = array[:, None] if array.ndim == 3 else np.moveaxis(array, 3, 1) if shape[3:] in ((1,), (3,)) else array
+        if array.ndim != 4 or array.shape[1] not in (1, 3) or not array.size:
+            raise ValueError(f"shape {shape}")
         scale = vae.pixel_scale(array)
     except ValueError as error:
-        raise InputError(f"{path}: expected images, found {error}") from None
-    array = (array * np.float32(255) if scale == 1 else array).round().clip(0, 255).astype(np.uint8)
-    pixels = torch.from_numpy(array.reshape(*array.shape[:3], -1)).movedim(3, 1)
-    pixels = pixels.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves one channel in channels_last
-    return _labelled(pixels, labels, path)
+        raise InputError(f"{path}: expected images, (N, H, W[, 3]), (N, 3, H, W) or (N, H*H), found {error}") from None
+    array = (array * np.float32(255) if scale == 1 else array).round().clip(0, 255).astype(np.uint8, order="C")
+    return _labelled(torch.from_numpy(array), labels, path)
 
 
-def _labelled(pixels, labels, source, skipped=()):
-    """Images with labels, whole numbers or names, or None."""
+def _labelled(pixels, labels, source, names=(), skipped=()):
+    """Images with labels of shape (N,) or (N, 1), whole numbers (indices into `names`, if any) or names; or None."""
     if labels is None:
         return Images(pixels, torch.full((len(pixels),), -1), [], sorted(skipped))
+    labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and not (labels % 1).any():
+        labels = labels.astype(np.int64)
     if labels.shape != (len(pixels),) or labels.dtype.kind not in "biuU":
         raise InputError(f"{source}: expected labels, a whole number or a name for each of {len(pixels)} images, found "
                          f"{labels.dtype} of shape {labels.shape}")
     values, index = np.unique(labels, return_inverse=True)
-    return Images(pixels, torch.from_numpy(index.astype(np.int64)), [printable(str(value)) for value in values],
-                  sorted(skipped))
+    classes = [printable(str(dict(enumerate(names)).get(value, value))) for value in values]
+    return Images(pixels, torch.from_numpy(index.astype(np.int64)), classes, sorted(skipped))
 
 
 def _folder(folder, side, channels):
     """{"train": Images} of a folder, with "test" where its sub-folders are parts such as train and valid."""
-    below = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    below = {name.lower(): folder / name for name in next(bird.walk(str(folder)))[1]}
     found = [[below[name] for name in names if name in below] for names in (TRAIN_FOLDERS, TEST_FOLDERS)]
     parts = {"train": found[0][0], "test": found[1][0]} if all(found) else {"train": folder}
     return {part: _photos(path, side, channels) for part, path in parts.items()}
@@ -196,27 +223,26 @@ def _folder(folder, side, channels):
 
 def _photos(folder, side, channels):
     """Images of a folder of class folders, or of a flat one; what cannot be read is skipped."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in datasets.folder.IMG_EXTENSIONS
-             and not any(step.startswith(".") for step in path.relative_to(folder).parts)]
-    nested = [path for path in files if path.parent != folder]
-    skipped, flat = [], 2 * len(nested) < len(files)
-    if not flat:
-        skipped = [f"{printable(path.name)}: in no class folder" for path in files if path.parent == folder]
-        files = nested
+    files = sorted(path for where, _, names in bird.walk(str(folder)) for path in
+                   (*(Path(where, name) for name in names), *Path(where).glob("[!.]*.[gG][iI][fF]")))
+    flat = 2 * sum(path.parent == folder for path in files) > len(files)
+    skipped, mode = [], "L" if channels == 1 else "RGB"
 
     def load(path):
         try:
+            if path.suffix.lower() == ".gif" or not path.is_file():  # opening a named pipe would wait forever
+                raise OSError("only regular files, and no GIFs, are read")
+            if path.parent == folder and not flat:
+                raise ValueError("in no class folder")
             with Image.open(path) as photo:
-                photo.draft("RGB", (2 * side, 2 * side))
+                photo.draft("RGB", (2 * side, 2 * side))  # the JPEG decoder scales down while it decodes
                 photo = ImageOps.exif_transpose(photo)
-                if photo.mode.startswith("I"):  # 16 bits, which `convert` would clip
-                    photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+                if photo.mode[0] in "IF":
+                    photo = bird.to_8_bits(photo)
                 if "transparency" in photo.info or "A" in photo.getbands():
-                    photo = photo.convert("RGBA")
-                    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
-                photo = photo.convert("L" if channels == 1 else "RGB")
-            return transforms.pil_to_tensor(ImageOps.fit(photo, (side, side), Image.BILINEAR))
-        except Exception as error:  # corrupt photos raise many exception types; the others are still read
+                    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo.convert("RGBA"))
+                return transforms.PILToTensor()(ImageOps.fit(photo.convert(mode), (side, side), Image.BILINEAR))
+        except Exception as error:  # corrupt files raise many exception types; the other photos are still read
             skipped.append(f"{printable(str(path.relative_to(folder)))}: {one_line(error)}")
 
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # bird.py, which reads what there is of a photo, sets it for the process
@@ -225,4 +251,4 @@ def _photos(folder, side, channels):
         photos = {path: photo for path, photo in zip(files, pool.map(load, files)) if photo is not None}
     pixels = torch.stack(list(photos.values())) if photos else torch.empty(0, channels, side, side)
     labels = None if flat else np.array([path.relative_to(folder).parts[0] for path in photos], str)
-    return _labelled(pixels, labels, folder, skipped)
+    return _labelled(pixels, labels, folder, skipped=skipped)

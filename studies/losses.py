@@ -1,4 +1,4 @@
-"""The losses of a VAE, in nats, one value an image, and what the studies' VAEs share.
+"""The losses of a VAE, in nats, one value per image, and what the studies' VAEs share.
 
 [1] Kingma & Welling 2014, arXiv:1312.6114    [2] Higgins et al. 2017 (beta-VAE), ICLR
 """
@@ -12,7 +12,7 @@ def binary_cross_entropy(logits, x):
     return F.binary_cross_entropy_with_logits(logits.float(), x, reduction="none").flatten(1).sum(1)
 
 
-def squared_error(y, x):
+def mse_per_image(y, x):
     """Mean squared error over the pixels, (B,), for images (B, ...)."""
     return (y - x).square().flatten(1).mean(1)
 
@@ -30,8 +30,8 @@ def reparameterize(mean, log_variance):
 
 
 class GaussianVAE:
-    """A VAE, once a StudyModule has `posterior`, images (B, C, H, W) -> mean and log-variance of q(z|x), each (B, D),
-    and `decoder`, latents (B, D) -> logits of the pixels. Training minimises reconstruction + beta KL [2]."""
+    """What VAEs share: a StudyModule adds `posterior`, images (B, C, H, W) -> mean and log-variance of q(z|x), each
+    (B, D), and `decoder`, latents (B, D) -> logits of the pixels."""
 
     def encode(self, x):
         """Images (B, C, H, W) -> means (B, D)."""
@@ -44,14 +44,3 @@ class GaussianVAE:
     def reconstruct(self, x):
         """Images (B, C, H, W) -> images, decoded from the means."""
         return self.decode(self.encode(x))
-
-    def kl_weight(self):
-        """beta."""
-        return self.hparams.beta
-
-    def losses(self, x, y):
-        mean, log_variance = self.posterior(x)
-        logits = self.decoder(reparameterize(mean, log_variance))
-        reconstruction = binary_cross_entropy(logits, x).mean()
-        kl = kl_divergence(mean, log_variance).mean()
-        return {"loss": reconstruction + self.kl_weight() * kl, "reconstruction": reconstruction, "kl": kl}

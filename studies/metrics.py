@@ -1,4 +1,4 @@
-"""Numbers in place of adjectives: FID, precision and recall, neighbours, clusters, diversity, sharpness.
+"""Evaluation metrics: FID, precision and recall, neighbours, clusters, diversity, sharpness.
 
 [1] Heusel et al. 2017 (FID), arXiv:1706.08500         [3] Kynkäänniemi et al. 2019, arXiv:1904.06991
 [2] Gidaris et al. 2018 (rotations), arXiv:1803.07728  [4] Pech-Pacheco et al. 2000 (Laplacian), ICPR
@@ -17,7 +17,9 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import gaussian_blur
 
-from studies.training import StudyModule, mapped
+from common.errors import InputError, one_line
+from studies import report
+from studies.training import StudyModule, map_batches
 
 
 def _shuffled(x, parts=4):
@@ -35,7 +37,7 @@ TRANSFORMATIONS = {  # of images (B, C, H, W) in [0, 1]
     "swapped colour channels": lambda x: x.roll(1, 1), "blur": lambda x: gaussian_blur(x, 7, random.uniform(0.7, 2)),
     "noise": lambda x: x + _between(x, 0.03, 0.15) * torch.randn_like(x),
     "less contrast": lambda x: x.lerp(x.mean((1, 2, 3), True), _between(x, 0.3, 0.7)),
-    "a second image": lambda x: x.lerp(x.flip(0), _between(x, 0.25, 0.5))}
+    "a second image": lambda x: x.lerp(x.roll(1, 0), _between(x, 0.25, 0.5))}
 
 
 def transformed(x):
@@ -75,10 +77,10 @@ class FeatureExtractor(StudyModule):
         return torch.optim.Adam(self.parameters(), 2e-3)
 
 
-def train_feature_extractor(study, batch_size=128):
-    """(function from images to features, what results.json says of them), trained for about `feature_steps` batches, 30
-    epochs at most. The accuracy is that on the held-out images: what the FID can be trusted by."""
-    train, test, seed = study.train, study.test, study.args.seed
+def train_feature_extractor(study, train=None, test=None, batch_size=128):
+    """(function from images to features (N, 64), what results.json says of them), trained on `train`, by default the
+    study's, for about `feature_steps` batches, 30 epochs at most. The FID can be trusted by the accuracy on `test`."""
+    train, test, seed = train or study.train, test or study.test, study.args.seed
     classes = len(train.classes) if len(train.classes) > 1 and test.classes else 0
     torch.manual_seed(seed)
     model = FeatureExtractor(train.pixels.shape[1], classes)
@@ -89,38 +91,41 @@ def train_feature_extractor(study, batch_size=128):
     if classes:
         task, guessing = f"the {classes} classes", majority_baseline(train.labels, test.labels)
     correct = round((1 - last["test_error_rate"]) * n)
-    return (lambda images: mapped(model.extract, images)), {
+    return (lambda images: map_batches(model.extract, images)), {
         "task": task, "accuracy": correct / n, "interval": proportion_interval(correct, n), "images": n,
         "epochs": epochs, "train_accuracy": 1 - last["train_error_rate"], "guessing": guessing,
         "weak": correct / n < (1 + guessing) / 2}
 
 
-class _Identity(nn.Module):
-    """Hands features through to torchmetrics, whose older versions ask with an image how many there are."""
-
-    def __init__(self, num_features):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, x):
-        return x if x.dim() == 2 else x.new_zeros(len(x), self.num_features)
+def inception_features(device="cpu"):
+    """Function from images (N, 1 or 3, H, W), uint8 or in [0, 1], to the features (N, 2048) of torchmetrics' FID, which
+    are Inception v3's with torch-fidelity's weights. Raises InputError without these."""
+    try:
+        network = FrechetInceptionDistance(feature=2048).inception.to(device)
+    except Exception as error:  # a missing package, network errors and corrupt downloads raise many exception types
+        raise InputError("--inception: expected the package torch-fidelity and its weights (downloaded once), found: "
+                         f"{one_line(error)}") from None
+    return lambda images: map_batches(  # 100 images of 299 x 299 px at a time: their activations fill the memory
+        lambda x: network((255 * x).round().byte().expand(-1, 3, -1, -1).to(device)), images, batch_size=100)
 
 
 def fid(real, fake):
     """Fréchet distance of the Gaussians of two sets of features (N, D), (M, D) [1]:
-    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)). It falls as N and M grow: compare equal numbers alone."""
-    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]), sync_on_compute=False)
-    metric.update(real.double(), real=True)
-    metric.update(fake.double(), real=False)
-    return max(0.0, float(metric.compute()))
+    |mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)). It falls as N and M grow: compare equal numbers alone. NaN for features
+    that are not finite, on which the eigenvalue solver crashes, or a single image."""
+    if min(len(real), len(fake)) < 2 or not torch.cat([real, fake]).isfinite().all():
+        return math.nan
+    (mean, s), (other, t) = ((x.double().mean(0), torch.atleast_2d(x.double().T.cov())) for x in (real, fake))
+    root = torch.linalg.eigvals(s @ t).sqrt().real.sum()  # the trace of (S S')^(1/2)
+    return max(0.0, float((mean - other).square().sum() + s.trace() + t.trace() - 2 * root))
 
 
 def fids(features, train, test, fakes, seed=0):
     """{name: FID} against the held-out images of "training images" and of each of `fakes` {name: images (M, C, H, W) in
     [0, 1]}; all sets are cut to the same size."""
     n = min(len(train), len(test), *map(len, fakes.values()))
-    real = features(test.at_most(n, seed).pixels)
-    return {"training images": fid(real, features(train.at_most(n, seed).pixels)),
+    real = features(test.subsample(n, seed).pixels)
+    return {"training images": fid(real, features(train.subsample(n, seed).pixels)),
             **{name: fid(real, features(images[:n])) for name, images in fakes.items()}}
 
 
@@ -130,7 +135,7 @@ def precision_recall(real, fake, k=3):
     median of these distances: the balls of the few points far from all others would hold anything."""
     def within(points, others):
         points, others = points.double(), others.double()
-        radius = torch.cdist(others, others).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+        radius = torch.cdist(others, others).kthvalue(min(k + 1, len(others)), 1).values  # the first: itself
         radius = radius.clamp_max(radius.median())
         return float((torch.cdist(points, others) <= radius).any(1).double().mean())
 
@@ -172,9 +177,19 @@ def proportion_interval(successes, n):
 
 def summarise(numbers):
     """Nested dicts of numbers, one a seed, as one dict with leaves {"mean", "sd", "values"}; sd (n - 1) is None for a
-    single seed, and both are None where a number is."""
+    single seed, and both are None where a number is, or NaN."""
     if isinstance(numbers[0], dict):
         return {key: summarise([one[key] for one in numbers]) for key in numbers[0]}
-    known = None not in numbers
-    return {"mean": statistics.fmean(numbers) if known else None,
-            "sd": statistics.stdev(numbers) if known and len(numbers) > 1 else None, "values": numbers}
+    mean = None if None in numbers else statistics.fmean(numbers)
+    several = len(numbers) > 1 and mean is not None
+    return {"mean": mean, "sd": float(np.std(numbers, ddof=1)) if several else None, "values": numbers}
+
+
+def agrees_with_trend(expected, *pairs):
+    """Whether report.trend is `expected`, "rises" or "falls", for all pairs of numbers or leaves of `summarise`. None
+    where it is neither, or a number is None or NaN, unless another pair contradicts."""
+    trends = {None if None in (one["mean"] if isinstance(one, dict) else one for one in pair) else report.trend(pair)
+              for pair in pairs}
+    if trends & {"rises", "falls"} - {expected}:
+        return False
+    return True if trends == {expected} else None

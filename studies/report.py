@@ -2,6 +2,7 @@
 import base64
 import dataclasses
 import json
+import math
 import platform
 import shlex
 import time
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import jinja2
 import torch
 
-from common.files import write_files
+from common.files import read_json, write_files
 from studies import printable
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "scikit-learn", "matplotlib", "pillow")
@@ -23,6 +24,14 @@ class Table(NamedTuple):
     caption: str
     header: list
     rows: list
+    words: bool = False  # all cells are text, also those that begin with a number
+
+
+class Claim(NamedTuple):
+    """A conclusion of the documents, compared with our numbers."""
+    published: str
+    found: str
+    agrees: object  # True, False, or None where the numbers cannot decide
 
 
 class Section(NamedTuple):
@@ -33,27 +42,70 @@ class Section(NamedTuple):
     pictures: list = ()
 
 
-def compared(caption, columns, rows=None, digits=4):
+def comparison_table(caption, columns, rows=None, digits=4):
     """A Table of columns {title: {key: number}} and rows {key: title}, by default the keys of the longest column."""
     rows = rows or {key: key for key in max(columns.values(), key=len)}
     return Table(caption, ["", *columns], [[title, *(number(column.get(key), digits) for column in columns.values())]
                                            for key, title in rows.items()])
 
 
+def conclusions(claims, results):
+    """The report's section that compares the documents' conclusions with ours."""
+    little = results["quick"] or results["data"]["held_out"] < 100
+    words = {True: "yes", False: "no", None: "undecided"}
+    return Section("Conclusions", ["This run is too short, or has too few images, to confirm or refute anything: the "
+                                   "table is an example."] * little, [Table(
+        "What the document says and what the numbers below say. Courses of losses are the first seed's.",
+        ["published", "we find", "agrees"],
+        [[one.published, one.found, words[one.agrees]] for one in claims], words=True)])
+
+
+def trend(values):
+    """"rises", "falls", "is flat" or "is not monotonic": a sequence of numbers and of {"mean", "sd", "values"}. A step
+    counts if it exceeds two standard errors of a difference of means over seeds or, for one seed, 1 % of the largest
+    value."""
+    means = [value["mean"] if isinstance(value, dict) else value for value in values]
+    variances = [value["sd"] ** 2 / len(value["values"]) for value in values  # of the means
+                 if isinstance(value, dict) and value["sd"] is not None]
+    least = 2 * math.sqrt(2 * sum(variances) / len(values)) if variances else 0.01 * max(map(abs, means))
+    steps = [after - before for before, after in zip(means, means[1:])]
+    if max(means) - min(means) <= least:
+        return "is flat"
+    if means[-1] - means[0] > least and min(steps) >= -least:
+        return "rises"
+    return "falls" if means[0] - means[-1] > least and max(steps) <= least else "is not monotonic"
+
+
+def join_numbers(values, digits=3):
+    """Numbers or {"mean", "sd"}, as "1.23, 4.56"."""
+    return ", ".join(number(value["mean"] if isinstance(value, dict) else value, digits) for value in values)
+
+
 def run_facts(study, how):
     """What results.json says of any study's run: data, settings, seeds, device, versions, command."""
-    args, run, train, test = study.args, study.run, study.train, study.test
-    cuda, skipped = run.device.type == "cuda", [*train.skipped, *test.skipped]
+    args, run = study.args, study.run
+    train, test = ([split[part] for split in study.splits] for part in (0, 1))
+    cuda, skipped = run.device.type == "cuda", [line for images in (*train, *test) for line in images.skipped]
     name = torch.cuda.get_device_name(run.device) if cuda else f"{run.device} ({platform.machine()})"
     return {
         "study": args.study, "quick": args.quick, "variants": list(study.variants),
-        "data": {"source": [printable(Path(source).name or source) for source in args.data], "train": len(train),
-                 "held_out": len(test), "held_out_by": how, "shape": list(train.pixels.shape[1:]),
-                 "classes": train.classes, "skipped": len(skipped), "skipped_first": skipped[:20]},
+        "data": {"source": source_names(args.data), "train": sum(map(len, train)),
+                 "held_out": sum(map(len, test)), "held_out_by": how, "shape": list(train[0].pixels.shape[1:]),
+                 "classes": train[-1].classes, "skipped": len(skipped), "skipped_first": skipped[:20]},
         "settings": dataclasses.asdict(study.settings), "seeds": study.seeds,
         "device": name if run.processes == 1 else f"{run.processes} x {name}", "precision": run.precision,
+        "threads": run.threads,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         "command": " ".join(map(shlex.quote, ["python", "-m", "studies", args.study, *args.words]))}
+
+
+def source_names(sources):
+    """The last part of each path, or as many parts as tell them apart."""
+    for parts in (1, 2, 99):
+        names = [printable(str(Path(*Path(source).resolve().parts[-parts:]))) for source in sources]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def run_section(results):
@@ -64,17 +116,20 @@ def run_section(results):
             for key, value in found.items()])
 
     about = {**results["data"], "seconds, this call": round(results["seconds"]),
-             **{key: results[key] for key in ("seeds", "device", "precision", "command")}}
+             **{key: results[key] for key in ("seeds", "device", "threads", "precision", "command")}}
     return Section("The run", [], [table("Data and machine", "", about),
                                    table("Settings", "setting", results["settings"])])
 
 
 def number(value, digits=4):
-    """A number for a table: 4 significant digits; a dash for None. Of {"mean", "sd"} both."""
+    """A number for a table: 4 significant digits; a dash for None, "NaN" for NaN. Of {"mean", "sd"} both."""
     if value is None:
         return "–"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
     if isinstance(value, dict):
-        mean = number(value["mean"], digits)
+        whole = isinstance(value["values"][0], int) and len(value["values"]) == 1
+        mean = number(value["values"][0] if whole else value["mean"], digits)
         return mean if value["sd"] is None else f"{mean} ± {number(value['sd'], 2)}"
     if isinstance(value, int):
         return f"{value:,}"
@@ -96,27 +151,38 @@ def seeds_text(results):
 
 def features_text(about):
     """A paragraph on the features of the FID, from metrics.train_feature_extractor."""
-    return (f"FID by a classifier trained here to tell {about['task']}: accuracy "
-            f"{percent(about['accuracy'], about['interval'])} on {about['images']:,} held-out images (95 % interval), "
-            f"guessing {percent(about['guessing'])}. Comparable within this report alone."
-            + " The accuracy is low, so this FID decides little." * about["weak"])
+    return (f"The FID uses features of a classifier trained here to predict {about['task']}: accuracy "
+            f"{percent(about['accuracy'], about['interval'])} on {about['images']:,} held-out images (95 % interval; "
+            f"guessing: {percent(about['guessing'])}). It is comparable only within this report."
+            + " The accuracy is less than halfway between guessing and 100 %, so this FID is not reliable."
+            * about["weak"])
 
 
-def write_study(folder, title, lead, sections, results, began):
-    """Writes FOLDER/figures/, results.json and report.html, all or none; returns a line on that. Raises InputError."""
-    results["seconds"], folder = time.monotonic() - began, Path(folder)
+def write_study(folder, title, lead, sections, results, start, keep_frames=False):
+    """Writes FOLDER/figures/, results.json and report.html and removes figures that an earlier run left; returns a line
+    on that. With `keep_frames` each frame of the GIFs too, in FOLDER/frames/. Raises InputError."""
+    results["seconds"], folder = time.monotonic() - start, Path(folder)
+    pictures = [picture for section in sections for picture in section.pictures]
+    drawn = {f"figures/{picture.name}.{picture.kind}": picture.content for picture in pictures}
+    drawn.update({f"frames/{picture.name}/{i:03}.png": frame for picture in pictures
+                  for i, frame in enumerate(picture.frames) if keep_frames})
+    results["files"] = list(drawn)
     numbers = json.loads(json.dumps(results), parse_constant=lambda name: None)  # JSON has no NaN
     sections = [*sections, run_section(results)]
-    pictures = [picture for section in sections for picture in section.pictures]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     page = environment.get_template("report.html").render(
         title=title, lead=lead + (", the quick version of the study." if results["quick"] else "."), sections=sections,
         foot=", ".join(f"{name} {version}" for name, version in results["versions"].items()))
+    results_file = folder / "results.json"
+    stale = read_json(results_file, "results of a study").get("files", []) if results_file.exists() else []
     write_files({
-        **{str(folder / "figures" / f"{picture.name}.{picture.kind}"): picture.content for picture in pictures},
-        str(folder / "results.json"): (json.dumps(numbers, indent=1, allow_nan=False) + "\n").encode(),
+        **{str(folder / name): content for name, content in drawn.items()},
+        str(results_file): (json.dumps(numbers, indent=1, allow_nan=False) + "\n").encode(),
         str(folder / "report.html"): page.encode()})
+    for name in set(stale) - set(drawn):
+        if name.startswith(("figures/", "frames/")) and ".." not in name:
+            (folder / name).unlink(missing_ok=True)
     skipped = f"; {results['data']['skipped']} images skipped" if results["data"]["skipped"] else ""
     return f"wrote {printable(str(folder))}/report.html, results.json and {len(pictures)} figures{skipped}"

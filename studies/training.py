@@ -1,5 +1,8 @@
-"""What the studies share of training: Lightning's Trainer with their flags, a LightningModule that logs its losses."""
+"""What the studies share of training: Lightning's Trainer with their flags, a LightningModule that logs its losses, and
+its checkpoints."""
 import contextlib
+import csv
+import importlib
 import io
 import logging
 import math
@@ -13,7 +16,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
@@ -21,16 +24,20 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import bird
 from common.errors import InputError, one_line
-from common.files import write_files
+from common.files import read_json, write_files
 
-MIN_ROWS = 8  # a smaller last batch is left out of its epoch: batch normalisation needs several images
+MIN_LAST_BATCH = 8  # images; a smaller last batch is left out of its epoch, because batch norm needs several
+# What a study writes into its folder: what --overwrite deletes, and what a new run without it does not accept.
+WRITTEN = ("study.json", "results.json", "report.html", "vae_standard.pth", "checkpoints", "logs", "figures", "frames")
 
 
 class StudyModule(L.LightningModule):
-    """A model with its losses. `history` has a dict an epoch: "epoch", "seconds" and of each loss train_NAME, the mean
-    over the epoch, and test_NAME, the mean over the held-out images after it."""
-    name, about, seed = "", {}, 0  # set by Run.fit
-    strategy = None                # of several processes, where the one asked for does not do
+    """A model with its losses. `history` has one dict per epoch: "epoch", "seconds" and for each loss train_NAME, the
+    mean over the epoch, and test_NAME, the mean over the held-out images after it."""
+    name, about, seed, log_file = "", {}, 0, None  # set by Run.fit
+    strategy = None    # for several processes, where the requested one does not work
+    scheduled = False  # whether the learning rate depends on the number of epochs, which --resume cannot change then
+    latent = None      # dimension of the z ~ N(0, I) that `decode` turns into images, if the model has such a latent
 
     def __init__(self):
         super().__init__()
@@ -53,8 +60,8 @@ class StudyModule(L.LightningModule):
                       on_step=False, on_epoch=True, sync_dist=self.trainer.world_size > 1)
 
     def on_train_epoch_start(self):
-        self._began = time.monotonic()
-        # An epoch's noise depends on seed and epoch alone, so that a resumed training is the uninterrupted one.
+        self._start = time.monotonic()
+        # An epoch's noise depends on seed and epoch only, so that a resumed training equals an uninterrupted one.
         seed = ((self.seed * 1000 + self.current_epoch) * 1000 + self.global_rank) % 2 ** 32  # the largest allowed
         L.seed_everything(seed, verbose=False)
 
@@ -67,7 +74,13 @@ class StudyModule(L.LightningModule):
         if not all(map(math.isfinite, row.values())):
             raise InputError(f"{self.name}: expected losses that are numbers, found {row} in epoch {epoch}; the "
                              "training has diverged")
-        self.history.append({"epoch": epoch, "seconds": time.monotonic() - self._began, **row})
+        self.history.append({"epoch": epoch, "seconds": time.monotonic() - self._start, **row})
+        if self.trainer.is_global_zero:
+            table = io.StringIO()
+            rows = csv.DictWriter(table, self.history[0], lineterminator="\n")
+            rows.writeheader()
+            rows.writerows(self.history)
+            write_files({str(self.log_file): table.getvalue().encode()})
         if epoch % 5 == 0 or epoch == last:
             shown = [name for name in ("train_loss", "test_loss") if name in row] or row
             self.print(f"{self.name}: epoch {epoch}/{last}", *(f" {name} {row[name]:.4g}" for name in shown),
@@ -94,7 +107,7 @@ class StudyModule(L.LightningModule):
         return sum(row["seconds"] for row in self.history)
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Atomic write of a checkpoint: temporary file, then rename."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
@@ -104,7 +117,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class ImageData(L.LightningDataModule):
-    """Batches of data.Images, those to train on in an order by seed and epoch alone; all processes share a batch."""
+    """Batches of data.Images; seed and epoch determine the order of training images; all processes share a batch."""
 
     def __init__(self, train, test, batch_size, seed):
         super().__init__()
@@ -113,7 +126,7 @@ class ImageData(L.LightningDataModule):
     def _loader(self, images, shuffle):
         batch_size = max(1, self.batch_size // self.trainer.world_size)
         sampler = DistributedSampler(images, self.trainer.world_size, self.trainer.global_rank, shuffle, self.seed)
-        few = len(sampler) > batch_size and 0 < len(sampler) % batch_size < MIN_ROWS  # in the last batch
+        few = len(sampler) > batch_size and 0 < len(sampler) % batch_size < MIN_LAST_BATCH
         return DataLoader(images, batch_size, sampler=sampler, collate_fn=lambda batch: batch,
                           drop_last=shuffle and few, generator=torch.Generator())
 
@@ -128,53 +141,91 @@ class Run:
     """Where and how a study trains: the flags of Lightning's Trainer and a folder. Raises InputError."""
 
     def __init__(self, folder, device="auto", devices=1, num_nodes=1, strategy="auto", precision="32-true",
-                 resume=False):
+                 threads=None, resume=False, overwrite=False, study=""):
+        self.folder, self.resume, self.precision = Path(folder), resume, precision
+        self.processes = devices * num_nodes
+        ranks = [f"{name}={os.environ[name]}" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+                 if os.environ.get(name, "0") not in ("", "0")]
+        if self.processes == 1 and ranks:
+            raise InputError(f"--devices: expected several processes, as {ranks[0]} in the environment says, found 1; "
+                             f"unset {ranks[0].split('=')[0]} or give --devices")
         try:
             self.device = bird.pick_device(device)
         except bird.InputError:
-            raise InputError(f"--device: expected one that is here, found {device}") from None
+            raise InputError(f"--device: expected an available device, found {device}") from None
         if self.device.type == "cpu" and devices > max(2, os.cpu_count()):
             raise InputError(f"--devices: expected at most {max(2, os.cpu_count())} here, found {devices}")
         if num_nodes > 1 and not {"RANK", "SLURM_PROCID", "NODE_RANK"} & set(os.environ):
             raise InputError(f"--num-nodes: expected torchrun or srun to start the command on each of {num_nodes} "
                              "machines, found neither")
-        self.folder, self.resume, self.precision = Path(folder), resume, precision
-        self.processes = devices * num_nodes
+        self.threads = threads or idle_cores(devices)
+        torch.set_num_threads(self.threads)
         self.flags = {"accelerator": {"cuda": "gpu"}.get(self.device.type, self.device.type), "devices": devices,
                       "num_nodes": num_nodes, "strategy": strategy, "precision": precision}
-        try:
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: expected a folder for the results, found: {one_line(error)}") from None
+        self.study, self.stale, self.prepared = study, [], False
+        if self.is_global_zero:
+            self._check_folder(overwrite)
         for part in ("pytorch", "fabric"):
             logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning.*")  # advice on workers and logging intervals
 
     @property
-    def leads(self):
+    def is_global_zero(self):
         """Whether this process is the one that measures and writes."""
-        return (rank_zero_only.rank or 0) == 0
+        return self.processes == 1 or (not rank_zero_only.rank and os.environ.get("NODE_RANK", "0") in ("", "0"))
 
-    def fit(self, name, module, train, test=None, *, epochs, batch_size, seed=0, callbacks=()):
+    def _check_folder(self, overwrite):
+        """Raises InputError where the folder has other results."""
+        there, marker = [name for name in WRITTEN if (self.folder / name).exists()], self.folder / "study.json"
+        if there and not marker.exists():
+            raise InputError(f"{self.folder}: expected a new folder or one of a study, found {', '.join(there)} of "
+                             "something else")
+        found = read_json(marker, "the name of a study").get("study") if self.resume and there else self.study
+        if found != self.study:
+            raise InputError(f"{self.folder}: expected results of {self.study}, found those of {found}; --overwrite "
+                             "replaces them")
+        if there and not (self.resume or overwrite):
+            raise InputError(f"{self.folder}: expected a new folder, found {', '.join(there)} of an earlier run; "
+                             "--resume continues it, --overwrite replaces it")
+        self.stale = [] if self.resume else there
+
+    def _prepare_folder(self):
+        """Deletes what --overwrite replaces and creates the folder: not before the data have been read."""
+        try:
+            for path in (self.folder / name for name in self.stale):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder}: expected a folder for the results, found: {error.strerror}") from None
+        write_files({str(self.folder / "study.json"): f'{{"study": "{self.study}"}}\n'.encode()})
+        self.prepared = True
+        print(f"{self.threads} thread{'s' * (self.threads > 1)} on {self.device}", file=sys.stderr)
+
+    def fit(self, name, module, train, test=None, *, epochs, batch_size, seed=0, callbacks=(), metadata=None):
         """Trains a StudyModule on data.Images and returns it in evaluation mode. After each epoch the whole state is in
-        FOLDER/checkpoints/NAME.ckpt, from which --resume continues. Raises InputError."""
+        FOLDER/checkpoints/NAME.ckpt, from which --resume continues, provided that settings, data and further `metadata`
+        are those of the checkpoint. Raises InputError."""
         path, module.name, module.seed = self.folder / "checkpoints" / f"{name}.ckpt", name, seed
-        module.about = {**module.hparams, "batch_size": batch_size, "images": len(train), "seed": seed}
+        module.log_file = self.folder / "logs" / f"{name}.csv"
+        module.about = {
+            "model": f"{type(module).__module__}.{type(module).__qualname__}", **_flat(module.hparams),
+            "batch_size": batch_size, "images": len(train), "seed": seed,
+            **({"epochs": epochs} if module.scheduled else {}), **(metadata or {}),
+            "data": "-".join(images.fingerprint() for images in (train, test) if images is not None)}
         found, several = str(path) if self.resume and path.exists() else None, self.processes > 1
         if found:
             self._check(path, module.about, epochs)
-        elif self.leads:
-            shutil.rmtree(self.folder / "logs" / name, ignore_errors=True)
-            path.unlink(missing_ok=True)
-        if self.device.type == "mps":  # batch norms in channels_last get wrong gradients there: pytorch/pytorch#175189
-            module.to(memory_format=torch.contiguous_format)
+        if self.is_global_zero and not self.prepared:
+            self._prepare_folder()
+        on_device(module, self.device)
         flags = {**self.flags, "strategy": module.strategy or self.flags["strategy"]} if several else self.flags
         try:
             trainer = L.Trainer(
-                **flags, max_epochs=epochs, logger=CSVLogger(self.folder / "logs", name),
+                **flags, max_epochs=epochs, logger=False,
                 callbacks=[*callbacks, ModelCheckpoint(
                     path.parent, name, save_on_train_epoch_end=True, enable_version_counter=False)],
-                plugins=[WholeFiles()], enable_progress_bar=sys.stdout.isatty(), enable_model_summary=False,
+                plugins=[AtomicCheckpointIO(), *([] if several else [LightningEnvironment()])],  # not SLURM's
+                enable_progress_bar=sys.stdout.isatty(), enable_model_summary=False,
                 num_sanity_val_steps=0, limit_val_batches=1.0 if test is not None else 0,
                 use_distributed_sampler=False, sync_batchnorm=self.device.type == "cuda" and several)
         except Exception as error:  # each precision has its own
@@ -189,22 +240,75 @@ class Run:
 
     def _check(self, path, about, epochs):
         """Raises InputError where a checkpoint is not of the training that is asked for."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's, of pickles
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            there, epoch = checkpoint["about"], checkpoint["epoch"] + 1
-            why = [f"{key} {asked} as asked, found a training with {there.get(key)}"
-                   for key, asked in about.items() if there.get(key) != asked]
-            why += [f"at most {epochs} epochs as asked, found {epoch}"] * (epoch > epochs)
-        except Exception as error:  # corrupt files and pickled objects raise many exception types
-            why = [f"a checkpoint of this study, found: {one_line(str(error).split('. ')[0])}"]  # then comes bad advice
+        checkpoint = read_checkpoint(path)
+        there, epoch = checkpoint["about"], checkpoint["epoch"] + 1
+        why = [f"{key} {asked}, found {there.get(key)}" for key, asked in about.items()
+               if there.get(key) != asked and key != "data"]
+        why += ["the images and the split that it was trained on, found others"] * (there.get("data") != about["data"])
+        why += [f"at most {epochs} epochs, found {epoch}"] * (epoch > epochs)
         if why:
-            raise InputError(f"{path}: expected {why[-1]}; start without --resume")
+            raise InputError(f"{path}: expected {why[0]}; --overwrite starts over")
+
+
+def _flat(hyper_parameters):
+    """Hyper-parameters without nested dicts and without the numbers of epochs."""
+    flat = {}
+    for key, value in hyper_parameters.items():
+        flat.update(_flat(value) if isinstance(value, dict) else {key: value} if "epochs" not in key else {})
+    return flat
+
+
+def read_checkpoint(path):
+    """Content of a checkpoint that Run.fit wrote, a dict. Raises InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(checkpoint["about"], dict) and {"epoch", "history", "state_dict"} <= set(checkpoint):
+            return checkpoint
+    except OSError as error:
+        raise InputError(f"{path}: expected a checkpoint, found: {error.strerror}") from None
+    except Exception:  # corrupt files, pickled objects and other content raise many exception types
+        pass
+    raise InputError(f"{path}: expected a checkpoint of a study, as in its folder checkpoints/, found another or a "
+                     "damaged file")
+
+
+def load_model(path):
+    """The StudyModule of a checkpoint of any study, on the CPU, in evaluation mode. Raises InputError."""
+    checkpoint = read_checkpoint(path)
+    module, _, name = str(checkpoint["about"].get("model")).rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name, None) if module.startswith("studies.") else None
+    except ImportError:
+        kind = None
+    if not (isinstance(kind, type) and issubclass(kind, StudyModule)):
+        raise InputError(f"{path}: expected a model of studies/, found {name}")
+    try:
+        model = kind(**checkpoint["hyper_parameters"])
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise InputError(f"{path}: expected the weights of a {name}, found: {one_line(error)}") from None
+    model.history = checkpoint["history"]
+    return model.eval()
+
+
+def idle_cores(devices=1):
+    """Threads for each of `devices` processes: the cores that torch would take, less the load of the last minute."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+    return max(1, (torch.get_num_threads() - round(load)) // devices)
+
+
+def on_device(module, device):
+    """The module on a device; on MPS contiguous: batch norms in channels_last get wrong gradients there
+    (pytorch/pytorch#175189)."""
+    if device.type == "mps":
+        module.to(memory_format=torch.contiguous_format)
+    return module.to(device)
 
 
 @torch.no_grad()
-def mapped(function, x, batch_size=1000):
+def map_batches(function, x, batch_size=1000):
     """function over a tensor (N, ...) in batches, as float32 on the CPU; images uint8 become [0, 1] first. The method
     of a module gets them on the module's device."""
     device = getattr(getattr(function, "__self__", None), "device", "cpu")
@@ -213,7 +317,7 @@ def mapped(function, x, batch_size=1000):
 
 
 def adam(parameters, **options):
-    """torch.optim.Adam in one pass over the weights, where this torch can: on a CPU since 2.4."""
+    """A torch.optim.Adam that updates all weights in one kernel where this torch can: on a CPU since 2.4."""
     parameters = list(parameters)
     try:
         return torch.optim.Adam(parameters, fused=True, **options)
@@ -222,14 +326,14 @@ def adam(parameters, **options):
 
 
 def mlp(*widths):
-    """Linear layers with ReLU between."""
+    """Linear layers with ReLU between them."""
     layers = []
     for width, following in zip(widths, widths[1:]):
         layers += [nn.Linear(width, following), nn.ReLU()]
     return layers[:-1]
 
 
-def decoded_noise(decode, dimension, n, seed, scale=1.0):
+def decode_prior(decode, dimension, n, seed, scale=1.0):
     """n images decoded from z = scale * noise, with noise (n, dimension) ~ N(0, I)."""
     noise = torch.randn(n, dimension, generator=torch.Generator().manual_seed(seed))
-    return mapped(decode, scale * noise)
+    return map_batches(decode, scale * noise)

@@ -1,9 +1,10 @@
-"""The codebook of a VQ-VAE: each place of the encoder's map becomes the nearest of K code vectors.
+"""The quantizers of a VQ-VAE: each position of the encoder's feature map becomes the nearest of K code vectors e_k.
 
-The codebook is no parameter. It follows the encoder by exponential moving averages ([1], appendix A.1):
+VectorQuantizer: the codebook is a parameter, trained by ||sg[z] - e||^2 + beta ||z - sg[e]||^2 ([1], equation 3; sg
+stops the gradient). EMAVectorQuantizer: it follows the encoder by exponential moving averages ([1], appendix A.1):
     N_k <- decay N_k + (1 - decay) n_k,   m_k <- decay m_k + (1 - decay) sum of the z nearest to k,   e_k = m_k / N_k
-A code that hardly any place is nearest to is dead, as all are at first; it starts again as a place of the batch, drawn
-at random [2]. Several processes have the codebook of the first, a buffer, which DistributedDataParallel hands on.
+A code that hardly any position is nearest to is dead, as all are at first; it is reinitialized to a random position of
+the batch [2]. With several processes, DistributedDataParallel broadcasts the first one's codebook, a buffer.
 
 [1] van den Oord, Vinyals & Kavukcuoglu 2017, arXiv:1711.00937    [2] Dhariwal et al. 2020 (Jukebox), arXiv:2005.00341
 """
@@ -21,18 +22,16 @@ def perplexity(counts):
 
 
 class VectorQuantizer(nn.Module):
-    """K code vectors (K, D), buffers that learn in the forward pass of training mode. A code is dead if its average
-    count is below the share `dead_below` of an even one, B * H * W / K."""
+    """K code vectors (K, D), a parameter that the loss trains; at first uniform in -1/K to 1/K."""
 
-    def __init__(self, num_embeddings, embedding_dim, decay=0.99, dead_below=0.02):
+    def __init__(self, num_embeddings, embedding_dim, commitment_cost=0.25):
         super().__init__()
-        self.decay, self.dead_below = decay, dead_below
-        self.register_buffer("codebook", torch.zeros(num_embeddings, embedding_dim))
-        self.register_buffer("counts", torch.zeros(num_embeddings))               # N
-        self.register_buffer("sums", torch.zeros(num_embeddings, embedding_dim))  # m
+        self.commitment_cost = commitment_cost
+        self.codebook = nn.Parameter(torch.empty(num_embeddings, embedding_dim).uniform_(
+            -1 / num_embeddings, 1 / num_embeddings))
 
     def nearest(self, z):
-        """Index (B, H, W) of the code nearest to each place of maps (B, D, H, W)."""
+        """Index (B, H, W) of the code nearest to each position of maps (B, D, H, W)."""
         rows = z.detach().float().permute(0, 2, 3, 1)
         return torch.cdist(rows.flatten(0, 2), self.codebook).argmin(1).view(rows.shape[:3])
 
@@ -41,20 +40,41 @@ class VectorQuantizer(nn.Module):
         return self.codebook[index].permute(0, 3, 1, 2)
 
     def forward(self, z):
-        """Maps z (B, D, H, W) -> quantised maps, whose gradient goes straight through to z [1]; the mean squared
-        difference of z from its codes, whose gradient moves z alone; index (B, H, W)."""
+        """Maps z (B, D, H, W) -> quantized maps, whose gradient goes straight through to z; the loss of the codebook
+        and of the encoder's commitment to it, means over all numbers of the maps; index (B, H, W)."""
+        index = self.nearest(z)
+        quantized = self.look_up(index)
+        loss = F.mse_loss(quantized, z.detach().float()) + self.commitment_cost * F.mse_loss(
+            z.float(), quantized.detach())
+        return z + (quantized - z).detach(), loss, index
+
+
+class EMAVectorQuantizer(VectorQuantizer):
+    """K code vectors (K, D), buffers that learn in the forward pass of training mode. A code is dead if its average
+    count is below the share `dead_below` of an even one, B * H * W / K."""
+
+    def __init__(self, num_embeddings, embedding_dim, commitment_cost=0.25, decay=0.95, dead_below=0.05):
+        super().__init__(num_embeddings, embedding_dim, commitment_cost)
+        self.decay, self.dead_below = decay, dead_below
+        del self.codebook
+        self.register_buffer("codebook", torch.zeros(num_embeddings, embedding_dim))
+        self.register_buffer("counts", torch.zeros(num_embeddings))               # N
+        self.register_buffer("sums", torch.zeros(num_embeddings, embedding_dim))  # m
+
+    def forward(self, z):
+        """As above; the loss is that of the commitment only."""
         rows = z.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
         if self.training:
-            self._revive(rows)
+            self._reinitialize_dead_codes(rows)
         index = self.nearest(z)
         quantized = self.look_up(index)
         if self.training:
             self.counts.lerp_(index.flatten().bincount(minlength=len(self.counts)).float(), 1 - self.decay)
             self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, index.flatten(), rows), 1 - self.decay)
             self.codebook.copy_(self.sums / self.counts[:, None])
-        return z + (quantized - z).detach(), F.mse_loss(z.float(), quantized), index
+        return z + (quantized - z).detach(), self.commitment_cost * F.mse_loss(z.float(), quantized), index
 
-    def _revive(self, rows):
+    def _reinitialize_dead_codes(self, rows):
         even = len(rows) / len(self.counts)
         dead = self.counts < self.dead_below * even
         self.codebook[dead] = rows[torch.randint(len(rows), (int(dead.sum()),), device=rows.device)]

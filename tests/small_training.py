@@ -34,12 +34,15 @@ def images(n, seed):
                   torch.randint(3, (n,), generator=draw), ["a", "b", "c"], [])
 
 
-def train(folder, epochs, resume=False, lr=0.01, seed=5, **options):
+def train(folder, epochs, resume=False, lr=0.01, seed=5, sets=None, overwrite=True, **options):
     """The trained Net."""
     torch.manual_seed(4)
-    return Run(folder, "cpu", resume=resume).fit("net", Net(lr), images(99, 1), images(31, 2), epochs=epochs,
-                                                 batch_size=24, seed=seed, **options)
+    run = Run(folder, "cpu", threads=1, resume=resume, overwrite=overwrite, study="small")
+    return run.fit("net", Net(lr), *(sets or (images(99, 1), images(31, 2))), epochs=epochs, batch_size=24, seed=seed,
+                   **options)
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], int(sys.argv[2]))
+    import small_training  # so that the model has the name that it has in the tests
+
+    small_training.train(sys.argv[1], int(sys.argv[2]))

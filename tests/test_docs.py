@@ -9,6 +9,7 @@ import pytest
 from common.errors import Parser
 from handin.__main__ import COMMANDS
 from studies import __main__ as studies_command
+from studies import sampling
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "studies" / "README.md",
@@ -35,7 +36,9 @@ def commands():
 @pytest.mark.parametrize("words", list(commands()))
 def test_every_command_is_understood(words):
     package, name, *rest = words
-    if package == "studies":
+    if name in studies_command.TOOLS:
+        parser = sampling.make_parser(name)
+    elif package == "studies":
         parser = studies_command._parser(name, importlib.import_module(f"studies.{name}"))
     else:
         parser, module = Parser(), importlib.import_module(f"handin.{COMMANDS[name][0]}")

@@ -76,7 +76,7 @@ def test_digits(device, script_path, data, environment, tmp_path):
 STUDY = """
 import sys
 from studies import __main__ as command, fashion
-fashion.QUICK = {"feature_steps": 8, "save_interval": 1, "betas": (0.5,)}
+fashion.QUICK = {"feature_steps": 8, "betas": (0.5,)}
 sys.exit(command.main(sys.argv[1:]))
 """
 

@@ -1,6 +1,9 @@
 """Sources of images for studies/: each kind, what is held out, and what is refused."""
+import dataclasses
 import gzip
+import os
 import pickle
+import shutil
 import types
 import urllib.error
 from pathlib import Path
@@ -11,17 +14,19 @@ import torch
 from PIL import Image, ImageFile
 from refusals import Bomb
 
-from common.errors import InputError
+from common.errors import InputError, one_line
 from studies import data
 
 
-def _save_idx(folder, pixels, labels):
-    """The four files of MNIST, packed, as Debian installs them."""
+def _save_idx(folder, pixels, labels, packed=True, hyphen="-"):
+    """The four files of MNIST, packed as Debian installs them, or as torchvision unpacks them."""
     folder.mkdir(parents=True)
-    for name, array in (("images-idx3", pixels), ("labels-idx1", labels.astype(np.uint8))):
+    for name, array in (("images", pixels), ("labels", labels.astype(np.uint8))):
         content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
         for part in ("train", "t10k"):
-            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+            path = folder / f"{part}-{name}{hyphen}idx{array.ndim}-ubyte{'.gz' * packed}"
+            path.write_bytes(gzip.compress(content) if packed else content)
+    return folder
 
 
 def _save_photos(folder, pixels, labels, flat=False):
@@ -76,22 +81,83 @@ def test_white_is_255_whatever_the_scale_of_the_file(white, drawn, tmp_path):
 
 
 def test_own_test_files_are_held_out_and_else_a_share_of_each_class(sources, drawn, tmp_path):
-    train, test, how = data.read_split([sources["parts"]], 28, 1, least=30)
+    train, test, how = data.read_split([sources["parts"]], 28, 1)
     assert len(train) == 60 and np.array_equal(test.pixels[:, 0], drawn[0]) and "own" in how
     for name in ("bytes.npz", "flat"):
-        train, test, how = data.read_split([sources[name]], 28, 1, 3, least=10)
+        train, test, how = data.read_split([sources[name]], 28, 1, 3)
         assert len(train) == 48 and "20%" in how
         assert name == "flat" or test.labels.bincount().tolist() == [4, 4, 4]
-        again, other = (data.read_split([sources[name]], 28, 1, seed, least=10)[1] for seed in (3, 4))
+        again, other = (data.read_split([sources[name]], 28, 1, seed)[1] for seed in (3, 4))
         assert torch.equal(again.pixels, test.pixels) and not torch.equal(other.pixels, test.pixels)
         every = {image.numpy().tobytes() for image in torch.cat([train.pixels, test.pixels])}
         assert every == {image.tobytes() for image in drawn[0]}
-    some = _save_photos(tmp_path, drawn[0][20:], drawn[1][20:])
-    _, test, how = data.read_split([sources["classes"], some], 28, 1, least=20)
+    some = _save_photos(tmp_path, 255 - drawn[0][20:], drawn[1][20:])
+    _, test, how = data.read_split([sources["classes"], some], 28, 1)
     assert test.classes == ["kind0", "kind1", "kind2"] and test.labels.bincount().tolist() == [0, 20, 20]
     assert how == "a source of its own"
-    rare = data.Images(torch.zeros(60, 1, 8, 8, dtype=torch.uint8), torch.arange(60), list(map(str, range(60))), [])
-    assert [len(part) for part in data._held_out(rare, 0)] == [48, 12]
+
+
+def test_a_fifth_of_each_class_is_held_out_but_not_its_only_image():
+    def images(labels):
+        pixels = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1)
+        return data.Images(pixels, torch.tensor(labels), list(map(str, range(max(labels) + 1))), ["a.png: why"])
+
+    for labels, held_out in (([0] * 60, [12]), ([0] * 20 + [1] * 10 + [2], [4, 2, 0]), ([*range(5)] * 2, [1] * 5),
+                             ([0], [0])):
+        train, test = data.split(images(labels), 0)
+        assert np.bincount(test.labels, minlength=len(held_out)).tolist() == held_out
+        assert sorted(torch.cat([train.pixels, test.pixels]).flatten().tolist()) == [*range(len(labels))]
+        assert (train.skipped, test.skipped) == (["a.png: why"], [])
+    assert [len(part) for part in data.split(images([*range(60)]), 0)] == [48, 12]  # all of them the only ones
+
+
+def test_sixty_photos_of_one_class_suffice_and_fewer_than_ten_do_not(drawn, tmp_path):
+    photos = _save_photos(tmp_path / "photos", drawn[0], drawn[1] * 0)
+    assert [len(part) for part in data.read_split([photos], 28, 3)[:2]] == [48, 12]
+    few = _save_photos(tmp_path / "few", drawn[0][:11], drawn[1][:11])
+    for words, said in (
+            ({}, "10 images to train on, found 8"), ({"least": (5, 4)}, "4 images to hold out, found 3"),
+            ({"least": (5, 2), "labelled": True}, "two classes, found 1")):
+        with pytest.raises(InputError, match=f"^{few}: expected .*{said}$"):
+            data.read_split([few], 28, 3, **words)
+
+
+def test_the_fingerprint_is_of_pixels_labels_classes_and_shape(drawn):
+    images = data.Images(torch.from_numpy(drawn[0])[:, None], torch.from_numpy(drawn[1]), ["a", "b", "c"], [])
+    changed = images.pixels.clone()
+    changed[5, 0, 3, 3] += 1
+    others = [{"pixels": changed}, {"labels": images.labels.flip(0)}, {"classes": ["a", "b", "d"]},
+              {"pixels": images.pixels.view(60, 1, 14, 56)}, {"pixels": images.pixels.float()}]
+    found = [images.fingerprint(), *(dataclasses.replace(images, **other).fingerprint() for other in others)]
+    assert len(set(found)) == 6 and all(len(bytes.fromhex(each)) == 8 for each in found)
+    assert found[0] == dataclasses.replace(images, skipped=["x"], pixels=images.pixels.clone()).fingerprint()
+    features = dataclasses.replace(images, pixels=torch.rand(60, 7))
+    assert features.fingerprint() == dataclasses.replace(features, pixels=torch.rand(60, 7)).fingerprint()
+    assert features.fingerprint() != dataclasses.replace(features, pixels=torch.rand(60, 8)).fingerprint()
+
+
+def test_links_to_folders_are_followed_and_cycles_broken(drawn, sources, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for kind in ("kind0", "kind1"):
+        (tmp_path / "photos" / kind).symlink_to(sources["classes"] / kind, target_is_directory=True)
+    deep = _save_photos(tmp_path / "photos" / "own", drawn[0][40:], drawn[1][40:], flat=True)
+    (deep / "around").symlink_to(tmp_path / "photos", target_is_directory=True)
+    images = data.read(tmp_path / "photos", 28, 1)["train"]
+    assert images.classes == ["kind0", "kind1", "own"] and images.labels.bincount().tolist() == [20, 20, 20]
+    assert np.array_equal(images.pixels[:, 0], drawn[0]) and images.skipped == []
+
+
+@pytest.mark.parametrize("closed", ["classes", "classes/kind1"])
+def test_a_folder_that_cannot_be_read_is_one_line(sources, monkeypatch, closed):
+    def listdir(path):
+        if str(path).endswith(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(InputError, match=f"{closed}: expected readable images, found: Permission denied$"):
+        data.read(sources["classes"], 28, 1)
 
 
 def test_broken_images_are_counted_and_skipped(drawn, tmp_path, monkeypatch):
@@ -104,10 +170,14 @@ def test_broken_images_are_counted_and_skipped(drawn, tmp_path, monkeypatch):
     (folder / "stray.png").write_bytes(whole)
     (folder / "kind2/notes.txt").write_text("not an image by its name")
     (folder / "kind2/.hidden.png").write_bytes(b"")
+    (folder / "kind2/.hidden.gif").write_bytes(b"")
+    (folder / "kind2/a.png").symlink_to("nowhere")
+    Image.new("L", (9, 9)).save(str(folder / "kind0/moving.GIF"))
     images = data.read(folder, 28, 1)["train"]
     assert len(images) == 60 and np.array_equal(images.pixels[:, 0], drawn[0])
     assert sorted(line.split(":")[0] for line in images.skipped) == [
-        "kind1/cut.png", "kind1/words.jpg", "kind2/empty.png", "stray.png"]
+        "kind0/moving.GIF", "kind1/cut.png", "kind1/words.jpg", "kind2/a.png", "kind2/empty.png", "stray.png"]
+    assert "kind0/moving.GIF: only regular files, and no GIFs, are read" in images.skipped
 
 
 def test_photos_are_upright_cropped_to_their_middle_and_white_where_transparent(tmp_path, recwarn):
@@ -125,6 +195,18 @@ def test_photos_are_upright_cropped_to_their_middle_and_white_where_transparent(
     assert (images.pixels[0] > 150).all() and not recwarn.list
 
 
+def test_gray_images_of_any_depth_keep_their_range(tmp_path):
+    levels = np.linspace(0, 1, 256).reshape(16, 16)
+    for name, white, dtype in (("a.png", 255, np.uint8), ("b.png", 65535, np.uint16), ("c.png", 4095, np.uint16),
+                               ("d.tif", 65535, np.int32), ("e.tif", 1, np.float32), ("f.tif", 255, np.float32)):
+        Image.fromarray((levels * white).astype(dtype)).save(str(tmp_path / name))
+    Image.fromarray((levels * np.nan).astype(np.float32)).save(str(tmp_path / "g.tif"))
+    for channels in (1, 3):
+        images = data.read(tmp_path, 16, channels)["train"]
+        assert images.pixels.shape == (6, channels, 16, 16) and images.skipped == ["g.tif: values from nan to nan"]
+        assert float((images.floats() - torch.from_numpy(levels)).abs().max()) < 1.01 / 255
+
+
 def test_grey_colour_and_size_are_given_as_asked(tmp_path):
     colour = np.zeros((4, 10, 10, 3), np.uint8)
     colour[..., 1] = 100
@@ -138,9 +220,10 @@ def test_batches_are_floats_in_0_1_and_few_are_drawn_by_the_seed(drawn):
     images = data.Images(torch.from_numpy(drawn[0])[:, None], torch.from_numpy(drawn[1]), ["a", "b", "c"], [])
     x, y = images.__getitems__([0, 59])
     assert torch.equal(x, images.floats()[[0, 59]]) and 0.7 < x.max() <= 1 and y.tolist() == [0, 2]
-    few = images.at_most(10, 1)
-    assert len(few) == 10 and torch.equal(few.pixels, images.at_most(10, 1).pixels) and images.at_most(60, 1) is images
-    assert not torch.equal(few.pixels, images.at_most(10, 2).pixels)
+    few = images.subsample(10, 1)
+    assert len(few) == 10 and torch.equal(few.pixels, images.subsample(10, 1).pixels)
+    assert images.subsample(60, 1) is images
+    assert not torch.equal(few.pixels, images.subsample(10, 2).pixels)
 
 
 def test_names_are_downloaded_into_the_cache_or_the_lack_of_a_network_is_one_line(drawn, tmp_path, monkeypatch):
@@ -154,20 +237,92 @@ def test_names_are_downloaded_into_the_cache_or_the_lack_of_a_network_is_one_lin
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(data.datasets, "MNIST", download)
-    train, test, _ = data.read_split(["MNIST"], 28, 1, least=30)
-    assert (len(train), len(test), train.classes) == (60, 30, ["a", "b", "c"])
+    monkeypatch.setattr(data.datasets, "KMNIST", download)
+    for name, classes in (("MNIST", ["0", "1", "2"]), ("KMNIST", ["a", "b", "c"])):
+        train, test, _ = data.read_split([name], 28, 1)
+        assert (len(train), len(test), train.classes) == (60, 30, classes)
     monkeypatch.setattr(data.datasets, "KMNIST", fail)
-    with pytest.raises(InputError, match="^KMNIST: expected a network .*no route"):
+    with pytest.raises(InputError, match="^KMNIST: expected a network, .*no route"):
         data.read_split(["KMNIST"], 28, 1)
 
 
-def test_what_debian_has_installed_is_read_by_torchvision(drawn, tmp_path, monkeypatch):
-    _save_idx(tmp_path / "installed", *drawn)
-    monkeypatch.setattr(data, "INSTALLED", {"FashionMNIST": str(tmp_path / "installed")})
-    train, test, how = data.read_split(["FashionMNIST"], 28, 1)
-    assert train.classes[7] == "Sneaker" and "own" in how
-    for images in (train, test):
-        assert np.array_equal(images.pixels[:, 0], drawn[0]) and np.array_equal(images.labels, drawn[1])
+def test_idx_files_are_read_by_torchvision_and_named_by_their_folder(drawn, tmp_path, monkeypatch):
+    installed = _save_idx(tmp_path / "installed", *drawn)
+    monkeypatch.setattr(data, "INSTALLED", {"FashionMNIST": str(installed)})
+    _save_idx(tmp_path / "of fashion" / "MNIST" / "raw", *drawn, packed=False)
+    _save_idx(tmp_path / "kmnist" / "raw", *drawn)
+    _save_idx(tmp_path / "torchvision" / "FashionMNIST" / "raw", *drawn, packed=False)
+    dotted = _save_idx(tmp_path / "kaggle-Fashion", *drawn, packed=False, hyphen=".")
+    (dotted / "train-images-idx3-ubyte").mkdir()  # as Kaggle unpacks the archive
+    (installed / "train-images-idx3-ubyte").write_bytes(gzip.decompress(
+        (installed / "train-images-idx3-ubyte.gz").read_bytes()))
+    clothes, digits = ["T-shirt/top", "Trouser", "Pullover"], ["0", "1", "2"]
+    for source, classes in (("FashionMNIST", clothes), ("installed", digits), ("of fashion/MNIST", digits),
+                            ("of fashion", digits), ("kmnist", ["o", "ki", "su"]), ("torchvision", clothes),
+                            ("kaggle-Fashion", clothes)):
+        train, test, how = data.read_split([source if source == "FashionMNIST" else tmp_path / source], 28, 1)
+        assert train.classes == test.classes == classes and "own" in how, source
+        for images in (train, test):
+            assert np.array_equal(images.pixels[:, 0], drawn[0]) and np.array_equal(images.labels, drawn[1])
+
+
+def test_idx_files_that_are_missing_or_corrupt_are_one_line(drawn, tmp_path):
+    for name in ("missing", "cut", "mixed", "both/MNIST/raw", "both/KMNIST/raw"):
+        _save_idx(tmp_path / name, *drawn, packed=name != "cut")
+    (tmp_path / "missing" / "t10k-labels-idx1-ubyte.gz").unlink()
+    (tmp_path / "cut" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
+    shutil.copy(tmp_path / "mixed" / "t10k-labels-idx1-ubyte.gz", tmp_path / "mixed" / "t10k-images-idx3-ubyte.gz")
+    _save_idx(tmp_path / "short", drawn[0], drawn[1][:-1])
+    for name, said in (
+            ("missing", "found: only t10k-images-idx3-ubyte.gz, train-images-idx3-ubyte.gz, train-labels.*gz$"),
+            ("cut", "found: "), ("mixed", "found: x should have 3 dimension instead of 1"),
+            ("short", "each of 60 images, found int64"), ("both", "one dataset, found .*KMNIST/raw")):
+        with pytest.raises(InputError, match=f"^{tmp_path / name}: expected .*{said}") as caught:
+            data.read_split([tmp_path / name], 28, 1)
+        assert "download" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [("x_train", "y_train", "x_test", "y_test"), (
+    "train_images", "train_labels", "test_images", "test_labels")])
+def test_arrays_of_keras_and_medmnist_have_two_parts(keys, drawn, tmp_path):
+    (pixels, labels), path = drawn, tmp_path / "a.npz"
+    colors = np.stack([pixels, pixels // 2, pixels // 4], 1)  # (60, 3, 28, 28)
+    for images, channels, expected in (
+            (pixels, 1, pixels[:, None]), (pixels.reshape(60, 784), 1, pixels[:, None]), (colors, 3, colors),
+            (pixels[:, None] / 255, 1, pixels[:, None]), (np.moveaxis(colors, 1, 3), 3, colors)):
+        for some in (labels, labels[:, None].astype(np.uint8), labels.astype(float) + 4):
+            np.savez(str(path), **dict(zip(keys, (images, some, images[20:], some[20:]))), val_images=pixels[:0])
+            train, test, how = data.read_split([path], 28, channels)
+            assert np.array_equal(train.pixels, expected) and np.array_equal(test.pixels, expected[20:])
+            assert train.pixels.stride() == (channels * 784, 784, 28, 1) and "own" in how
+            assert train.classes == test.classes == ["4", "5", "6"] if some.dtype == float else ["0", "1", "2"]
+            assert np.array_equal(train.labels, labels) and np.array_equal(test.labels, labels[20:])
+    np.save(str(tmp_path / "ambiguous.npy"), np.moveaxis(colors, 1, 3)[:, 9:12, 9:12])
+    (tmp_path / "ambiguous.npy").rename(tmp_path / "ambiguous.NPY")
+    assert np.array_equal(data.read(tmp_path / "ambiguous.NPY", 3, 3)["train"].pixels, colors[:, :, 9:12, 9:12])
+
+
+def test_a_typing_error_in_a_name_gets_a_hint_unless_there_is_such_a_path(drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for typed, meant in (("mnist", "MNIST"), ("MNISTT", "MNIST"), ("FashionMnist", "FashionMNIST"), ("kmnst", "KMNIST"),
+                         ("fashion-mnist", "FashionMNIST"), ("Fashion", "FashionMNIST"), ("animals", None)):
+        with pytest.raises(InputError) as caught:
+            data.read(typed, 28, 1)
+        hint = f"; did you mean {meant}?" if meant else ""
+        assert str(caught.value) == (f"{typed}: expected FashionMNIST, KMNIST, MNIST, a folder, .npz or .npy, found "
+                                     f"nothing there{hint}")
+    _save_photos(tmp_path / "mnist", *drawn)
+    assert len(data.read("mnist", 28, 1)["train"]) == 60
+    Path("kmnist").write_bytes(b"")
+    with pytest.raises(InputError, match="found another file$"):
+        data.read("kmnist", 28, 1)
+
+
+def test_long_messages_are_cut_between_words():
+    long = "the-name-of-a-file " * 5
+    for text, expected in (("a  b\nc", "a b c"), ("", "ValueError"), (long * 3, long * 2 + "..."),
+                           ("a" * 300, "a" * 193 + "...")):
+        assert one_line(ValueError(text)) == expected
 
 
 def _bad_sources(folder, pixels, labels, bomb):
@@ -179,7 +334,8 @@ def _bad_sources(folder, pixels, labels, bomb):
 
     objects = np.array([bomb] * 60, object)
     arrays = {  # arrays of a .npz: a word of the message
-        "pickled images": ({"data": objects}, "Object arrays"), "keys": ({"x": pixels, "y": labels}, "'data'"),
+        "pickled images": ({"data": objects}, "Object arrays"), "keys": ({"x": pixels, "y": labels}, "found x, y"),
+        "test alone": ({"x_test": pixels, "y_test": labels}, "x_train"), "empty": ({}, "found none"),
         "pickled labels": ({"data": pixels, "labels": objects}, "Object arrays"),
         "channels": ({"data": np.zeros((60, 5, 9, 9))}, "(60, 5, 9, 9)"), "no axes": ({"data": np.float64(3)}, "()"),
         "no square": ({"data": pixels.reshape(60, -1)[:, 1:]}, "(60, 783)"), "none": ({"data": pixels[:0]}, "(0, 28"),
@@ -189,6 +345,8 @@ def _bad_sources(folder, pixels, labels, bomb):
         "two axes of labels": ({"data": pixels, "labels": labels.reshape(30, 2)}, "(30, 2)"),
         "labels nan": ({"data": pixels, "labels": np.where(labels == 1, np.nan, labels)}, "found float64"),
         "one class": ({"data": pixels, "labels": labels * 0}, "two classes, found 1"),
+        "labels of halves": ({"data": pixels, "labels": labels / 2}, "found float64"),
+        "one-hot": ({"data": pixels, "labels": np.eye(3)[labels]}, "(60, 3)"),
         "no labels": ({"data": pixels}, "two classes, found 0"), "few": ({"data": pixels[:9]}, "at least 12"),
         "one image": ({"data": pixels[:1], "labels": labels[:1]}, "at least 12")}
     for name, (content, _) in arrays.items():
@@ -197,8 +355,8 @@ def _bad_sources(folder, pixels, labels, bomb):
     (folder / "hollow").mkdir()
     return {
         **{name: (f"{name}.npz", word) for name, (_, word) in arrays.items()}, "nothing": ("none", "nothing there"),
-        "a typing error": ("MNISTT", "MNIST, FashionMNIST"), "empty folder": ("hollow", "found none"),
-        "no image": (write("photos/a/a.png", b"no image") and "photos", "1 skipped"),
+        "empty folder": ("hollow", "found none"),
+        "no image": (write("photos/a/a.png", b"no image") and "photos", "a/a.png: cannot"),
         "text": (write("a.txt", b"hello"), "another file"), "empty file": (write("b.npz", b""), "No data left"),
         "cut npz": (write("c.npz", (folder / "no labels.npz").read_bytes()[:9000]), "zip"),
         "pickled npy": ("pickled.npy", "Object arrays"), "pickle": (write("d.npz", pickle.dumps(bomb)), "pickled")}
@@ -206,15 +364,17 @@ def _bad_sources(folder, pixels, labels, bomb):
 
 def test_bad_sources_give_one_clear_line_and_no_pickle_is_loaded(drawn, sources, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    np.savez("many.npz", data=drawn[0], labels=np.arange(60) % 9 + 10)
     bad = {what: ([name], word) for what, (name, word) in _bad_sources(tmp_path, *drawn, Bomb("exploded")).items()}
     for what, paths, word in (*((what, *rest) for what, rest in bad.items()), *(
             (name, [sources["floats.npz"], name], word) for name, word in (
                 ("few.npz", "at least 12 images to hold out"), ("no labels.npz", "two classes, found 0"))),
             ("other classes", [sources["floats.npz"], sources["bytes.npz"]], "found 4, 5, 6 too"),
-            ("the same", [sources["floats.npz"], sources["floats.npz"]], "found the same"),
-            ("three", ["a", "b", "c"], "found 3 of them")):
+            ("many", [sources["floats.npz"], "many.npz"], "found 10, 11, 12, 13, 14 and 4 more too"),
+            ("the same", [sources["floats.npz"], sources["floats.npz"]], "found 60 of 60 among these"),
+            ("three", ["a", "b", "c"], "found 3 sources")):
         with pytest.raises(InputError) as caught:
-            data.read_split(paths, 28, 1, labelled=True, least=12)
+            data.read_split(paths, 28, 1, labelled=True, least=(12, 12))
         message = str(caught.value)
         assert word in message and "expected" in message and "found" in message and "\n" not in message, what
         assert Path(paths[-1]).name in message and not Path("exploded").exists(), what

@@ -1,4 +1,5 @@
-"""Study 4, gan: from the command line to the report."""
+"""Study 4, gan: the networks, a step by hand, the conclusions, from the command line to the report."""
+import html
 import json
 import math
 import types
@@ -10,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from studies import data, gan
-from studies.training import Run
+from studies import data, gan, metrics, sampling, training
 
 TINY = {"side": 16, "width": 8, "measure_every": 2, "feature_steps": 20}
 VARIANTS = ("described", "dcgan")
+
 
 @pytest.fixture(scope="module")
 def paintings(draw, tmp_path_factory):
@@ -52,7 +53,7 @@ def test_the_networks_are_those_of_the_description():
     kinds = {type(layer) for layer in model.discriminator}
     assert kinds == {nn.Conv2d, nn.LeakyReLU, nn.Flatten, nn.Linear}
     assert all(layer.stride == (2, 2) for layer in model.discriminator if isinstance(layer, nn.Conv2d))
-    images = model.generate(torch.randn(2, 100))
+    images = model.decode(torch.randn(2, 100))
     assert images.shape == (2, 3, 64, 64) and 0 <= images.min() and images.max() <= 1
     assert model.discriminator(images).shape == (2, 1)
 
@@ -61,7 +62,7 @@ def test_the_variant_is_the_well_known_network():
     model = gan.GAN(gan.Settings(**gan.VARIANTS["dcgan"]))  # has biases at the images' ends
     assert sum(p.numel() for p in model.generator.parameters()) == 3_576_704 + 3
     assert sum(p.numel() for p in model.discriminator.parameters()) == 2_765_568 + 64 + 1
-    assert model.generate(torch.randn(2, 100)).shape == (2, 3, 64, 64)
+    assert model.decode(torch.randn(2, 100)).shape == (2, 3, 64, 64)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -93,7 +94,7 @@ def test_a_step_moves_the_discriminator_and_then_the_generator_against_it(tmp_pa
             self.seen.append((loss.item(), self.a.item(), self.b.item()))
 
     model, white = Known(), data.Images(torch.full((8, 1, 1, 1), 255, dtype=torch.uint8), -torch.ones(8), [], [])
-    Run(tmp_path, "cpu").fit("known", model, white, epochs=1, batch_size=8)
+    training.Run(tmp_path, "cpu", threads=1).fit("known", model, white, epochs=1, batch_size=8)
     (d_loss, a_then, b_then), (g_loss, a_now, b_now) = model.seen
     # D(x) = sigmoid(2 * 1), D(G(z)) = sigmoid(2 * 1.5); d loss / d b = -1 (1 - D(x)) + 1.5 D(G(z))
     real, fake = torch.tensor([2.0, 3.0]).sigmoid().tolist()
@@ -123,7 +124,83 @@ def test_features_are_used_where_they_tell_the_controls_from_images(paintings, t
     assert len(precisions) == 4 and (max(precisions[1:]) < 0.5 * precisions[0]) is tells
     found = reference.measure(reference.trained)
     assert list(found) == list(gan.MEASURES) and found["diversity"] > 1 and found["sharpness"] > 0
+    red_and_grey = torch.tensor([[[[255, 100]], [[0, 100]], [[51, 100]]]] * 2, dtype=torch.uint8).repeat(1, 1, 4, 2)
+    assert reference.measure(red_and_grey)["chroma"] == pytest.approx(0.5)
     assert [found[name] is None for name in ("fid", "precision", "recall")] == [not tells] * 3
+
+
+def _judged(changes, weak=False, real=None, losses=None):
+    """The verdicts on a model that agrees with the document in all, but for `changes` of its measures or losses."""
+    g, d = losses or ([3.0, 2, 1, 2] * 5 + [0.9, 1.2, 0.8, 1.3, 0.9], [1.0, 1.3, 0.9, 1.1, 1] + [1.2, 1.22] * 10)
+    model = types.SimpleNamespace(curve={"train_generator": g, "train_discriminator": d}.get, seconds=1.0)
+    row = {"fid": 40.0, "precision": 0.6, "recall": 0.5, "diversity": 30.0, "sharpness": 0.2, "chroma": 0.1}
+    measured = [{"epoch": 5, **row, "fid": 90.0}, {"epoch": 25, **row, **changes}]
+    numbers = metrics.summarise([gan.measure_model(model, types.SimpleNamespace(measured=measured))])
+    results = {"numbers": {"described": numbers}, "features": {"weak": weak}, "real": real or {
+        "fid": 1.0, "precision": 0.7, "recall": 0.7, "diversity": 40.0, "sharpness": 0.1, "chroma": 0.15}}
+    found = gan.conclusions(None, None, results)
+    assert all(claim.found.startswith("described: ") and claim.agrees in (True, False, None) for claim in found)
+    return [claim.agrees for claim in found], [claim.found for claim in found]
+
+
+def test_the_documents_conclusions_are_judged_by_the_numbers():
+    verdicts, found = _judged({})
+    assert verdicts == [True] * 5
+    assert found[0] == "described: generator loss 2.20 in the first fifth of epochs, 1.02 in the last."
+    assert found[1].startswith(
+        "described: discriminator loss 1.21 in the last fifth of epochs, relative standard deviation 0.008")
+    assert "(training images 40.0), recall 0.500 (training images 0.700)" in found[2]
+    assert found[4] == "described: FID 90.0 when first measured, 40.0 last."
+    steady, swinging = [1.0] * 25, [0.2, 2.0] * 12 + [0.2]
+    for changes, expected in (
+            ({"changes": {"fid": 200.0}}, [True, True, True, True, False]),
+            ({"changes": {"recall": 0.1}}, [True, True, False, True, True]),  # collapsed
+            ({"changes": {"diversity": 9.0}}, [True, True, False, True, True]),
+            ({"changes": {"chroma": 0.01}}, [True, True, True, False, True]),  # grey
+            ({"changes": {"precision": 0.0}}, [True, True, True, False, True]),  # unlike the data
+            ({"changes": {"sharpness": 0.001}}, [True, True, True, False, True]),  # blurred
+            ({"changes": dict.fromkeys(("fid", "precision", "recall"))}, [True, True, None, None, None]),
+            ({"changes": {}, "weak": True}, [True, True, True, True, None]),
+            ({"changes": {}, "losses": (steady, steady)}, [None, True, False, True, True]),
+            ({"changes": {}, "losses": (list(range(1, 26)), swinging)}, [False, False, False, True, True]),
+            ({"changes": {}, "losses": ([2.0, 1.0], [1.0, 1.0])}, [True, None, None, True, True]),  # too short
+            ({"changes": {}, "losses": ([2.0], [1.0])}, [None, None, None, True, True])):
+        assert _judged(**changes)[0] == expected, changes
+
+
+def test_every_checkpoint_loads_and_decodes_noise(studied, tmp_path):
+    for name in sorted(studied.checkpoints - {"features.ckpt"}):
+        path = studied.folder / "checkpoints" / name
+        kept = torch.load(str(path), weights_only=True)["callbacks"]["Watch"]["frames"][-1]
+        for model in (training.load_model(path), gan.GAN.load_from_checkpoint(str(path)).eval()):
+            assert model.settings == _settings(**{**gan.QUICK, **TINY, "epochs": 3, "convolutional": "dcgan" in name})
+            assert model.latent == 100 and torch.equal(model.samples(64, int(name[-6]))[:16], kept)
+    sampling.main("sample", [str(path), "--out", str(tmp_path / "a.png"), "--n", "9"])
+    with Image.open(str(tmp_path / "a.png")) as image:
+        assert min(image.size) > 3 * 16
+
+
+def test_the_frames_of_the_gif_are_dense_where_the_training_starts(studied, paintings, monkeypatch):
+    monkeypatch.setattr(gan.figures, "grid_figure", lambda groups, *_, title="", **__: title)
+
+    def frames(epochs):
+        watch = types.SimpleNamespace(frames=[torch.full((16, 3, 8, 8), i, dtype=torch.uint8) for i in range(epochs)],
+                                      measured=studied.results["measured"]["described 0"])
+        train, test, _ = data.read_split([paintings], 8, 3)
+        model = gan.GAN(_settings(side=8))
+        model.history = [{"train_generator": 1.0, "train_discriminator": 1.0}] * epochs
+        study = types.SimpleNamespace(train=train, test=test, args=types.SimpleNamespace(seed=0), seeds=[0],
+                                      variants={"described": None}, settings=_settings(epochs=epochs))
+        results, made = {**studied.results, "numbers": {"described": studied.results["numbers"]["described"]}}, {}
+        gan.pictures(study, {"models": {("described", 0): (model, watch)}}, results,
+                     lambda name, figure, *_: made.update({name: figure}))
+        return [int(title.split("epoch ")[1]) for title in made["evolution"]]
+
+    assert frames(3) == [1, 2, 3]
+    shown = frames(100)
+    steps = np.diff(shown)
+    assert shown[:5] == [1, 2, 3, 4, 5] and shown[-1] == 100 and 20 < len(shown) <= 40
+    assert steps[-1] > 5 and (np.diff(steps) >= -1).all()
 
 
 def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
@@ -136,8 +213,8 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
         assert (numbers["fid"]["mean"] is None) is not found["features_tell"]
         assert numbers["diversity"]["sd"] > 0
         for seed in ("0", "1"):
-            assert [row["epoch"] for row in found["measured"][variant][seed]] == [2, 3]
-            history = found["history"][variant][seed]
+            assert [row["epoch"] for row in found["measured"][f"{variant} {seed}"]] == [2, 3]
+            history = found["history"][f"{variant} {seed}"]
             assert [row["epoch"] for row in history] == [1, 2, 3] and history[0]["train_discriminator"] > 0
     assert studied.checkpoints == {
         "features.ckpt", *(f"gan_{variant}_seed{seed}.ckpt" for variant in VARIANTS for seed in (0, 1))}
@@ -148,7 +225,12 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
         assert image.n_frames == 3
     assert "mean ± standard deviation of 2 seeds" in studied.text
     assert "too short to judge the pictures" in studied.text
-    assert ("not reported." in studied.text) is not found["features_tell"]
+    assert ("not reported" in studied.text) is not found["features_tell"] and "images of images.npy" in studied.text
+    assert len(found["conclusions"]) == 10 and found["conclusions"][5]["found"].startswith("dcgan: ")
+    told = [claim["found"] for claim in found["conclusions"]]
+    for i, claim in enumerate(told):  # in the table, and below the figure that it is about
+        shown = studied.text.count(html.escape(claim, quote=False).replace("'", "&#39;"))
+        assert shown == 1 + (i % 5 < 4 or found["features_tell"])
 
 
 def test_a_resumed_study_gives_the_numbers_and_frames_of_an_uninterrupted_one(
@@ -165,22 +247,22 @@ def test_a_resumed_study_gives_the_numbers_and_frames_of_an_uninterrupted_one(
         assert _study(paintings, tmp_path) == 130
     assert _study(paintings, tmp_path, "--resume") == 0
     found = small_studies.left(tmp_path).results
-    frames = [torch.load(folder / "checkpoints/gan_dcgan_seed0.ckpt", weights_only=True)["callbacks"]["Watch"]["epochs"]
+    frames = [torch.load(folder / "checkpoints/gan_dcgan_seed0.ckpt", weights_only=True)["callbacks"]["Watch"]["frames"]
               for folder in (tmp_path, studied.folder)]
     assert len(frames[0]) == 3
     for one, other in zip(*frames):
-        assert torch.equal(one["frame"], other["frame"]) and one["frame"].shape == (16, 3, 16, 16)
+        assert torch.equal(one, other) and one.shape == (16, 3, 16, 16)
     for variant in VARIANTS:
-        assert found["measured"][variant]["0"] == studied.results["measured"][variant]["0"]
+        assert found["measured"][f"{variant} 0"] == studied.results["measured"][f"{variant} 0"]
 
 
 def test_two_processes_train_and_leave_together(studied, paintings, tmp_path, environment):
-    words = ("--epochs", "3", "--variant", "dcgan", "--devices", "2")
+    words = ("--epochs", "3", "--variant", "dcgan", "--devices", "2", "--threads", "1")
     process = small_studies.process(TINY, "gan", paintings, tmp_path, environment, *words)
     stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0 and stdout.count("wrote") == 1 and "Traceback" not in stderr, stderr[-2000:]
     two, one = json.loads((tmp_path / "out/results.json").read_text()), studied.results
     assert two["device"].startswith("2 x ")
     for variant in VARIANTS:
-        for a, b in zip(two["history"][variant]["0"], one["history"][variant]["0"]):
+        for a, b in zip(two["history"][f"{variant} 0"], one["history"][f"{variant} 0"]):
             assert a["train_discriminator"] == pytest.approx(b["train_discriminator"], rel=0.2)  # noise of its own

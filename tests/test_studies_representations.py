@@ -1,6 +1,7 @@
 """Study 3, representations: the VQ-VAE's numerics, averages of samples, the mixture of latents, and the whole study."""
 import dataclasses
 import functools
+import itertools
 import json
 import types
 
@@ -8,35 +9,40 @@ import numpy as np
 import pytest
 import small_studies
 import torch
+from PIL import Image
 from torch import nn
+from torchvision.models import ResNet
 
-from studies import data, representations, training, vq
+from studies import __main__ as command
+from studies import data, photo_networks, representations, training, vq
 
-TINY = {"side": 16, "widths": (4, 8), "latent": 6, "vq_widths": (4, 8), "num_embeddings": 12, "embedding_dim": 5,
-        "hidden": 8, "feature_steps": 12, "components": (1, 2), "batch_size": 20, "vae_batch_size": 20,
-        "shift": 2}
+TINY = {"side": 16, "widths": (4, 8), "latent": 6, "vq_widths": (4, 8), "num_embeddings": 12, "hidden": 8,
+        "feature_steps": 12, "components": (1, 2), "cnn_batch_size": 20, "vae_batch_size": 20, "resnet": False,
+        "last_batches": 2}
 
 
 @pytest.fixture(scope="module")
 def photos(bird_draw, tmp_path_factory):
-    """300 drawn photos of three kinds, 120, 90 and 90, in folders."""
-    folder = tmp_path_factory.mktemp("photos") / "photos"
-    bird_draw(folder, {f"kind{kind}/{i}.png": kind for kind, n in enumerate((120, 90, 90)) for i in range(n)}, 3)
-    return folder
+    """Two folders: 120, 90 and 90 drawn photos of three kinds, and 60 of one kind."""
+    folder = tmp_path_factory.mktemp("photos")
+    many = {f"kind{kind}/{i}.png": kind for kind, n in enumerate((120, 90, 90)) for i in range(n)}
+    bird_draw(folder / "many", many, 3)
+    bird_draw(folder / "one", {f"{i}.png": 1 for i in range(60)}, 4)
+    return folder / "many", folder / "one"
 
 
 @pytest.fixture(scope="module")
 def studied(photos, tmp_path_factory):
-    """The whole study in this process, two seeds and a variant, tiny networks."""
+    """The whole study of one source in this process, two seeds and the variant, tiny networks."""
     folder = tmp_path_factory.mktemp("study")
-    study = functools.partial(small_studies.study, TINY, "representations", photos, folder, "--epochs", "2")
-    code, _ = study("--seeds", "2", "--variant", "beta0.2", "--signature", "by hand")
+    study = functools.partial(small_studies.study, TINY, "representations", photos[0], folder, "--epochs", "2")
+    code, _ = study("--seeds", "2", "--variant", "tuned", "--signature", "by hand")
     return types.SimpleNamespace(code=code, study=study, **vars(small_studies.left(folder)), folder=folder)
 
 
 def _two_codes(decay=0.9):
-    """A VectorQuantizer of the codes (0, 0) and (4, 0), each with a count of 1."""
-    quantizer = vq.VectorQuantizer(2, 2, decay, dead_below=0.0)
+    """An EMAVectorQuantizer of the codes (0, 0) and (4, 0), each with a count of 1."""
+    quantizer = vq.EMAVectorQuantizer(2, 2, 0.25, decay, dead_below=0.0)
     quantizer.codebook.copy_(torch.tensor([[0.0, 0], [4, 0]]))
     quantizer.sums.copy_(quantizer.codebook)
     quantizer.counts.fill_(1)
@@ -46,11 +52,26 @@ def _two_codes(decay=0.9):
 def test_the_nearest_code_is_that_of_the_smallest_distance():
     draw = torch.Generator().manual_seed(0)
     quantizer, z = vq.VectorQuantizer(7, 4), torch.randn(3, 4, 5, 2, generator=draw)
-    quantizer.codebook.copy_(torch.randn(7, 4, generator=draw))
+    assert quantizer.codebook.abs().max() <= 1 / 7
+    quantizer.codebook.data.copy_(torch.randn(7, 4, generator=draw))
     index = quantizer.nearest(z)
     squares = ((z[:, None] - quantizer.codebook[None, :, :, None, None]) ** 2).sum(2)
     assert torch.equal(index, squares.argmin(1))
     assert torch.equal(quantizer.look_up(index)[1, :, 3, 0], quantizer.codebook[index[1, 3, 0]])
+
+
+def test_a_trained_codebook_has_the_loss_of_the_paper():
+    quantizer = vq.VectorQuantizer(2, 2, commitment_cost=0.25)
+    quantizer.codebook.data.copy_(torch.tensor([[0.0, 0], [4, 0]]))
+    z = torch.tensor([1.0, 2, 3, -2]).view(2, 2, 1, 1).requires_grad_()  # nearest: (0, 0) to (1, 2), (4, 0) to (3, -2)
+    quantized, loss, index = quantizer(z)
+    assert index.flatten().tolist() == [0, 1] and quantized.flatten().tolist() == [0, 0, 4, 0]
+    assert loss.item() == pytest.approx(1.25 * (1 + 4 + 1 + 4) / 4)
+    to_z, to_codes = torch.autograd.grad(loss, (z, quantizer.codebook), retain_graph=True)
+    assert torch.allclose(to_z.flatten(), 0.25 * 2 * torch.tensor([1.0, 2, -1, -2]) / 4)
+    assert torch.allclose(to_codes, 2 * torch.tensor([[-1.0, -2], [1, 2]]) / 4)
+    straight, = torch.autograd.grad(quantized.sum(), z)
+    assert torch.equal(straight, torch.ones_like(z))
 
 
 def test_perplexity_of_known_codes():
@@ -63,9 +84,9 @@ def test_the_gradient_passes_straight_through_and_the_commitment_moves_the_encod
     z = torch.tensor([1.0, 2, 3, -2]).view(2, 2, 1, 1).requires_grad_()  # nearest: (0, 0) to (1, 2), (4, 0) to (3, -2)
     quantized, commitment, index = quantizer(z)
     assert index.flatten().tolist() == [0, 1] and quantized.flatten().tolist() == [0, 0, 4, 0]
-    assert commitment.item() == pytest.approx((1 + 4 + 1 + 4) / 4)
+    assert commitment.item() == pytest.approx(0.25 * (1 + 4 + 1 + 4) / 4)
     towards, = torch.autograd.grad(commitment, z, retain_graph=True)
-    assert torch.allclose(towards.flatten(), 2 * torch.tensor([1.0, 2, -1, -2]) / 4)
+    assert torch.allclose(towards.flatten(), 0.25 * 2 * torch.tensor([1.0, 2, -1, -2]) / 4)
     weights = torch.tensor([1.0, 2, 3, 4]).view(2, 2, 1, 1)
     through, = torch.autograd.grad((quantized * weights).sum(), z)
     assert torch.equal(through, weights)
@@ -89,100 +110,125 @@ def test_the_codebook_follows_by_moving_averages_worked_by_hand():
 def test_dead_codes_begin_again_as_encoder_outputs_and_living_ones_stay():
     z = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     rows = z.permute(0, 2, 3, 1).reshape(-1, 3)
-    quantizer = vq.VectorQuantizer(5, 3, decay=1.0, dead_below=0.1)
+    quantizer = vq.EMAVectorQuantizer(5, 3, decay=1.0, dead_below=0.1)
     quantizer.codebook[:3], quantizer.sums[:3], quantizer.counts[:3] = 9.0, 9.0, 1.0  # the last two are dead
     quantizer(z)
     assert torch.equal(quantizer.codebook[:3], torch.full((3, 3), 9.0))
     for code in quantizer.codebook[3:]:
         assert (rows - code).abs().sum(1).min() < 1e-6
     assert torch.equal(quantizer.counts[3:], torch.full((2,), 16 / 5))
-    fresh = vq.VectorQuantizer(5, 3, decay=1.0).eval()
+    fresh = vq.EMAVectorQuantizer(5, 3, decay=1.0).eval()
     fresh(z)
     assert not fresh.codebook.any()  # revived in training alone
     fresh.train()(z)
     assert torch.cdist(fresh.codebook, rows).min(1).values.max() < 1e-6
 
 
-def test_the_features_of_codes_are_their_shares_by_quarter_and_the_averaged_vectors():
-    model = representations.VQVAE(_small(num_embeddings=3, embedding_dim=1), 1.0).eval()
+def test_the_features_of_codes_are_their_mean_index_or_shares_and_vectors_by_place():
+    model = photo_networks.VQVAE(_small(num_embeddings=3, vq_widths=(4, 1), code_map=True)).eval()
     index = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 2], [2, 2, 0, 0], [2, 2, 0, 0]]])
     model.encode = lambda x: index
-    model.quantizer.codebook.copy_(torch.tensor([[10.0], [20], [30]]))
+    model.quantizer.codebook.data.copy_(torch.tensor([[10.0], [20], [30]]))
     found = model.features(None)[0]
     shares = torch.tensor([[1.0, 0, 0, 1], [0, 0.75, 0, 0], [0, 0.25, 1, 0]])  # of each code in the four quarters
     assert torch.allclose(found[:12].view(3, 4), shares.sqrt())
     assert torch.equal(found[12:], 10.0 * (1 + index.flatten()))
+    model.settings = _small()
+    assert model.features(None).tolist() == [[13 / 16]]
 
 
 def _small(**changed):
     return dataclasses.replace(representations.Settings(), **{**TINY, **changed})
 
 
-def test_the_described_vae_has_beta_1_and_128_latents_and_its_loss_is_the_sum_of_its_terms():
+def test_the_networks_are_those_of_the_description():
     settings = representations.Settings()
-    assert (settings.side, settings.latent, settings.beta, settings.averaged) == (64, 128, 1.0, (1, 5, 10))
-    assert representations.VARIANTS["beta0.2"] == {"beta": 0.2}
-    model, x = representations.PhotoVAE(_small(beta=0.2)).eval(), torch.rand(5, 3, 16, 16)
-    found = model.losses(x, None)
-    assert found["loss"].item() == pytest.approx((found["reconstruction"] + 0.2 * found["kl"]).item(), rel=1e-5)
-    assert model.encode(x).shape == (5, 6) and model.decode(model.encode(x)).shape == x.shape
-    with torch.no_grad():
-        model.encoder[-1].bias.fill_(50)
-        assert model.posterior(x)[1].max() <= representations.LARGEST  # exp of 50 would be the KL's leap
+    model = photo_networks.PhotoVAE(settings)
+    kinds = [nn.Conv2d(n, m, 4, 2, 1) for n, m in ((3, 32), (32, 64), (64, 128), (128, 256), (256, 512))]
+    assert [str(layer) for layer in model.encoder] == [
+        *itertools.chain.from_iterable((str(kind), "ReLU()") for kind in kinds), str(nn.Flatten())]
+    assert str(model.fc_mu) == str(model.fc_logvar) == str(nn.Linear(512 * 4 * 4, 128))
+    kinds = [nn.ConvTranspose2d(n, m, 4, 2, 1) for n, m in ((512, 256), (256, 128), (128, 64), (64, 32), (32, 3))]
+    assert [str(layer) for layer in model.decoder] == [
+        str(nn.Linear(128, 512 * 4 * 4)), str(nn.Unflatten(1, (512, 4, 4))),
+        *itertools.chain.from_iterable((str(kind), "ReLU()") for kind in kinds[:-1]), str(kinds[-1]), "Tanh()"]
+    quantized = photo_networks.VQVAE(settings)
+    assert [str(layer) for layer in quantized.encoder] == [
+        str(nn.Conv2d(3, 32, 4, 2, 1)), "ReLU()", str(nn.Conv2d(32, 64, 4, 2, 1))]
+    assert quantized.quantizer.codebook.shape == (128, 64) and quantized.quantizer.commitment_cost == 0.25
+    classifier, mlp = photo_networks.Classifier(settings, 7), photo_networks.Classifier(settings, 7, 128)
+    assert isinstance(classifier.layers, ResNet) and classifier.layers.fc.out_features == 7
+    assert [str(layer) for layer in mlp.layers] == [str(nn.Linear(128, 64)), "ReLU()", str(nn.Linear(64, 7))]
+    assert [network.lr for network in (model, quantized, classifier, mlp)] == [2e-4, 1e-3, 1e-3, 1e-3]
+    assert (settings.side, settings.vae_batch_size, settings.cnn_batch_size, settings.cnn_epochs, settings.mlp_epochs,
+            settings.vq_batch_size, settings.vq_epochs, settings.codes_mlp_epochs, settings.components) == (
+                128, 32, 16, 5, 20, 32, 8, 25, (20,))
+    optimizer = model.configure_optimizers()
+    assert optimizer.defaults["weight_decay"] == 0 and optimizer.defaults["betas"] == (0.9, 0.999)
 
 
-def test_the_epochs_follow_from_the_number_of_steps_within_bounds():
-    settings = dataclasses.replace(representations.Settings(), fewest_epochs=2, most_epochs=20)
-    found = [representations.budget(settings, n, steps=100, batch_size=10) for n in (200, 195, 10_000, 20)]
-    assert [one["epochs"] for one in found] == [5, 5, 2, 20] and {one["batch_size"] for one in found} == {10}
+def test_the_loss_has_means_over_pixels_and_dimensions_and_samples_of_z_by_the_epoch(monkeypatch):
+    model, x = photo_networks.PhotoVAE(_small(kl_weight=0.2)), torch.rand(5, 3, 16, 16)
+    mean, log_variance = model.posterior(x)
+    kl = (-0.5 * (1 + log_variance - mean ** 2 - log_variance.exp())).mean()
+    for epoch, samples in enumerate((1, 1, 1, 1, 5, 10, 10)):
+        monkeypatch.setattr(photo_networks.PhotoVAE, "current_epoch", epoch)
+        torch.manual_seed(3)
+        found = model.losses(x, None)
+        torch.manual_seed(3)
+        decoded = [model.decoder(mean + (log_variance / 2).exp() * torch.randn_like(mean)) for _ in range(samples)]
+        reconstruction = torch.stack([(y - (2 * x - 1)) ** 2 for y in decoded]).mean()
+        assert found["reconstruction"].item() == pytest.approx(reconstruction.item(), rel=1e-5), epoch
+        assert found["kl"].item() == pytest.approx(kl.item(), rel=1e-4)
+        assert found["loss"].item() == pytest.approx((reconstruction + 0.2 * kl).item(), rel=1e-5)
+    assert model.decode(model.encode(x)).shape == x.shape and 0 <= model.reconstruct(x).min() < 1
 
 
-def test_learning_rate_and_kl_weight_rise_and_the_rate_falls_to_nothing(photos, tmp_path, monkeypatch):
-    settings = _small(warm_up=0.25, lr=0.01)
-    train, test, _ = data.read_split([photos], settings.side, 3)
-    train, rates, weights = train.at_most(80, 0), [], []
+def test_the_last_epochs_have_so_many_batches_and_the_rate_of_the_variant_rises_and_falls(photos, tmp_path):
+    train, test, _ = data.read_split([photos[0]], 16, 3)
+    train, seen, rates = train.subsample(80, 0), [], []
 
-    class Watched(representations.PhotoVAE):
+    class Watched(photo_networks.PhotoVAE):
         def losses(self, x, y):
-            found = super().losses(x, y)
             if self.training:
+                seen.append(self.current_epoch)
                 rates.append(self.optimizers().param_groups[0]["lr"])
-                weights.append(((found["loss"] - found["reconstruction"]) / found["kl"]).item())
-            return found
+            return super().losses(x, y)
 
-    torch.manual_seed(0)
-    training.Run(tmp_path, "cpu").fit("vae", Watched(settings), train, test.at_most(20, 0), epochs=10, batch_size=20)
-    assert len(rates) == 40 and rates[:4] == pytest.approx([0.001, 0.002, 0.003, 0.004])
-    assert rates[20] == pytest.approx(0.005) and 0 < rates[-1] < 1e-4 and max(rates) < 0.01
-    assert weights[:10] == pytest.approx([0.1 * k for k in range(1, 11)], rel=0.02)
-    assert weights[10:] == pytest.approx([1.0] * 30, rel=0.02)
+    for changed in ({}, {"scheduled": True, "last_batches": 0}):
+        training.Run(tmp_path, "cpu", threads=1, overwrite=True).fit(
+            "vae", Watched(_small(**changed)), train, test.subsample(20, 0), epochs=7, batch_size=20)
+    assert [seen[:24].count(epoch) for epoch in range(7)] == [4, 4, 4, 4, 4, 2, 2] and set(rates[:24]) == {2e-4}
+    cycle = rates[24:]
+    assert len(cycle) == 28 and max(cycle) == pytest.approx(2e-4, rel=0.05) and cycle.index(max(cycle)) in (1, 2, 3)
+    assert cycle[0] < 2e-5 and cycle[-1] < 1e-6 and cycle[3:] == sorted(cycle[3:], reverse=True)
 
 
-def test_photos_are_moved_and_mirrored_one_by_one_in_training_alone(monkeypatch):
-    model, seen = representations.PhotoVAE(_small(shift=2)), []
+def test_photos_are_moved_and_mirrored_one_by_one_in_training_of_the_variant_alone(monkeypatch):
+    seen = []
     monkeypatch.setattr(training.StudyModule, "training_step", lambda self, batch, index: seen.append(batch[0]))
     photo = torch.arange(3 * 16 * 16.0).view(3, 16, 16)
-    torch.manual_seed(0)
-    model.training_step((photo.expand(64, -1, -1, -1), None), 0)
-    padded = nn.functional.pad(photo[None], (2, 2, 2, 2), mode="reflect")[0]
-    crops = [padded[:, i:i + 16, j:j + 16] for i in range(5) for j in range(5)]
+    for augmented in (True, False):
+        torch.manual_seed(0)
+        model = photo_networks.VQVAE(_small(augmented=augmented))
+        model.training_step((photo.expand(64, -1, -1, -1), None), 0)
+        model.training_step((torch.ones(4, 9), None), 0)  # features
+    padded = nn.functional.pad(photo[None], (4, 4, 4, 4), mode="reflect")[0]
+    crops = [padded[:, i:i + 16, j:j + 16] for i in range(9) for j in range(9)]
     views = {tuple(view.flatten().tolist()) for crop in crops for view in (crop, crop.flip(2))}
     found = {tuple(view.flatten().tolist()) for view in seen[0]}
     assert found <= views and len(found) > 20
-    model.training_step((torch.ones(4, 9), None), 0)  # features
-    assert torch.equal(seen[1], torch.ones(4, 9))
+    assert torch.equal(seen[2], photo.expand(64, -1, -1, -1)) and torch.equal(seen[1], seen[3])
 
 
 def test_averaging_samples_of_the_latent_tends_to_the_mean_image():
     model = types.SimpleNamespace(
         moments=lambda x: torch.cat([x.flatten(1), torch.zeros(len(x), 12)], 1), decode=lambda z: z.view(-1, 3, 2, 2))
     x = torch.rand(300, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    found = dict(representations.averaged_reconstructions(model, x, 10, 0))
-    assert list(found) == list(range(1, 11))
+    found = dict(representations.averaged_reconstructions(model, x, 0))
+    assert list(found) == [1, 5, 10]
     for k, images in found.items():  # unit variance, so the squared error is 1 / k
         assert float(((images - x) ** 2).mean()) == pytest.approx(1 / k, rel=0.1), k
-    again = dict(representations.averaged_reconstructions(model, x, 5, 0))
-    assert torch.equal(again[5], found[5])
 
 
 def test_the_mixture_has_as_many_components_as_the_latents_and_its_samples_are_like_them():
@@ -193,7 +239,8 @@ def test_the_mixture_has_as_many_components_as_the_latents_and_its_samples_are_l
     assert len(mixture.weights_) == 2
     assert len(representations.fit_mixture(torch.randn(300, 2, generator=torch.Generator().manual_seed(0)),
                                            _small(components=(1, 8)), 0).weights_) == 1
-    model = types.SimpleNamespace(hparams=types.SimpleNamespace(latent=2), decode=lambda z: z)
+    model = types.SimpleNamespace(latent=2, decode=lambda z: z)
+    assert len(representations.fit_mixture(latents[:9], _small(components=(20,)), 0).weights_) == 9
     drawn = representations.generated(model, mixture, 400, 0)
     assert drawn["mixture"].shape == (400, 2) and torch.allclose(drawn["mixture"].mean(0), latents.mean(0), atol=0.5)
     assert float(drawn["mixture"][:, 0].abs().min()) > 1
@@ -202,45 +249,131 @@ def test_the_mixture_has_as_many_components_as_the_latents_and_its_samples_are_l
 
 def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     assert studied.code == 0
-    found, shared = studied.results, studied.results["shared"]
+    found = studied.results
     assert found["data"]["train"] == 240 and found["data"]["held_out"] == 60
-    assert list(found["numbers"]) == found["variants"] == ["described", "beta0.2"]
+    assert list(found["numbers"]) == found["variants"] == ["described", "tuned"]
     accuracies = found["accuracies"]
-    assert set(accuracies) == {"most frequent class", "photo, CNN", "VQ-VAE codes, MLP", "VAE latent (described), MLP",
-                               "VAE latent (beta0.2), MLP"}
+    assert set(accuracies) == {"most frequent class", *(
+        f"{title}, {variant}" for title in representations.CLASSIFIERS.values() for variant in found["variants"])}
     assert accuracies["most frequent class"]["held_out"] == pytest.approx(24 / 60)
     assert accuracies["most frequent class"]["interval"] == pytest.approx([0.2857, 0.5263], abs=1e-4)  # Wilson's
-    assert accuracies["photo, CNN"]["held_out"] == shared["cnn"]["accuracy"]["mean"]
     assert all(one["interval"][0] <= one["held_out"] <= one["interval"][1] for one in accuracies.values())
-    for numbers in found["numbers"].values():
-        assert len(numbers["accuracy"]["values"]) == 2
-        mse = [numbers[f"mse_{k}"]["mean"] for k in range(1, 11)]
-        assert mse[0] > mse[4] > mse[9] > 0 and numbers["sharpness_1"]["mean"] > numbers["sharpness_10"]["mean"]
-        assert {f"fid_{source}" for source in ("N(0, I)", "mixture", "latents", "training images")} < set(numbers)
-        assert numbers["components"]["mean"] in (1, 1.5, 2)
-        assert numbers["kl"]["mean"] > 0
-    assert 1 <= shared["vqvae"]["perplexity"]["mean"] <= shared["vqvae"]["active_codes"]["mean"] <= 12
-    assert set(found["history"]) == {
-        f"{seed} {name}" for name in representations.SHARED for seed in (0, 1)} | {
-        f"{variant} {seed} {name}" for variant in found["variants"] for name in ("vae", "mlp_latents")
-        for seed in (0, 1)}
+    for variant, numbers in found["numbers"].items():
+        assert accuracies[f"photo, CNN, {variant}"]["held_out"] == numbers["cnn"]["accuracy"]["mean"]
+        assert len(numbers["cnn"]["accuracy"]["values"]) == 2
+        mse = [numbers["vae"][f"mse_{k}"]["mean"] for k in (1, 5, 10)]
+        assert mse[0] > mse[1] > mse[2] > 0 and 0 <= numbers["vae"]["active"]["mean"] <= 6
+        assert {f"many: {what}, own features" for what in (
+            "N(0, I)", "mixture", "latents of its photos", "training images")} == set(numbers["fid"])
+        assert numbers["vae"]["components"]["mean"] in (1, 1.5, 2)
+        assert 1 <= numbers["vqvae"]["perplexity"]["mean"] <= numbers["vqvae"]["active_codes"]["mean"] <= 12
+    names = ("vae", "vqvae", *representations.CLASSIFIERS)
+    assert set(found["history"]) == {f"{variant} {seed} {name}" for variant in found["variants"] for seed in (0, 1)
+                                     for name in names}
     assert {len(rows) for rows in found["history"].values()} == {2}  # as --epochs says
-    assert studied.checkpoints == {"features.ckpt"} | {f"{name}_seed{seed}.ckpt" for seed in (0, 1) for name in (
-        *representations.SHARED, "vae_described", "vae_beta0.2", "mlp_latents_described", "mlp_latents_beta0.2")}
-    assert studied.figures == {"classifiers.png", "vq_loss.png", "vq_reconstructions.png"} | {
-        f"{name}_{variant}.png" for name in ("loss", "reconstructions", "averaging", "samples")
+    assert studied.checkpoints == {"features.ckpt"} | {
+        f"{name}_{variant}_seed{seed}.ckpt" for seed in (0, 1) for name in names for variant in found["variants"]}
+    assert studied.figures == {f"{name}_{variant}.png" for name in (
+        "loss", "reconstructions", "averaged", "samples", "vq_reconstructions", "vq_loss", "classifiers")
         for variant in found["variants"]}
-    for shown in ("249.12", "100 %, one class", "of 2 seeds", "FID, z ~ mixture"):
+    claims = {claim["published"]: claim for claim in found["conclusions"]}
+    accuracy, fid = (next(claim for name, claim in claims.items() if word in name) for word in ("CNN", "249.12"))
+    assert accuracy["agrees"] is (accuracies["photo, CNN, described"]["held_out"] == 1) and fid["agrees"] is None
+    for shown in ("249.12", "--inception", "of 2 seeds", "we find"):
         assert shown in studied.text
 
 
-def test_a_finished_study_is_not_trained_again_and_another_length_is_refused(studied, monkeypatch):
+def test_every_checkpoint_loads_and_those_with_a_latent_are_sampled_and_traversed(studied, tmp_path, capsys):
+    for path in sorted((studied.folder / "checkpoints").iterdir()):
+        model = training.load_model(path)
+        again = type(model).load_from_checkpoint(path, map_location="cpu")
+        assert not model.training and str(again) == str(model)
+        assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+        for tool in ("sample", "traverse"):
+            image = tmp_path / f"{path.stem}_{tool}.png"
+            code = command.main([tool, str(path), "--out", str(image)])
+            said = capsys.readouterr()
+            if path.stem.startswith("vae"):
+                assert code == 0 and said.out == f"wrote {image}\n" and Image.open(str(image)).size[0] > 100
+            else:
+                assert code == 2 and "expected a model that decodes z ~ N(0, I)" in said.err, path
+
+
+def test_sampling_reports_bad_input_in_one_line(studied, tmp_path, capsys):
+    checkpoint = str(studied.folder / "checkpoints/vae_described_seed0.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}}, str(tmp_path / "other.ckpt"))
+    changed = torch.load(checkpoint, weights_only=True)
+    for name, kind in (("foreign", "os.path"), ("unknown", "studies.vq.Nothing"), ("renamed", "studies.old.Nothing")):
+        torch.save({**changed, "about": {**changed["about"], "model": kind}}, str(tmp_path / f"{name}.ckpt"))
+    torch.save({**changed, "state_dict": {}}, str(tmp_path / "empty.ckpt"))
+    weights = {key: value * float("nan") for key, value in changed["state_dict"].items()}
+    torch.save({**changed, "state_dict": weights}, str(tmp_path / "nan.ckpt"))
+    for words, word in ((["none.ckpt"], "none.ckpt: expected a checkpoint, found: No such file"),
+                        *(([str(tmp_path / name)], f"{name}: expected a checkpoint of a study, as in its folder ")
+                          for name in ("text.ckpt", "other.ckpt")),
+                        ([str(tmp_path / "nan.ckpt")], "nan.ckpt: expected weights that are numbers, found NaN"),
+                        ([str(tmp_path / "foreign.ckpt")], "expected a model of studies/, found path"),
+                        ([str(tmp_path / "unknown.ckpt")], "expected a model of studies/, found Nothing"),
+                        ([str(tmp_path / "renamed.ckpt")], "expected a model of studies/, found Nothing"),
+                        ([str(tmp_path / "empty.ckpt")], "expected the weights of a PhotoVAE, found: "),
+                        ([checkpoint, "--n", "0"], "--n: expected 1 to 10,000 images, found 0")):
+        assert command.main(["sample", *words, "--out", str(tmp_path / "a.png")]) == 2
+        said = capsys.readouterr().err
+        assert word in said and said.count("\n") == 1, said
+    assert command.main(["traverse", checkpoint, "--out", str(tmp_path / "a.jpg")]) == 2
+    assert "expected a name that ends in .png, found a.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_finished_study_is_not_trained_again_and_stale_figures_go(studied, monkeypatch):
     monkeypatch.setattr(training.StudyModule, "training_step", lambda *_: pytest.fail("trained again"))
+    (studied.folder / "figures/mine.png").write_bytes(b"not of the study")
     assert studied.study("--resume")[0] == 0
     again = json.loads((studied.folder / "results.json").read_text())["numbers"]
     before = studied.results["numbers"]["described"]
     assert list(again) == ["described"]
-    for name in ("accuracy", "mse_5", "kl", "fid_mixture", "components"):
-        assert again["described"][name]["values"] == before[name]["values"][:1], name
-    code, said = studied.study("--resume", "--epochs", "9")
-    assert code == 2 and "epochs" in said[-1]
+    for part, name in (("cnn", "accuracy"), ("vae", "mse_5"), ("vae", "kl"), ("fid", "many: mixture, own features")):
+        assert again["described"][part][name]["values"] == before[part][name]["values"][:1], name
+    figures = {path.name for path in (studied.folder / "figures").iterdir()}
+    assert "mine.png" in figures and "loss_described.png" in figures and not any("tuned" in name for name in figures)
+
+
+def test_a_study_stopped_between_two_networks_resumes_to_the_same_weights(photos, tmp_path, monkeypatch):
+    def run(*words):
+        return small_studies.study(TINY, "representations", photos[1], tmp_path, "--epochs", "2", *words)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    names = ("cnn", "vqvae", "mlp_latents", "mlp_codes")
+    assert run()[0] == 0
+    whole = [training.load_model(tmp_path / f"checkpoints/{name}_described_seed0.ckpt") for name in names]
+    with monkeypatch.context() as patch:
+        patch.setattr(photo_networks.Classifier, "losses", stop)
+        assert run("--overwrite")[0] == 130
+    assert not (tmp_path / "checkpoints/cnn_described_seed0.ckpt").exists() and run("--resume")[0] == 0
+    for name, model in zip(names, whole):
+        again = training.load_model(tmp_path / f"checkpoints/{name}_described_seed0.ckpt").state_dict()
+        assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items()), name
+    code, said = small_studies.study(TINY, "representations", photos[1], tmp_path, "--epochs", "3", "--resume")
+    assert code == 2 and "expected encoder_epochs 3, found 2" in said[-1], said
+
+
+def test_two_sources_train_the_vae_together_and_one_class_means_nothing(photos, tmp_path):
+    quick = {**TINY, "components": (20,)}
+    code, said = small_studies.study(quick, "representations", list(photos), tmp_path, "--epochs", "2")
+    left = small_studies.left(tmp_path)
+    assert code == 0, said
+    assert left.results["data"]["train"] == 240 + 48 and left.results["data"]["source"] == ["many", "one"]
+    numbers = left.results["numbers"]["described"]
+    assert left.results["classes"] == ["all"] and numbers["vae"]["components"]["mean"] == 20
+    fids = set(numbers["fid"])
+    assert "many: N(0, I), own features" in fids and "one: mixture, own features" in fids
+    assert "many: mixture, own features" not in fids
+    about = training.read_checkpoint(tmp_path / "checkpoints/vae_described_seed0.ckpt")["about"]
+    assert about["images"] == 288
+    claims = [claim for claim in left.results["conclusions"] if "accuracy" in claim["published"]]
+    assert [claim["agrees"] for claim in claims] == [True] * 3
+    assert all("any classifier of one class" in claim["found"] for claim in claims)
+    assert "a classifier that never sees a photo has an accuracy of 100 % too" in left.text
