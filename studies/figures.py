@@ -1,6 +1,7 @@
 """How the figures of all studies look: curves, grids of images (N, C, H, W) in [0, 1], scatter plots, GIFs."""
 import io
 import re
+import warnings
 from typing import NamedTuple
 
 import imageio.v3 as imageio
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.utils import make_grid
 
-PAGE, DPI, MAX_FRAMES = 1100, 128, 60  # px of a page, px of an inch (a power of two loses none by rounding); of a GIF
+PAGE, DPI = 1100, 128  # px: width of a page, and of an inch (with a power of two no px is lost by rounding)
 MARGIN, SPACE, GAP, LINE = 8, 18, 2, 17  # px: around a figure, between its blocks, between images; height of a line
 # Okabe & Ito 2008 (jfly.uni-koeln.de/color) without the pale yellow, and three that the colour-blind tell from these.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6622CC", "#663311", "#882255", "#000000")
@@ -21,6 +22,7 @@ STYLE = {"font.size": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.label
          "legend.frameon": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "figure.dpi": DPI,
          "axes.formatter.useoffset": False, "text.parse_math": False}  # names of classes may hold a $
 style.use(["default", STYLE])  # whatever the user's own settings are
+warnings.filterwarnings("ignore", "Glyph .* missing from")  # class names in scripts that the font lacks
 
 
 class Picture(NamedTuple):
@@ -64,11 +66,6 @@ def png_bytes(figure, signature=""):
         line.text(width - MARGIN, 2, text, transform=None, ha="right", va="bottom", fontsize=6, color="#555555")
         pixels = np.concatenate([imageio.imread(png_bytes(line)), pixels])
     return imageio.imwrite("<bytes>", pixels, extension=".png")
-
-
-def spread(frames):
-    """The frames, or MAX_FRAMES of them at even distances, the first and the last among them."""
-    return [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, MAX_FRAMES).round().astype(int))]
 
 
 def text_width(text, size=8):
