@@ -57,10 +57,10 @@ def _at_least(least):
     return whole
 
 
-def _path(text):
+def _given(text):
     if not text:
-        raise argparse.ArgumentTypeError("expected a folder, found nothing")
-    return Path(text)
+        raise argparse.ArgumentTypeError("expected a name, found nothing")
+    return text
 
 
 def _parser(name, module):
@@ -69,10 +69,10 @@ def _parser(name, module):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add, count = parser.add_argument, _at_least(1)
     second = "both are trained on" if module.JOINED else "the second one is held out"
-    add("data", nargs="+", metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of images or of idx files, .npz "
-        f"or .npy. If there are two, {second}. By default the data's own test files are held out, or a fifth of each "
-        "class.")
-    add("--out", required=True, type=_path, metavar="FOLDER", help="for figures, results, report and checkpoints")
+    add("data", nargs="+", type=_given, metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of images or idx "
+        f"files, .npz or .npy. If there are two, {second}. By default the data's own test files are held out, or a "
+        "fifth of each class.")
+    add("--out", required=True, type=_given, metavar="FOLDER", help="for figures, results, report and checkpoints")
     if module.VARIANTS:
         add("--variant", nargs="+", default=[], choices=module.VARIANTS, metavar="NAME",
             help=f"train these in addition to the described experiment: {', '.join(module.VARIANTS)}")
@@ -105,7 +105,7 @@ def run(module, args):
     start = time.monotonic()
     inside = [source for source in args.data if Path(source).is_dir() and args.out.resolve().is_relative_to(
         Path(source).resolve())]
-    if inside and inside != ["."]:
+    if inside:
         raise InputError(f"{args.out}: expected a folder outside the data, found one in {inside[0]}")
     run = training.Run(args.out, args.device, args.devices, args.num_nodes, args.strategy, args.precision, args.threads,
                        args.resume, args.overwrite, args.study)
@@ -159,6 +159,7 @@ def main(argv=None):
             return 0
         module = importlib.import_module(f"studies.{name}")
         args = _parser(name, module).parse_args(argv[1:])
+        args.out = Path(args.out)
         first = args.devices * args.num_nodes == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
         args.study, args.words = name, list(map(printable, argv[1:]))  # for the report, which states the command
         run(module, args)

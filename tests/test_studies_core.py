@@ -299,7 +299,8 @@ def test_words_and_data_that_are_not_taken_are_one_line_and_help_shows_an_exampl
                         (["autoencoder", "x", "--out", "y", "--epochs", "x"], "invalid whole number value: 'x'"),
                         (["autoencoder", "x", "--out", "y", "--variant", "x"], "bce"),
                         (["autoencoder", "x", "--out", "y", "--strategy", "ddp_spawn"], "'auto', 'ddp'"),
-                        (["autoencoder", "x", "--out", ""], "argument --out: expected a folder, found nothing"),
+                        (["autoencoder", "x", "--out", ""], "argument --out: expected a name, found nothing"),
+                        (["autoencoder", "", "--out", "y"], "argument DATA: expected a name, found nothing"),
                         (["autoencoder", "x", "--out", "y", "--resume", "--overwrite"], "not allowed with argument"),
                         (["gan", str(tmp_path), "--out", str(tmp_path / "a")], "expected a folder outside the data"),
                         (["autoencoder", "none.npz", "--out", "y"], "none.npz: expected")):
