@@ -74,7 +74,7 @@ def _parser(name, module):
         "fifth of each class.")
     add("--out", required=True, type=_given, metavar="FOLDER", help="for figures, results, report and checkpoints")
     if module.VARIANTS:
-        add("--variant", nargs="+", default=[], choices=module.VARIANTS, metavar="NAME",
+        add("--variant", nargs="+", choices=module.VARIANTS, metavar="NAME",
             help=f"train these in addition to the described experiment: {', '.join(module.VARIANTS)}")
     add("--quick", action="store_true", help="the whole study on few images with small networks, in minutes")
     again = parser.add_mutually_exclusive_group()
@@ -83,7 +83,7 @@ def _parser(name, module):
     add("--keep-frames", action="store_true", help="keep each frame of the GIFs as PNG in FOLDER/frames")
     add("--seeds", type=count, default=1, metavar="N", help="repeat with N seeds: mean and standard deviation")
     add("--seed", type=_at_least(0), default=module.Settings.seed, metavar="N", help="the first of them")
-    add("--epochs", type=count, metavar="N", help="in place of the study's own number")
+    add("--epochs", type=count, metavar="N", help="for each network, in place of the study's own numbers")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: the best available)")
     add("--threads", type=count, metavar="N", help="CPU threads of each process (default: the cores that are idle)")
     add("--devices", type=count, default=1, metavar="N", help="processes on this machine, one per GPU (default: 1)")
@@ -103,10 +103,9 @@ def run(module, args):
 
     from studies import data, figures, report, training
     start = time.monotonic()
-    inside = [source for source in args.data if Path(source).is_dir() and args.out.resolve().is_relative_to(
-        Path(source).resolve())]
-    if inside:
-        raise InputError(f"{args.out}: expected a folder outside the data, found one in {inside[0]}")
+    for source in args.data:  # whose figures would be images to train on next time
+        if Path(source).is_dir() and args.out.resolve().is_relative_to(Path(source).resolve()):
+            raise InputError(f"{args.out}: expected a folder outside the data, found one in {source}")
     run = training.Run(args.out, args.device, args.devices, args.num_nodes, args.strategy, args.precision, args.threads,
                        args.resume, args.overwrite, args.study)
     changes = {**(module.QUICK if args.quick else {}), "seed": args.seed}
@@ -134,8 +133,8 @@ def run(module, args):
     results["conclusions"] = [claim._asdict() for claim in claims]
     sections = [report.conclusions(claims, results), *module.sections(
         study, trained, results, functools.partial(figures.picture, args.signature))]
-    lead = module.SUBTITLE.format(**results["data"], **results["settings"])
-    print(report.write_study(args.out, module.TITLE, lead, sections, results, start, args.keep_frames))
+    subtitle = module.SUBTITLE.format(**results["data"], **results["settings"])
+    print(report.write_study(args.out, module.TITLE, subtitle, sections, results, start, args.keep_frames))
 
 
 def main(argv=None):

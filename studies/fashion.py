@@ -260,7 +260,8 @@ def conclusions(study, trained, results):
     FID and, where the data are Fashion-MNIST, one on the published losses."""
     numbers, data, settings = results["numbers"], results["data"], study.settings
     betas, sigmas = (", ".join(map(str, values)) for values in (settings.betas, settings.sigmas))
-    train, test, kl = map(trained["models"][study.args.seed, "vae"].curve, ("train_loss", "test_loss", "train_kl"))
+    train, test, kl = (np.mean([trained["models"][seed, "vae"].curve(name) for seed in study.seeds], 0).tolist()
+                       for name in ("train_loss", "test_loss", "train_kl"))
     gap, spread, n = test[-1] / train[-1] - 1, 1 - min(kl[-5:]) / max(kl[-5:]), len(kl)
     falling = report.trend(train) == report.trend(test) == "falls"
     prior, *fixed = numbers["frozen"].values()

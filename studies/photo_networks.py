@@ -67,18 +67,15 @@ class Settings:
 VARIANTS = {"tuned": {
     "side": 64, "weight_decay": 0.05, "scheduled": True, "augmented": True, "widths": (32, 64, 128, 256),
     "batch_norm": True, "kl_weight": 0.0015, "largest_log_variance": 2.0, "vae_lr": 1e-3, "vae_epochs": 20,
-    "z_samples": (1,), "last_batches": 0,
-    "resnet": False, "cnn_epochs": 60, "hidden": 256, "dropout": 0.5, "mlp_epochs": 40, "codes_mlp_epochs": 40,
-    "residual_blocks": 2, "num_embeddings": 256, "ema_codebook": True, "code_map": True, "vq_batch_size": 16,
-    "vq_epochs": 60, "components": (1, 2, 4, 8, 20), "reg_covar": 1e-3}}
+    "z_samples": (1,), "last_batches": 0, "resnet": False, "cnn_epochs": 60, "hidden": 256, "dropout": 0.5,
+    "mlp_epochs": 40, "codes_mlp_epochs": 40, "residual_blocks": 2, "num_embeddings": 256, "ema_codebook": True,
+    "code_map": True, "vq_batch_size": 16, "vq_epochs": 60, "components": (1, 2, 4, 8, 20), "reg_covar": 1e-3}}
 QUICK = {"side": 32, "widths": (16, 32, 64), "most_train": 600, "most_test": 200, "vae_epochs": 6, "cnn_epochs": 3,
          "vq_epochs": 8, "mlp_epochs": 20, "codes_mlp_epochs": 25, "feature_steps": 75}
 
 
 class PhotoModule(StudyModule):
-    """What the networks share: augmentation, the optimizer and its schedule."""
-
-    lr = 1e-3
+    """What the networks share: augmentation, the optimizer and its schedule; each sets `lr`."""
 
     def __init__(self, settings, **more):
         super().__init__()
@@ -201,7 +198,7 @@ class VQVAE(PhotoModule):
 
 
 class Classifier(PhotoModule):
-    """Logits (B, classes) of photos (B, 3, S, S) in [0, 1] or, with `features`, of so many numbers (B, features)."""
+    """Logits (B, classes) of photos (B, 3, S, S) in [0, 1] or, with `features`, of feature vectors (B, features)."""
 
     def __init__(self, settings, classes, features=0):
         super().__init__(settings, classes=classes, features=features)
@@ -224,7 +221,7 @@ class Classifier(PhotoModule):
 
 
 def photo_classifier(settings, classes):
-    """A ResNet-18, or a small CNN: two 3 x 3 convolutions for each width, the mean over the places, a linear layer."""
+    """A ResNet-18, or a small CNN: two 3 x 3 convolutions for each width, global average pooling, a linear layer."""
     if settings.resnet:
         return resnet18(weights=None, num_classes=classes)
     layers = []

@@ -55,8 +55,7 @@ def conclusions(claims, results):
     words = {True: "yes", False: "no", None: "undecided"}
     return Section("Conclusions", ["This run is too short, or has too few images, to confirm or refute anything: the "
                                    "table is an example."] * little, [Table(
-        "What the document says and what the numbers below say. Courses of losses are the first seed's.",
-        ["published", "we find", "agrees"],
+        "What the document says and what the numbers below say.", ["published", "we find", "agrees"],
         [[one.published, one.found, words[one.agrees]] for one in claims], words=True)])
 
 
@@ -100,7 +99,7 @@ def run_facts(study, how):
 
 
 def source_names(sources):
-    """The last part of each path, or as many parts as tell them apart."""
+    """The last part of each path, or as many parts as are needed to distinguish them."""
     for parts in (1, 2, 99):
         names = [printable(str(Path(*Path(source).resolve().parts[-parts:]))) for source in sources]
         if len(set(names)) == len(names):
@@ -158,7 +157,7 @@ def features_text(about):
             * about["weak"])
 
 
-def write_study(folder, title, lead, sections, results, start, keep_frames=False):
+def write_study(folder, title, subtitle, sections, results, start, keep_frames=False):
     """Writes FOLDER/figures/, results.json and report.html and removes figures that an earlier run left; returns a line
     on that. With `keep_frames` each frame of the GIFs too, in FOLDER/frames/. Raises InputError."""
     results["seconds"], folder = time.monotonic() - start, Path(folder)
@@ -173,7 +172,8 @@ def write_study(folder, title, lead, sections, results, start, keep_frames=False
                                      trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     page = environment.get_template("report.html").render(
-        title=title, lead=lead + (", the quick version of the study." if results["quick"] else "."), sections=sections,
+        title=title, sections=sections,
+        lead=subtitle + (", the quick version of the study." if results["quick"] else "."),
         foot=", ".join(f"{name} {version}" for name, version in results["versions"].items()))
     results_file = folder / "results.json"
     stale = read_json(results_file, "results of a study").get("files", []) if results_file.exists() else []

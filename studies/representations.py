@@ -17,6 +17,7 @@ import itertools
 import math
 import warnings
 
+import numpy as np
 import torch
 from sklearn.cluster import kmeans_plusplus
 from sklearn.model_selection import train_test_split
@@ -226,11 +227,11 @@ def real_numbers(photos, held_out):
 
 
 def conclusions(study, models, results):
-    """What document 000 reports, held against the described networks here."""
+    """What document 000 reports, compared with the described networks here."""
     found, n_classes = results["numbers"]["described"], len(results["classes"])
     trivial = ", as any classifier of one class" * (n_classes == 1)
-    vq_loss, mlp_loss = (models["described", study.seeds[0]][name].curve("train_loss") for name in (
-        "vqvae", "mlp_latents"))
+    vq_loss, mlp_loss = (np.mean([models["described", seed][name].curve("train_loss") for seed in study.seeds],
+                                 0).tolist() for name in ("vqvae", "mlp_latents"))
     fid = next((value["mean"] for name, value in found["fid"].items()
                 if "N(0, I)" in name and name.endswith("Inception features")), None)
     real, published = results["real"]["described"]["sharpness_samples"], PUBLISHED["vq_loss"]

@@ -228,7 +228,7 @@ def _concluded(change=None, epochs=25, published=True, images=60_000, weak=False
                "data": {"train": images}, "published": fashion.PUBLISHED if published else {},
                "features": {"weak": weak}, "real": {"vae": {
                    "sharpness of reconstructions": 0.2, "sharpness of samples": 0.2, "diversity of samples": 10.0}}}
-    study = types.SimpleNamespace(settings=fashion.Settings(**settings), args=types.SimpleNamespace(seed=42))
+    study = types.SimpleNamespace(seeds=[42], settings=fashion.Settings(**settings))
     claims = fashion.conclusions(study, {"models": {(42, "vae"): vae}}, results)
     assert len({claim.published for claim in claims}) == len(claims)
     return {claim.published: claim.agrees for claim in claims}
