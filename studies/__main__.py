@@ -116,6 +116,8 @@ def run(module, args):
     variants = {name: module.Settings(**{**module.VARIANTS[name], **changes}) for name in args.variant}
     sources = [[source] for source in args.data] if module.JOINED and len(args.data) == 2 else [args.data]
     splits = [data.read_split(source, settings.side, module.CHANNELS, args.seed, module.LABELLED) for source in sources]
+    for source, (train, *_), (_, test, _) in zip(args.data, splits[::-1], splits) if len(splits) == 2 else ():
+        data.check_held_out(train, test, source)
     study = Study(
         args, settings, {"described": settings, **variants},
         [(train.subsample(settings.most_train, args.seed), test.subsample(settings.most_test, args.seed))

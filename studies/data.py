@@ -93,12 +93,18 @@ def read_split(sources, side, channels, seed=0, labelled=False, least=(10, 2)):
         places = torch.tensor([train.classes.index(name) for name in test.classes])
         test = dataclasses.replace(test, labels=places[test.labels], classes=train.classes)
     if len(parts) == 2:
-        known = {image.numpy().tobytes() for image in train.pixels}
-        same = sum(image.numpy().tobytes() in known for image in test.pixels)
-        if same > 0.1 * len(test):  # some data sets have a few duplicates
-            raise InputError(f"{sources[-1]}: expected other images to hold out than those trained on, found {same:,} "
-                             f"of {len(test):,} among these")
+        check_held_out(train, test, sources[-1])
     return train, test, how
+
+
+def check_held_out(train, test, source):
+    """Raises InputError if more than a tenth of the held-out images of `source` are trained on; data sets may have some
+    duplicates."""
+    known = {image.numpy().tobytes() for image in train.pixels}
+    same = sum(image.numpy().tobytes() in known for image in test.pixels)
+    if same > 0.1 * len(test):
+        raise InputError(f"{source}: expected other images to hold out than those trained on, found {same:,} of "
+                         f"{len(test):,} among these")
 
 
 def split(images, seed):

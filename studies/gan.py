@@ -164,10 +164,11 @@ class Watch(Callback):
         if trainer.is_global_zero:
             epoch = trainer.current_epoch + 1
             due = epoch % self.settings.measure_every == 0 or epoch == trainer.max_epochs
-            drawn = module.eval().samples(len(self.reference.held) if due else FRAMES, self.seed)
+            n = len(self.reference.held)
+            drawn = module.eval().samples(max(n, FRAMES) if due else FRAMES, self.seed)
             self.frames.append(drawn[:FRAMES].clone())
             if due:
-                self.measured.append({"epoch": epoch, **self.reference.measure(drawn)})
+                self.measured.append({"epoch": epoch, **self.reference.measure(drawn[:n])})
             module.train()
 
     def state_dict(self):

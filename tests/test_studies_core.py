@@ -320,3 +320,12 @@ def test_two_processes_that_fail_end_with_one_line(draw, tmp_path, environment):
     lines = process.communicate(timeout=600)[1].splitlines()  # when no process is left that could write more
     assert process.returncode == 2 and len(lines) == 3 and "features: epoch 2/2" in lines[1], lines
     assert lines[2].startswith("ae_described_seed0: expected losses that are numbers, found")
+
+
+@pytest.mark.parametrize("name", command.STUDIES)
+def test_the_fewest_images_that_are_accepted_give_a_report(name, draw, tmp_path):
+    source = small_studies.write_drawn(draw, tmp_path, 14)
+    code, said = small_studies.study({"feature_steps": 2}, name, source, tmp_path / "out", "--epochs", "2")
+    assert code == 0, said
+    found = small_studies.left(tmp_path / "out").results
+    assert (found["data"]["train"], found["data"]["held_out"]) == (10, 4) and found["conclusions"]

@@ -377,3 +377,10 @@ def test_two_sources_train_the_vae_together_and_one_class_means_nothing(photos, 
     assert [claim["agrees"] for claim in claims] == [True] * 3
     assert all("any classifier of one class" in claim["found"] for claim in claims)
     assert "a classifier that never sees a photo has an accuracy of 100 % too" in left.text
+
+
+def test_a_source_that_is_part_of_the_other_is_refused(photos, tmp_path):
+    sources = [photos[0], photos[0] / "kind1"]
+    code, said = small_studies.study(TINY, "representations", sources, tmp_path / "out", "--epochs", "2")
+    assert code == 2 and len(said) == 1 and "expected other images to hold out than those trained on" in said[0], said
+    assert not (tmp_path / "out").exists()
