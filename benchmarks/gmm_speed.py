@@ -6,14 +6,11 @@ Prints the time of at most 20 EM iterations (median of 5 fits, alternating), the
 final mean log-likelihoods.
 """
 import statistics
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import vae
 
 TOLERANCE, ITERATIONS, REPEATS = 1e-8, 20, 5

@@ -1,8 +1,6 @@
 """A training of a second for the tests of studies/training.py: python small_training.py FOLDER EPOCHS"""
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 

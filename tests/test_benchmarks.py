@@ -1,10 +1,7 @@
 """benchmarks/: the usual solutions that the scripts are compared with."""
-import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import plain_vae
 
 

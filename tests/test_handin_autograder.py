@@ -21,8 +21,6 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from common.errors import InputError
 from handin.__main__ import main
 from handin.grading import fetch, gradescope, sandbox

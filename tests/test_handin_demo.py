@@ -7,7 +7,6 @@ from pathlib import Path
 from pages import images_of, read_page
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 from handin import demo
 from handin.__main__ import main
 

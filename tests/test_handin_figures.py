@@ -16,7 +16,6 @@ from pypdf import PdfReader
 from sklearn import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 from handin import __main__ as command_line
 from handin.grading import scores
 from handin.report import figures_birds, figures_digits, plots

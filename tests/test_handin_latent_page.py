@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 from handin.report import figures_digits, latent_page
 
 CLOSE = 0.02  # in pixel value: the page's decoder and torch's

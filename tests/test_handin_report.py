@@ -3,7 +3,6 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 import types
 import zipfile
 from pathlib import Path
@@ -14,8 +13,6 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("typst")
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import bird
 import vae
 from handin import forms, pack

@@ -1,11 +1,8 @@
 """handin/grading/scores.py: what it refuses, and the scale of pixels; test_handin_figures.py compares the scores."""
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from handin.grading.scores import read_digits, read_labels
 
 

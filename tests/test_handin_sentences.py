@@ -1,13 +1,10 @@
 """The sentences of the reports: for each, numbers that make it and numbers that make the other one."""
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from handin.report import figures_digits, sentences
 
 

@@ -132,8 +132,8 @@ def whole(tmp_path_factory):
 
 def test_a_training_that_was_killed_goes_on_to_the_weights_of_an_uninterrupted_one(whole, tmp_path, environment):
     checkpoint = tmp_path / "checkpoints/net.ckpt"
-    process = subprocess.Popen([sys.executable, small_training.__file__, str(tmp_path), "40"], env=environment,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, small_training.__file__, str(tmp_path), "40"],
+                               env={**environment, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.005)
     process.kill()
