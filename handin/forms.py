@@ -5,8 +5,9 @@ import re
 import urllib.parse
 from pathlib import Path
 
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_bytes
+from common.text import one_line
 
 ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or digit, number
 SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own group.txt holds

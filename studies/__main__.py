@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import InputError, Parser
-from studies import printable
+from common import command_line
+from common.command_line import Parser, list_commands
+from common.errors import InputError
+from common.text import printable
 
 # Modules of this package. Each has TITLE, SUBTITLE, EXAMPLE, Settings (the described experiment), VARIANTS {name:
-# changed settings}, QUICK (changes for --quick), CHANNELS, LABELLED (whether two classes are needed), JOINED (whether a
-# second source is trained on too, not held out), and train, measure, conclusions and sections for `run` below.
+# changed settings}, QUICK (changes for --quick), CHANNELS, NEEDS_CLASSES (two or more), TRAINS_ON_BOTH (a second source
+# is trained on too, not held out), and train, measure, conclusions and sections for `run` below.
 STUDIES = {
     "autoencoder": "an autoencoder and a VAE of the same layers, side by side",
     "fashion": "a convolutional VAE on Fashion-MNIST, and what beta does to its latents",
@@ -63,12 +65,11 @@ def _given(text):
     return text
 
 
-def _parser(name, module):
-    parser = Parser(
-        prog=f"python -m studies {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(name, module):
+    """The command line of a study."""
+    parser = Parser(prog=f"python -m studies {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}")
     add, count = parser.add_argument, _at_least(1)
-    second = "both are trained on" if module.JOINED else "the second one is held out"
+    second = "both are trained on" if module.TRAINS_ON_BOTH else "the second one is held out"
     add("data", nargs="+", type=_given, metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of images or idx "
         f"files, .npz or .npy. If there are two, {second}. By default the data's own test files are held out, or a "
         "fifth of each class.")
@@ -114,8 +115,9 @@ def run(module, args):
         changes.update({name: args.epochs for name in names if name.endswith("epochs")})
     settings = module.Settings(**changes)
     variants = {name: module.Settings(**{**module.VARIANTS[name], **changes}) for name in args.variant}
-    sources = [[source] for source in args.data] if module.JOINED and len(args.data) == 2 else [args.data]
-    splits = [data.read_split(source, settings.side, module.CHANNELS, args.seed, module.LABELLED) for source in sources]
+    sources = [[source] for source in args.data] if module.TRAINS_ON_BOTH and len(args.data) == 2 else [args.data]
+    splits = [data.read_split(source, settings.side, module.CHANNELS, args.seed, module.NEEDS_CLASSES)
+              for source in sources]
     for source, (train, *_), (_, test, _) in zip(args.data, splits[::-1], splits) if len(splits) == 2 else ():
         data.check_held_out(train, test, source)
     study = Study(
@@ -134,46 +136,40 @@ def run(module, args):
     claims = module.conclusions(study, trained, results)
     results["conclusions"] = [claim._asdict() for claim in claims]
     sections = [report.conclusions(claims, results), *module.sections(
-        study, trained, results, functools.partial(figures.picture, args.signature))]
+        study, trained, results, functools.partial(figures.picture, args.signature, claims))]
     subtitle = module.SUBTITLE.format(**results["data"], **results["settings"])
     print(report.write_study(args.out, module.TITLE, subtitle, sections, results, start, args.keep_frames))
 
 
-def main(argv=None):
-    """Runs one study or tool; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
-    listed = ["\n".join(f"  {name:16} {what}" for name, what in group.items()) for group in (STUDIES, TOOLS)]
-    parser = Parser(
-        prog="python -m studies", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="The other experiments of the course family, each with its own --help:\n\n" + listed[0],
-        epilog="and for their checkpoints:\n\n" + listed[1])
-    parser.add_argument("study", choices=[*STUDIES, *TOOLS], metavar="STUDY")
-    if not argv:
-        parser.print_help(sys.stderr)
-        return 2
-    first = True  # of several processes, which end alike, the first one says why
+def run_command(name, argv):
+    """Runs one study or tool; returns its exit code."""
+    if name in TOOLS:
+        from studies import sampling
+        print(sampling.main(name, argv))
+        return 0
+    module = importlib.import_module(f"studies.{name}")
+    args = make_parser(name, module).parse_args(argv)
+    args.out, args.study, args.argv = Path(args.out), name, list(map(printable, argv))
+    first = args.devices * args.num_nodes == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        name = parser.parse_args(argv[:1]).study
-        if name in TOOLS:
-            from studies import sampling
-            print(sampling.main(name, argv[1:]))
-            return 0
-        module = importlib.import_module(f"studies.{name}")
-        args = _parser(name, module).parse_args(argv[1:])
-        args.out = Path(args.out)
-        first = args.devices * args.num_nodes == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
-        args.study, args.words = name, list(map(printable, argv[1:]))  # for the report, which states the command
         run(module, args)
         return 0
     except KeyboardInterrupt:
         if first:
-            after_bar, hint = "\n" * sys.stderr.isatty(), "; --resume continues from the last epoch"
-            print(f"{after_bar}python -m studies {argv[0]}: interrupted{hint * (argv[0] in STUDIES)}", file=sys.stderr)
+            raise KeyboardInterrupt("; --resume continues from the last epoch") from None
         return 130
-    except InputError as error:
-        if first:
-            print(" ".join(str(error).splitlines()), file=sys.stderr)
+    except InputError:
+        if first:  # of several processes, which end alike, it says why
+            raise
         return 2
+
+
+def main(argv=None):
+    """Runs one study or tool; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
+    parser = Parser(prog="python -m studies", epilog=f"and for their checkpoints:\n\n{list_commands(TOOLS)}",
+                    description="The other experiments of the course family, each with its own --help:\n\n" +
+                    list_commands(STUDIES))
+    return command_line.main(parser, {**STUDIES, **TOOLS}, run_command, argv)
 
 
 if __name__ == "__main__":

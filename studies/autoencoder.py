@@ -71,7 +71,7 @@ class Autoencoder(losses.GaussianVAE, StudyModule):
 TITLE = "An autoencoder and a VAE of the same layers"
 SUBTITLE = "784-128-64-32 and back, {epochs} epochs on {train:,} images of {source[0]}"
 EXAMPLE = "python -m studies autoencoder MNIST --out autoencoder --seeds 3 --variant bce"
-CHANNELS, LABELLED, JOINED, MODELS = 1, True, False, ("AE", "VAE")
+CHANNELS, NEEDS_CLASSES, TRAINS_ON_BOTH, MODELS = 1, True, False, ("AE", "VAE")
 ROWS = {
     "mse": "mean squared error of reconstructions ↓", "loss": "loss, summed over an image",
     "reconstruction": "  its reconstruction term", "kl": "  KL divergence, nats",
@@ -107,13 +107,13 @@ def measure_model(model, study, extract, seed):
 
 def measure(study, models):
     """{"numbers": {variant: {model: {measure: {"mean", "sd", "values"}}}}, ...} for results.json."""
-    extract, about = models["features"]
+    extract, facts = models["features"]
     real = metrics.fids(extract, study.train, study.test, {}, study.args.seed)["training images"]
     return {
         "numbers": {variant: metrics.summarise([
             {kind: measure_model(models[variant, seed, kind], study, extract, seed) for kind in MODELS}
             for seed in study.seeds]) for variant in study.variants},
-        "features": about, "real": {"knn_accuracy": about["guessing"], "fid": real},
+        "features": facts, "real": {"knn_accuracy": facts["guessing"], "fid": real},
         "history": {" ".join(map(str, key)): model.history for key, model in models.items() if key != "features"}}
 
 
@@ -128,27 +128,38 @@ def course(models, name, expected):
             settles and metrics.agrees_with_trend(expected, (curve[0], curve[-1])))
 
 
-def conclusions(study, models, results, variant="described"):
-    """The document's Claims on loss, KL, reconstruction, samples and t-SNE against the numbers of a variant."""
+def conclusions(study, models, results):
+    """The document's Claims on loss, KL, reconstruction, samples and t-SNE, on each variant."""
+    return [claim for variant in study.variants for claim in conclusions_on(variant, study, models, results)]
+
+
+def conclusions_on(variant, study, models, results):
+    """The Claims, compared with the numbers of a variant."""
     (ae, vae), number = (results["numbers"][variant][kind] for kind in MODELS), report.number
     both = {key: f"{number(ae[key])} for the AE and {number(vae[key])} for the VAE" for key in ROWS}
     loss, falls = course([models[variant, seed, "AE"] for seed in study.seeds], "test_loss", "falls")
     kl, rises = course([models[variant, seed, "VAE"] for seed in study.seeds], "test_kl", "rises")
-    return [report.Claim(*claim) for claim in (
-        ("AE loss decreases rapidly and plateaus lower than VAE", f"The AE's held-out loss is {loss}. The VAE's ends "
-         f"at {number(vae['loss'])}, of which {number(vae['reconstruction'])} are reconstruction.",
+    claims = [
+        ("loss", "AE loss decreases rapidly and plateaus lower than VAE",
+         f"The AE's held-out loss is {loss}. The VAE's ends at {number(vae['loss'])}, of which "
+         f"{number(vae['reconstruction'])} are reconstruction.",
          falls and metrics.agrees_with_trend("rises", *((ae[key], vae[key]) for key in ("loss", "reconstruction")))),
-        ("KL Divergence (VAE): Increases initially and stabilizes", f"The held-out KL is {kl}. In the end it is "
-         f"{report.percent(vae['kl']['mean'] / vae['loss']['mean'])} of the VAE's loss.", rises),
-        ("AE achieves better reconstruction (lower loss)", f"The mean squared error is {both['mse']}.",
-         metrics.agrees_with_trend("rises", (ae["mse"], vae["mse"]))),
-        ("[AE] lacks generative capability. VAE … enabling generation of new samples",
+        ("loss", "KL Divergence (VAE): Increases initially and stabilizes",
+         f"The held-out KL is {kl}. In the end it is {report.percent(vae['kl']['mean'] / vae['loss']['mean'])} of the "
+         "VAE's loss.", rises),
+        ("reconstructions", "AE achieves better reconstruction (lower loss)",
+         f"The mean squared error is {both['mse']}.", metrics.agrees_with_trend("rises", (ae["mse"], vae["mse"]))),
+        ("samples", "[AE] lacks generative capability. VAE … enabling generation of new samples",
          f"The FID of samples is {both['fid']}, that of training images {number(results['real']['fid'])}.",
          None if results["features"]["weak"] else metrics.agrees_with_trend("rises", (vae["fid"], ae["fid"]))),
-        ("VAE Latent Space (t-SNE): Shows clear clustering", f"The silhouette is {both['tsne']}; up to 0.25 there is no"
-         " substantial structure (Kaufman & Rousseeuw 1990).", metrics.agrees_with_trend("rises", (0.25, vae["tsne"]))),
-        ("AE Latent Space: Typically less structured than VAE", f"The latents' silhouette is {both['silhouette']}.",
-         metrics.agrees_with_trend("rises", *((ae[key], vae[key]) for key in ("tsne", "silhouette")))))]
+        ("tsne", "VAE Latent Space (t-SNE): Shows clear clustering",
+         f"The silhouette is {both['tsne']}; up to 0.25 there is no substantial structure (Kaufman & Rousseeuw 1990).",
+         metrics.agrees_with_trend("rises", (0.25, vae["tsne"]))),
+        ("tsne", "AE Latent Space: Typically less structured than VAE",
+         f"The latents' silhouette is {both['silhouette']}.",
+         metrics.agrees_with_trend("rises", *((ae[key], vae[key]) for key in ("tsne", "silhouette"))))]
+    return [report.Claim(published, report.of_variant(study, variant) + found, agrees, f"{figure}_{variant}")
+            for figure, published, found, agrees in claims]
 
 
 def sections(study, models, results, picture):
@@ -170,21 +181,20 @@ def sections(study, models, results, picture):
 def pictures(variant, study, models, results, picture):
     """The pictures of a variant."""
     seed, test, pair = study.args.seed, study.test, {kind: models[variant, study.args.seed, kind] for kind in MODELS}
-    few, some = test.subsample(12, seed), test.subsample(study.settings.tsne_points, seed)
-    said = [claim.found for claim in conclusions(study, models, results, variant)]
+    shown, some = test.subsample(12, seed), test.subsample(study.settings.tsne_points, seed)
     unit = "squared error of an image" if study.variants[variant].loss == "mse" else "nats"
     return [
         picture(f"loss_{variant}", figures.curves_figure({
             **{term: {**pair["AE"].curves(term, "AE"), **pair["VAE"].curves(term, "VAE")}
                for term in ("loss", "reconstruction")},
             "KL": pair["VAE"].curves("kl", "VAE")}, {"loss": unit, "reconstruction": unit, "KL": "nats"}),
-            f"{variant}: loss, its reconstruction term and the VAE's KL against epochs.", " ".join(said[:2])),
-        picture(f"reconstructions_{variant}", figures.rows_figure({"original": few.floats(), **{
-            kind: map_batches(model.reconstruct, few.pixels) for kind, model in pair.items()}}),
-            f"{variant}: held-out images drawn at random and their reconstructions, the VAE's from means.", said[2]),
+            f"{variant}: loss, its reconstruction term and the VAE's KL against epochs."),
+        picture(f"reconstructions_{variant}", figures.rows_figure({"original": shown.floats(), **{
+            kind: map_batches(model.reconstruct, shown.pixels) for kind, model in pair.items()}}),
+            f"{variant}: held-out images drawn at random and their reconstructions, the VAE's from means."),
         picture(f"samples_{variant}", figures.grid_figure({f"{kind}, z ~ N(0, I)": decode_prior(
             model.decode, model.latent, 64, seed) for kind, model in pair.items()}),
-            f"{variant}: the same 64 latents from N(0, I), decoded by both, not selected.", said[3]),
+            f"{variant}: the same 64 latents from N(0, I), decoded by both, not selected."),
         picture(f"tsne_{variant}", figures.scatter_figure(
             {kind: model.tsne for kind, model in pair.items()}, some.labels, some.classes, axis="t-SNE"),
-            f"{variant}: t-SNE of the latents by class. Distances have no unit.", " ".join(said[4:]))]
+            f"{variant}: t-SNE of the latents by class. Distances have no unit.")]

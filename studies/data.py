@@ -19,8 +19,8 @@ from torchvision import datasets, transforms
 
 import bird
 import vae
-from common.errors import InputError, one_line
-from studies import printable
+from common.errors import InputError
+from common.text import one_line, printable
 
 NAMES = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "mnist": "MNIST"}  # by a word in the path of idx files
 IDX = "t*[.-]idx[13]-ubyte*"  # train-images-idx3-ubyte, t10k-labels.idx1-ubyte.gz and the like

@@ -89,7 +89,7 @@ class VAE(losses.GaussianVAE, StudyModule):
 TITLE = "A convolutional VAE, and what β does to its latents"
 SUBTITLE = "Convolutions 1-32-64 and back, {latent} latent dimensions, {epochs} epochs, {train:,} images of {source[0]}"
 EXAMPLE = "python -m studies fashion FashionMNIST --out fashion --seeds 3"
-CHANNELS, LABELLED, JOINED = 1, True, False
+CHANNELS, NEEDS_CLASSES, TRAINS_ON_BOTH = 1, True, False
 VARIANTS = {}
 QUICK = {"most_train": 3000, "most_test": 1000, "epochs": 15, "feature_steps": 200}
 TERMS = {"total loss": "loss", "reconstruction loss": "reconstruction", "KL": "kl"}
@@ -170,10 +170,11 @@ def reloaded(model, path):
 
 
 def train(study):
-    """{"features": (function, facts), "few": (training, held-out) images of the beta-VAEs, "models": {(seed, "vae" or
-    beta): VAE}, "frames": {beta: frames}}. The first seed's "vae" comes from vae_standard.pth; the frames are its."""
+    """{"features": (function, facts), "beta_images": (training, held-out) images of the beta-VAEs, "models": {(seed,
+    "vae" or beta): VAE}, "frames": {beta: frames}}. The first seed's "vae" comes from vae_standard.pth; the frames are
+    its."""
     settings, models, frames = study.settings, {}, {}
-    few = of_classes(study.train, study.test, settings.beta_classes)
+    beta_images = of_classes(study.train, study.test, settings.beta_classes)
     features = metrics.train_feature_extractor(study)
 
     def fit(name, seed, images, latent, beta, epochs, callbacks=()):
@@ -186,11 +187,11 @@ def train(study):
         saved = seed == study.seeds[0] and study.run.is_global_zero
         models[seed, "vae"] = reloaded(vae, study.run.folder / "vae_standard.pth") if saved else vae
         for beta in settings.betas:
-            watch = LatentSnapshotCallback()
-            models[seed, beta] = fit(f"beta{beta}", seed, few, settings.beta_latent, beta, settings.beta_epochs,
-                                     [watch])
-            frames.setdefault(beta, watch.frames)
-    return {"features": features, "few": few, "models": models, "frames": frames}
+            snapshots = LatentSnapshotCallback()
+            models[seed, beta] = fit(f"beta{beta}", seed, beta_images, settings.beta_latent, beta, settings.beta_epochs,
+                                     [snapshots])
+            frames.setdefault(beta, snapshots.frames)
+    return {"features": features, "beta_images": beta_images, "models": models, "frames": frames}
 
 
 def frozen(model, sigmas, n, seed):
@@ -223,7 +224,7 @@ def measure_model(model, test, seed):
 def measure_seed(study, trained, extractors, seed):
     """Numbers of the VAE and of the beta-VAEs of a seed."""
     models, some, settings = trained["models"], study.test.subsample(1000, seed), study.settings
-    vae, betas = models[seed, "vae"], {str(beta): measure_model(models[seed, beta], trained["few"][1], seed)
+    vae, betas = models[seed, "vae"], {str(beta): measure_model(models[seed, beta], trained["beta_images"][1], seed)
                                        for beta in settings.betas}
     fakes = {"samples": decode_prior(vae.decode, vae.latent, len(some), seed),
              "reconstructions": map_batches(vae.reconstruct, some.pixels)}
@@ -242,16 +243,16 @@ def measure_seed(study, trained, extractors, seed):
 
 def measure(study, trained):
     """{"numbers": {...: {"mean", "sd", "values"}}, ...} for results.json; "real" has those of held-out images."""
-    (extract, about), few = trained["features"], trained["few"]
+    (extract, facts), beta_images = trained["features"], trained["beta_images"]
     extractors, real = {"untrained": untrained_features(study.args.seed), "trained": extract}, {}
-    for key, images in (("vae", study.test), ("beta", few[1])):
+    for key, images in (("vae", study.test), ("beta", beta_images[1])):
         sharpness = metrics.sharpness(images.floats())
         real[key] = {"sharpness of reconstructions": sharpness, "sharpness of samples": sharpness,
                      "diversity of samples": metrics.mean_pairwise_l2(images.subsample(1000, 0).floats())}
     return {
         "numbers": metrics.summarise([measure_seed(study, trained, extractors, seed) for seed in study.seeds]),
-        "published": PUBLISHED if study.train.classes == FashionMNIST.classes else {}, "features": about, "real": real,
-        "few": {"classes": few[0].classes, "train": len(few[0]), "held_out": len(few[1])},
+        "published": PUBLISHED if study.train.classes == FashionMNIST.classes else {}, "features": facts, "real": real,
+        "beta_data": {"classes": beta_images[0].classes, "train": len(beta_images[0]), "held_out": len(beta_images[1])},
         "history": {" ".join(map(str, key)): model.history for key, model in trained["models"].items()}}
 
 
@@ -268,48 +269,51 @@ def conclusions(study, trained, results):
     low, high, real = (numbers["fid"][key]["mean"] for key in (
         "samples, untrained features", "samples, trained features", "training images, trained features"))
     claims = [
-        ("Train and test loss curves are close and smoothly decreasing",
-         f"The training loss goes from {train[0]:.1f} to {train[-1]:.1f} nats, the held-out loss from {test[0]:.1f} to "
-         f"{test[-1]:.1f}, {report.percent(abs(gap))} {'above' if gap > 0 else 'below'} it.",
-         None if n < 2 else falling and abs(gap) <= CLOSE),
-        ("KL term stabilises at a positive value",
-         f"The KL in training ends at {kl[-1]:.3g} nats; over epochs {max(1, n - 4)} to {n} it has a range of "
-         f"{report.percent(spread)}.", None if n < 6 else spread <= STABLE and kl[-1] > COLLAPSED)]
-    for said, key, expected in (
-            ("As β increases, KL loss decreases", "KL, training", "falls"),
-            ("As β increases, recon loss slightly increases", "reconstruction loss, training", "rises"),
-            ("Image sharpness: High, Medium, Lower (reconstructions)", "sharpness of reconstructions", "falls"),
-            ("Image sharpness: High, Medium, Lower (samples)", "sharpness of samples", "falls"),
-            ("Diversity: Low, Medium, High", "diversity of samples", "rises"),
-            ("Cluster separation: Poor, Moderate, Good", "silhouette of the classes", "rises")):
+        Claim("Train and test loss curves are close and smoothly decreasing",
+              f"The training loss goes from {train[0]:.1f} to {train[-1]:.1f} nats, the held-out loss from "
+              f"{test[0]:.1f} to {test[-1]:.1f}, {report.percent(abs(gap))} {'above' if gap > 0 else 'below'} it.",
+              None if n < 2 else falling and abs(gap) <= CLOSE, "losses"),
+        Claim("KL term stabilises at a positive value",
+              f"The KL in training ends at {kl[-1]:.3g} nats; over epochs {max(1, n - 4)} to {n} it has a range of "
+              f"{report.percent(spread)}.", None if n < 6 else spread <= STABLE and kl[-1] > COLLAPSED, "losses")]
+    for published, key, expected, figure in (
+            ("As β increases, KL loss decreases", "KL, training", "falls", "beta_losses"),
+            ("As β increases, recon loss slightly increases", "reconstruction loss, training", "rises", "beta_losses"),
+            ("Image sharpness: High, Medium, Lower (reconstructions)", "sharpness of reconstructions", "falls",
+             "beta_reconstructions"),
+            ("Image sharpness: High, Medium, Lower (samples)", "sharpness of samples", "falls", "beta_samples"),
+            ("Diversity: Low, Medium, High", "diversity of samples", "rises", "beta_samples"),
+            ("Cluster separation: Poor, Moderate, Good", "silhouette of the classes", "rises", "beta_latents")):
         values = [numbers["beta"][str(beta)][key] for beta in settings.betas]
-        claims.append((said, f"For β = {betas} the {key.replace(',', ' in')} is {report.join_numbers(values, 4)}.",
-                       metrics.agrees_with_trend(expected, *zip(values, values[1:]))))
-    for said, key, least in (("Reconstructions lose some fine details", "sharpness of reconstructions", 0),
-                             ("Samples: some blur / lack of fine detail", "sharpness of samples", 0),
-                             ("Samples: good variety", "diversity of samples", VARIED)):
+        found = f"For β = {betas} the {key.replace(',', ' in')} is {report.join_numbers(values, 4)}."
+        claims.append(Claim(published, found, metrics.agrees_with_trend(expected, *zip(values, values[1:])), figure))
+    for published, key, least, figure in (
+            ("Reconstructions lose some fine details", "sharpness of reconstructions", 0, "reconstructions"),
+            ("Samples: some blur / lack of fine detail", "sharpness of samples", 0, "samples"),
+            ("Samples: good variety", "diversity of samples", VARIED, "samples")):
         share = numbers["vae"][key]["mean"] / (results["real"]["vae"][key] or math.nan)
         found = f"The {key} is {report.percent(share)} of that of the held-out images."
-        claims.append((said, found, least <= share < 1))
+        claims.append(Claim(published, found, least <= share < 1, figure))
     claims += [
-        ("σ = 0.1: low diversity … σ = 1.0: highest diversity", f"For σ = {sigmas} the mean pairwise L2 is "
-         f"{report.join_numbers(fixed)}.", metrics.agrees_with_trend("rises", *zip(fixed, fixed[1:]))),
-        ("The standard z ~ N(0, I) case falls between σ = 0.5 and σ = 1.0",
-         f"For z ~ N(0, I), which is σ = 1 with other noise, the mean pairwise L2 is {report.join_numbers([prior])}.",
-         metrics.agrees_with_trend("rises", (fixed[-2], prior), (prior, fixed[-1])) or False),
-        ("FID with the untrained feature extractor: 0.00",
-         f"With untrained features the FID of samples is {low:.2g}.", low < 0.005),
-        ("A score of 0.00 is clearly not realistic", f"With trained features the FID of samples is {high:.3g}, that of "
-         f"training images {real:.3g}.", None if results["features"]["weak"] else high > 2 * real)]
+        Claim("σ = 0.1: low diversity … σ = 1.0: highest diversity", f"For σ = {sigmas} the mean pairwise L2 is "
+              f"{report.join_numbers(fixed)}.", metrics.agrees_with_trend("rises", *zip(fixed, fixed[1:])),
+              "frozen_64"),
+        Claim("The standard z ~ N(0, I) case falls between σ = 0.5 and σ = 1.0", "For z ~ N(0, I), which is σ = 1 with "
+              f"other noise, the mean pairwise L2 is {report.join_numbers([prior])}.", metrics.agrees_with_trend(
+                  "rises", (fixed[-2], prior), (prior, fixed[-1])) or False, "frozen_64"),
+        Claim("FID with the untrained feature extractor: 0.00",
+              f"With untrained features the FID of samples is {low:.2g}.", low < 0.005),
+        Claim("A score of 0.00 is clearly not realistic", f"With trained features the FID of samples is {high:.3g}, "
+              f"that of training images {real:.3g}.", None if results["features"]["weak"] else high > 2 * real)]
     apart = {row: abs(numbers["losses"][row]["mean"] / value - 1)
              for row, value in results["published"].get("losses", {}).items() if row in numbers["losses"]}
     if apart:
         same = settings == Settings() and data["train"] == settings.most_train
-        claims.append((
+        claims.append(Claim(
             "The losses in the tables below", f"They differ by {report.percent(max(apart.values()))} at most, with "
             f"{data['train']:,} training images and {settings.epochs} epochs.", None if not same else all(
                 value <= (KL_TOLERANCE if "KL" in row else TOLERANCE) for row, value in apart.items())))
-    return [Claim(*claim) for claim in claims]
+    return claims
 
 
 def loss_curves(models):
@@ -323,9 +327,9 @@ def latent_frames(frames, classes):
     """Figures of frames {title: those of LatentSnapshotCallback} for a GIF: side by side, all on the same axes."""
     limit = max(2.2, *(1.05 * frame["means"].abs().max().item() for kept in frames.values() for frame in kept.values()))
     for step in sorted(set.intersection(*map(set, frames.values()))):
-        about = "epoch {epoch}, batch {batch} of {batches}" if step else "before training"
+        facts = "epoch {epoch}, batch {batch} of {batches}" if step else "before training"
         yield figures.latent_frame({
-            f"{title}, {about.format(**kept[step])}": (kept[step]["means"], kept[step]["labels"], {
+            f"{title}, {facts.format(**kept[step])}": (kept[step]["means"], kept[step]["labels"], {
                 "original": kept[step]["originals"] / 255, "reconstr.": kept[step]["reconstructions"] / 255})
             for title, kept in frames.items()}, classes, limit)
 
@@ -342,16 +346,15 @@ def evolution(frames):
 
 def sections(study, trained, results, picture):
     """The report's sections; the figures are of the first seed's models."""
-    settings, seed, test, few = study.settings, study.args.seed, study.test, trained["few"][1]
+    settings, seed, test, beta_test = study.settings, study.args.seed, study.test, trained["beta_images"][1]
     numbers, data, real, models = results["numbers"], results["data"], results["real"], trained["models"]
     vae, betas = models[seed, "vae"], {f"β = {beta}": models[seed, beta] for beta in settings.betas}
     frames = {f"β = {beta}": kept for beta, kept in trained["frames"].items()}
     gifs = {**{f"vae_beta_{title[4:]}_evolution": {title: kept} for title, kept in frames.items()},
             "vae_betas_evolution": frames}
-    points, chosen = few.subsample(POINTS, seed), test.subsample(16, seed)
-    firsts, originals = first_of_each(study.train, 1), first_of_each(few, 9 // len(few.classes))
+    points, chosen = beta_test.subsample(POINTS, seed), test.subsample(16, seed)
+    firsts, originals = first_of_each(study.train, 1), first_of_each(beta_test, 9 // len(beta_test.classes))
     means = {title: map_batches(model.encode, points.pixels) for title, model in betas.items()}
-    said = [claim.found for claim in conclusions(study, trained, results)]
 
     def table(key, caption, digits=4, word=""):
         published = {"published": results["published"][key]} if key in results["published"] else {}
@@ -368,46 +371,46 @@ def sections(study, trained, results, picture):
             picture("dataset", figures.grid_figure({
                 study.train.classes[y]: x[None] for x, y in zip(firsts.floats()[:10], firsts.labels)}, 1, 5),
                 "The first training image of each class, below its name."),
-            picture("losses", loss_curves({"": vae}), "Losses by epoch; those in training are means over the epoch.",
-                    " ".join(said[:2]))]),
+            picture("losses", loss_curves({"": vae}), "Losses by epoch; those in training are means over the epoch.")]),
         Section("β-VAE", [
-            f"{settings.beta_latent} latent dimensions, {settings.beta_epochs} epochs on {results['few']['train']:,} "
-            f"images of {', '.join(few.classes)}; {len(few):,} held out."], [
+            f"{settings.beta_latent} latent dimensions, {settings.beta_epochs} epochs on "
+            f"{results['beta_data']['train']:,} images of {', '.join(beta_test.classes)}; {len(beta_test):,} held out."
+        ], [
             table("losses", "Reconstruction loss in training, last epoch, nats per image.", 5, "reconstruction"),
             table("losses", "KL in training, last epoch, nats per image.", 3, "KL"),
             report.comparison_table("Numbers as above.", {
                 **{f"β = {beta}": found for beta, found in numbers["beta"].items()},
                 "held-out images": real["beta"]})], [
-            *(picture(name, latent_frames(shown, few.classes), f"{', '.join(shown)}: means of the current mini-batch "
-                      "by class, its first images above their reconstructions. Circles: 1 and 2 standard deviations of "
+            *(picture(name, latent_frames(shown, points.classes), f"{', '.join(shown)}: means of the current mini-"
+                      "batch by class, its first images above their reconstructions. Circles: 1 and 2 standard deviations of "
                       "N(0, I).", evolution(shown)) for name, shown in gifs.items()),
             picture("beta_losses", loss_curves(betas), "Losses by epoch for each β; the total loss is reconstruction "
-                    "loss + β KL.", " ".join(said[2:4])),
+                    "loss + β KL."),
             picture("beta_reconstructions", figures.rows_figure({"original": originals.floats(), **{
                 title: map_batches(model.reconstruct, originals.pixels) for title, model in betas.items()}}),
-                "The first held-out images of each class above their reconstructions from two numbers.", said[4]),
+                "The first held-out images of each class above their reconstructions from two numbers."),
             picture("beta_samples", figures.grid_figure({
                 title: decode_prior(model.decode, model.latent, 64, seed) for title, model in betas.items()}),
-                "The same 64 latents z ~ N(0, I), decoded by each model.", " ".join(said[5:7])),
+                "The same 64 latents z ~ N(0, I), decoded by each model."),
             picture("beta_latents", figures.scatter_figure(
-                means, points.labels, few.classes, max(2.2, *(1.05 * z.abs().max().item() for z in means.values()))),
-                f"Means of {len(points):,} held-out images by class. Circles as above.", said[7])]),
+                means, points.labels, points.classes, max(2.2, *(1.05 * z.abs().max().item() for z in means.values()))),
+                f"Means of {len(points):,} held-out images by class. Circles as above.")]),
         Section("Reconstructions and samples", [], [], [
             picture("reconstructions", figures.rows_figure({
                 "original": chosen.floats(), "reconstr.": map_batches(vae.reconstruct, chosen.pixels)}, 8),
                 "Held-out images drawn at random, each above its reconstruction.",
-                f"{said[8]} The mean squared error is {report.number(numbers['vae']['mean squared error'])}."),
+                f"The mean squared error is {report.number(numbers['vae']['mean squared error'])}."),
             picture("samples", figures.grid_figure({
                 "z ~ N(0, I)": decode_prior(vae.decode, vae.latent, 64, seed),
                 "held-out images": test.subsample(64, seed).floats()}),
-                "64 samples, not selected, next to held-out images drawn at random.", " ".join(said[9:11]))]),
+                "64 samples, not selected, next to held-out images drawn at random.")]),
         Section("Frozen latent parameters", ["z = μ + σ ε with μ = 0 and ε ~ N(0, I)."], [
             table("frozen", "Mean pairwise L2 of 1,000 images.")], [
             picture(f"frozen_{n}", figures.grid_figure(
                 frozen(vae, settings.sigmas, n, seed), columns, per_row, "Effect of Frozen Latent Parameters"),
-                f"{n} images for each condition; each σ has the same noise.", " ".join(said[11:13]) * (n == 64))
+                f"{n} images for each condition; each σ has the same noise.")
             for n, columns, per_row in ((64, 16, 1), (16, 4, 2))]),
         Section("FID", [
             report.features_text(results["features"]), "The untrained features, as published: three convolutions with "
-            f"random weights and pooling to 128. {said[13]} {said[14]}"],
+            "random weights and pooling to 128."],
             [table("fid", f"FID of {min(1000, data['held_out']):,} images against as many held-out ones.", 3)])]

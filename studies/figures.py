@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.utils import make_grid
 
+from common import plots
+from common.plots import PALETTE, class_styles
+
 PAGE, DPI = 1100, 128  # px: width of a page, and of an inch (with a power of two no px is lost by rounding)
 MARGIN, SPACE, GAP, LINE = 8, 18, 2, 17  # px: around a figure, between its blocks, between images; height of a line
-# Okabe & Ito 2008 (jfly.uni-koeln.de/color) without the pale yellow, and three that the colour-blind tell from these.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6622CC", "#663311", "#882255", "#000000")
-MARKERS, DOTS = "o^sDvPX*<>", (":", (0, (4, 1.5, 1, 1.5)), (0, (1, 3)))  # of points, of lines of reference
-STYLE = {"font.size": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
-         "legend.frameon": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "figure.dpi": DPI,
+DOTS = ":", (0, (4, 1.5, 1, 1.5)), (0, (1, 3))  # styles of the lines of reference values
+STYLE = {**plots.STYLE, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "figure.dpi": DPI,
          "axes.formatter.useoffset": False, "text.parse_math": False}  # names of classes may hold a $
 style.use(["default", STYLE])  # whatever the user's own settings are
 warnings.filterwarnings("ignore", "Glyph .* missing from")  # class names in scripts that the font lacks
@@ -44,8 +44,10 @@ class Picture(NamedTuple):
         return Image.open(io.BytesIO(self.content)).size
 
 
-def picture(signature, name, figure, caption, discussion=""):
-    """A Picture of a Figure, or of Figures of one size as a GIF that loops (200 ms a frame, 2 s the last), signed."""
+def picture(signature, claims, name, figure, caption, discussion=""):
+    """A Picture of a Figure, or of Figures of one size as a GIF that loops (200 ms a frame, 2 s the last), signed. Its
+    discussion begins with what those of the report.Claims say that name it."""
+    discussion = " ".join([*(claim.found for claim in claims if claim.figure == name), discussion]).strip()
     if isinstance(figure, Figure):
         return Picture(name, png_bytes(figure, signature), caption, (), discussion)
     frames = [png_bytes(frame, signature) for frame in figure]
@@ -210,8 +212,9 @@ def latent_frame(panels, classes, limit, title="", axis="", width=None):
     figure, places = _blocks(blocks, len(panels), 0, title, heights, left, MARGIN + 20 * legend, 2 * bool(rows))
     for (x, y), (points, labels, _) in zip(places, panels.values()):
         axes = figure.add_axes(np.divide((x + pad, y + len(blocks[0][1]) - side, side, side), (*figure.bbox.size,) * 2))
-        handles = [axes.plot(*np.asarray(points)[np.asarray(labels) == i].T, MARKERS[(i + i // 10) % 10], alpha=0.7,
-                             color=PALETTE[i % 10], markersize=2.6, markeredgewidth=0)[0] for i in range(len(classes))]
+        handles = [axes.plot(*np.asarray(points)[np.asarray(labels) == i].T, marker, color=colour, alpha=0.7,
+                             markersize=2.6, markeredgewidth=0)[0]
+                   for i, (colour, marker) in class_styles(range(len(classes))).items()]
         if limit is None:
             axes.set_aspect("equal", "datalim")
             axes.set(xticks=[], yticks=[], xlabel=axis and f"{axis} 1", ylabel=axis and f"{axis} 2")

@@ -122,7 +122,7 @@ class GAN(StudyModule):
 TITLE = "A generative adversarial network, measured while it trains"
 SUBTITLE = "{epochs} epochs on {train:,} images of {source[0]}"
 EXAMPLE = "python -m studies gan paintings/ --out gan --variant dcgan"
-CHANNELS, LABELLED, JOINED = 3, False, False
+CHANNELS, NEEDS_CLASSES, TRAINS_ON_BOTH = 3, False, False
 FRAMES, STEADY, CONTROL = 16, 0.1, 0.5  # samples in the GIF, deviation of a steady loss, share of the real value
 MEASURES = {"fid": "FID ↓", "precision": "precision ↑", "recall": "recall ↑", "diversity": "mean pairwise L2",
             "sharpness": "variance of the Laplacian", "chroma": "mean chroma"}
@@ -130,12 +130,12 @@ MEASURES = {"fid": "FID ↓", "precision": "precision ↑", "recall": "recall �
 
 class Reference:
     """What samples are compared with: held-out images, and what as many training images and negative controls get in
-    their place. FID, precision and recall are None unless the features tell the controls from images (`tells`)."""
+    their place. FID, precision and recall are None unless the features tell the controls from images (`reliable`)."""
 
     def __init__(self, study, extract):
         seed, n = study.args.seed, min(len(study.train), len(study.test))
         self.held, self.trained = (images.subsample(n, seed).pixels for images in (study.test, study.train))
-        self.extract, self.features, self.tells = extract, extract(self.held), True
+        self.extract, self.features, self.reliable = extract, extract(self.held), True
         order = torch.randperm(self.held[0, 0].numel(), generator=torch.Generator().manual_seed(seed))
         torch.manual_seed(seed)  # of the untrained generators
         self.controls = {name: self.measure(images) for name, images in {
@@ -144,17 +144,17 @@ class Reference:
             **{f"untrained generator, {variant}": GAN(settings).samples(n, seed)
                for variant, settings in study.variants.items()}}.items()}
         real, *others = (found["precision"] for found in self.controls.values())
-        self.tells = max(others) < CONTROL * real
+        self.reliable = max(others) < CONTROL * real
 
     def measure(self, images):
         """{each of MEASURES: number} of images uint8 (n, 3, S, S)."""
         x, y, real = images / 255, self.extract(images), self.features
-        compared = (metrics.fid(real, y), *metrics.precision_recall(real, y)) if self.tells else (None, None, None)
+        compared = (metrics.fid(real, y), *metrics.precision_recall(real, y)) if self.reliable else (None, None, None)
         chroma = float((x.amax(1) - x.amin(1)).mean())  # of the pixels' channels the largest less the smallest
         return dict(zip(MEASURES, (*compared, metrics.mean_pairwise_l2(x), metrics.sharpness(x), chroma)))
 
 
-class Watch(Callback):
+class SampleCallback(Callback):
     """Keeps `frames`, samples uint8 (16, 3, S, S) of the same noise after each epoch, and `measured`, their numbers."""
 
     def __init__(self, reference, settings, seed):
@@ -179,25 +179,27 @@ class Watch(Callback):
 
 
 def train(study):
-    """{"features": (function, facts), "reference": Reference or None, "models": {(variant, seed): (GAN, Watch)}}."""
+    """{"features": (function, facts), "reference": Reference or None, "models": {(variant, seed): (GAN, its
+    SampleCallback)}}."""
     features = metrics.train_feature_extractor(study)
     reference, models = Reference(study, features[0]) if study.run.is_global_zero else None, {}
     for (variant, settings), seed in itertools.product(study.variants.items(), study.seeds):
         torch.manual_seed(seed)
-        watch = Watch(reference, settings, seed)
+        callback = SampleCallback(reference, settings, seed)
         models[variant, seed] = study.run.fit(
             f"gan_{variant}_seed{seed}", GAN(settings), study.train, epochs=settings.epochs, seed=seed,
-            batch_size=settings.batch_size, callbacks=[watch]), watch
+            batch_size=settings.batch_size, callbacks=[callback]), callback
     return {"features": features, "reference": reference, "models": models}
 
 
-def measure_model(model, watch):
+def measure_model(model, callback):
     """Numbers of a trained model: what was measured last, the first FID, and its losses in fifths of the epochs."""
     g, d = (np.array(model.curve(f"train_{name}")) for name in ("generator", "discriminator"))
     n = max(1, len(g) // 5)
     g_varies, d_varies = (loss[-n:].std() / loss[-n:].mean() if n > 1 else None for loss in (g, d))
-    return {**watch.measured[-1], "first_fid": watch.measured[0]["fid"], "seconds": model.seconds, "g_varies": g_varies,
-            "g_first": g[:n].mean(), "g_last": g[-n:].mean(), "d_last": d[-n:].mean(), "d_varies": d_varies}
+    return {**callback.measured[-1], "first_fid": callback.measured[0]["fid"], "seconds": model.seconds,
+            "g_first": g[:n].mean(), "g_last": g[-n:].mean(), "g_varies": g_varies, "d_last": d[-n:].mean(),
+            "d_varies": d_varies}
 
 
 def measure(study, trained):
@@ -206,9 +208,9 @@ def measure(study, trained):
     return {
         "numbers": {variant: metrics.summarise([measure_model(*models[variant, seed]) for seed in study.seeds])
                     for variant in study.variants},
-        "measured": {f"{variant} {seed}": watch.measured for (variant, seed), (_, watch) in models.items()},
+        "measured": {f"{variant} {seed}": callback.measured for (variant, seed), (_, callback) in models.items()},
         "history": {f"{variant} {seed}": model.history for (variant, seed), (model, _) in models.items()},
-        "features": trained["features"][1], "features_tell": reference.tells, "controls": reference.controls,
+        "features": trained["features"][1], "features_reliable": reference.reliable, "controls": reference.controls,
         "real": {**reference.controls["training images"], "images": len(reference.held)}}
 
 
@@ -219,19 +221,24 @@ def conclusions(study, trained, results):
         own = {name: report.number(value, 3) for name, value in found.items()}
         both = {name: f"{own[name]} (training images {report.number(real[name], 3)})" for name in MEASURES}
         near = {name: (CONTROL * real[name], found[name]["mean"]) for name in MEASURES}
-        claims += [report.Claim(published, f"{variant}: {text}.", agrees) for published, text, agrees in (
-            ("Generator loss decreases as it fools discriminator", f"generator loss {own['g_first']} in the first "
-             f"fifth of epochs, {own['g_last']} in the last", confirmed("falls", (found["g_first"], found["g_last"]))),
-            ("Discriminator loss stabilizes", f"discriminator loss {own['d_last']} in the last fifth of epochs, "
-             f"relative standard deviation {own['d_varies']}", confirmed("falls", (STEADY, found["d_varies"]["mean"]))),
-            ("Training is unstable but produces diverse outputs", f"relative standard deviation of "
+        found_by_figure = [
+            ("losses", "Generator loss decreases as it fools discriminator",
+             f"Generator loss {own['g_first']} in the first fifth of epochs, {own['g_last']} in the last",
+             confirmed("falls", (found["g_first"], found["g_last"]))),
+            ("losses", "Discriminator loss stabilizes", f"Discriminator loss {own['d_last']} in the last fifth of "
+             f"epochs, relative standard deviation {own['d_varies']}",
+             confirmed("falls", (STEADY, found["d_varies"]["mean"]))),
+            ("samples", "Training is unstable but produces diverse outputs", "Relative standard deviation of "
              f"generator loss {own['g_varies']}; mean pairwise L2 {both['diversity']}, recall {both['recall']}",
              confirmed("rises", (STEADY, found["g_varies"]["mean"]), near["diversity"], near["recall"])),
-            ("colorful, noisy patterns similar to the dataset", f"samples' mean chroma {both['chroma']}, variance of "
-             f"the Laplacian {both['sharpness']}, precision {both['precision']}",
+            ("samples", "colorful, noisy patterns similar to the dataset", f"Samples' mean chroma {both['chroma']}, "
+             f"variance of the Laplacian {both['sharpness']}, precision {both['precision']}",
              confirmed("rises", *(near[name] for name in ("chroma", "sharpness", "precision")))),
-            ("Quality improves with more epochs", f"FID {own['first_fid']} when first measured, {own['fid']} last",
-             None if results["features"]["weak"] else confirmed("falls", (found["first_fid"], found["fid"]))))]
+            ("measured_fid", "Quality improves with more epochs",
+             f"FID {own['first_fid']} when first measured, {own['fid']} last",
+             None if results["features"]["weak"] else confirmed("falls", (found["first_fid"], found["fid"])))]
+        claims += [report.Claim(published, f"{report.of_variant(study, variant)}{text}.", agrees, figure)
+                   for figure, published, text, agrees in found_by_figure]
     return claims
 
 
@@ -240,8 +247,9 @@ def sections(study, trained, results, picture):
     return [
         report.Section("Results", [
             *["Quick: too short to judge the pictures."] * results["quick"], report.features_text(results["features"]),
-            f"FID, precision, recall (Kynkäänniemi et al. 2019) are {'not ' * (not results['features_tell'])}reported: "
-            f"they need controls whose precisions are below {CONTROL} times that of training images."],
+            "FID, precision and recall (Kynkäänniemi et al. 2019) are "
+            f"{'not ' * (not results['features_reliable'])}reported: they need controls whose precisions are below "
+            f"{CONTROL} times that of training images."],
             [report.comparison_table(f"{results['real']['images']:,} samples, last epoch, against as many held-out "
                                      f"images; {report.seeds_text(results)}. ↓: lower is better, ↑: higher.", {
                 **results["numbers"], "training images": results["real"]}, {**MEASURES, "seconds": "training, s"}),
@@ -251,30 +259,29 @@ def sections(study, trained, results, picture):
 
 def pictures(study, trained, results, picture):
     """The pictures of the first seed's models."""
-    seed, few, real = study.args.seed, study.test.subsample(64, study.args.seed), results["real"]
+    seed, shown, real = study.args.seed, study.test.subsample(64, study.args.seed), results["real"]
     models = {variant: trained["models"][variant, seed] for variant in study.variants}
-    drawn = {variant: model.samples(len(few), seed) for variant, (model, _) in models.items()}
-    said = [claim.found for claim in conclusions(study, trained, results)]  # five on each variant
+    drawn = {variant: model.samples(len(shown), seed) for variant, (model, _) in models.items()}
     near = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(study.train.floats().flatten(1))
     return [
-        picture("samples", figures.grid_figure({"held-out images": few.floats(), **{
+        picture("samples", figures.grid_figure({"held-out images": shown.floats(), **{
             f"samples, {variant}": images / 255 for variant, images in drawn.items()}}, 16, per_row=1),
-            "The first samples, not selected, and held-out images drawn at random.", " ".join(said[2::5] + said[3::5])),
+            "The first samples, not selected, and held-out images drawn at random."),
         picture("evolution", (figures.grid_figure({
-            variant: watch.frames[i - 1] / 255 for variant, (_, watch) in models.items()}, 4, title=f"epoch {i}")
+            variant: callback.frames[i - 1] / 255 for variant, (_, callback) in models.items()}, 4, title=f"epoch {i}")
             for i in np.unique(np.geomspace(1, study.settings.epochs, 40).round().astype(int))),  # most change is early
             f"{FRAMES} samples of the same noise, not selected, after epochs at growing distances."),
         picture("losses", figures.curves_figure({
             variant: {name: model.curve(f"train_{name}") for name in ("generator", "discriminator")}
             for variant, (model, _) in models.items()}, "nats",
             reference=dict.fromkeys(models, {"generator, D = 1/2": np.log(2), "discriminator, D = 1/2": np.log(4)})),
-            "Mean losses of each epoch; D = 1/2: it does not distinguish them.", " ".join(said[::5] + said[1::5])),
+            "Mean losses of each epoch; D = 1/2: it does not distinguish them."),
         *(picture(f"measured_{names[0]}", figures.curves_figure(
-            {MEASURES[name]: {variant: tuple(zip(*((row["epoch"], row[name]) for row in watch.measured)))
-                              for variant, (_, watch) in models.items()} for name in names},
+            {MEASURES[name]: {variant: tuple(zip(*((row["epoch"], row[name]) for row in callback.measured)))
+                              for variant, (_, callback) in models.items()} for name in names},
             reference={MEASURES[name]: {"training images": real[name]} for name in names}, log=(MEASURES["fid"],)),
-            f"{', '.join(names)} of the same noise's samples, against epochs.", " ".join(said[4::5] * ("fid" in names)))
-          for names in (list(MEASURES)[:3], list(MEASURES)[3:]) if results["features_tell"] or "fid" not in names),
+            f"{', '.join(names)} of the same noise's samples, against epochs.")
+          for names in (list(MEASURES)[:3], list(MEASURES)[3:]) if results["features_reliable"] or "fid" not in names),
         *(picture(f"neighbours_{variant}", figures.rows_figure({"sample": images[:8] / 255, **{
             f"training {i}": study.train.pixels[nearest] / 255 for i, nearest in enumerate(near.kneighbors(
                 images[:8].flatten(1) / 255, return_distance=False).T, 1)}}), f"{variant}: the first eight samples and "

@@ -10,14 +10,15 @@ import statistics
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import gaussian_blur
 
-from common.errors import InputError, one_line
+from common.errors import InputError
+from common.stats import proportion_interval
+from common.text import one_line
 from studies import report
 from studies.training import StudyModule, map_batches
 
@@ -168,11 +169,6 @@ def silhouette(z, y, most=5000):
 def majority_baseline(train_y, test_y):
     """Accuracy on the held-out labels of always naming the class that is most frequent in training."""
     return float((test_y == train_y.bincount().argmax()).double().mean())
-
-
-def proportion_interval(successes, n):
-    """95 % interval [low, high] of a proportion, Wilson's."""
-    return list(binomtest(int(successes), n).proportion_ci(method="wilson"))
 
 
 def summarise(numbers):

@@ -14,7 +14,7 @@ import jinja2
 import torch
 
 from common.files import read_json, write_files
-from studies import printable
+from common.text import printable
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "scikit-learn", "matplotlib", "pillow")
 
@@ -24,14 +24,15 @@ class Table(NamedTuple):
     caption: str
     header: list
     rows: list
-    words: bool = False  # all cells are text, also those that begin with a number
+    text: bool = False  # all cells are text, also those that begin with a number
 
 
 class Claim(NamedTuple):
     """A conclusion of the documents, compared with our numbers."""
     published: str
     found: str
-    agrees: object  # True, False, or None where the numbers cannot decide
+    agrees: object    # True, False, or None where the numbers cannot decide
+    figure: str = ""  # name of the figure below which `found` stands too
 
 
 class Section(NamedTuple):
@@ -49,14 +50,19 @@ def comparison_table(caption, columns, rows=None, digits=4):
                                            for key, title in rows.items()])
 
 
+def of_variant(study, variant):
+    """What a conclusion on a variant begins with: its name, if there are several."""
+    return f"{variant}: " if len(study.variants) > 1 else ""
+
+
 def conclusions(claims, results):
     """The report's section that compares the documents' conclusions with ours."""
     little = results["quick"] or results["data"]["held_out"] < 100
-    words = {True: "yes", False: "no", None: "undecided"}
+    answers = {True: "yes", False: "no", None: "undecided"}
     return Section("Conclusions", ["This run is too short, or has too few images, to confirm or refute anything: the "
                                    "table is an example."] * little, [Table(
         "What the document says and what the numbers below say.", ["published", "we find", "agrees"],
-        [[one.published, one.found, words[one.agrees]] for one in claims], words=True)])
+        [[one.published, one.found, answers[one.agrees]] for one in claims], text=True)])
 
 
 def trend(values):
@@ -95,7 +101,7 @@ def run_facts(study, how):
         "device": name if run.processes == 1 else f"{run.processes} x {name}", "precision": run.precision,
         "threads": run.threads,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
-        "command": " ".join(map(shlex.quote, ["python", "-m", "studies", args.study, *args.words]))}
+        "command": " ".join(map(shlex.quote, ["python", "-m", "studies", args.study, *args.argv]))}
 
 
 def source_names(sources):
@@ -114,9 +120,9 @@ def run_section(results):
             [key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value]
             for key, value in found.items()])
 
-    about = {**results["data"], "seconds, this call": round(results["seconds"]),
+    facts = {**results["data"], "seconds, this call": round(results["seconds"]),
              **{key: results[key] for key in ("seeds", "device", "threads", "precision", "command")}}
-    return Section("The run", [], [table("Data and machine", "", about),
+    return Section("The run", [], [table("Data and machine", "", facts),
                                    table("Settings", "setting", results["settings"])])
 
 
@@ -148,13 +154,13 @@ def seeds_text(results):
     return "one seed" if n == 1 else f"mean ± standard deviation of {n} seeds"
 
 
-def features_text(about):
+def features_text(facts):
     """A paragraph on the features of the FID, from metrics.train_feature_extractor."""
-    return (f"The FID uses features of a classifier trained here to predict {about['task']}: accuracy "
-            f"{percent(about['accuracy'], about['interval'])} on {about['images']:,} held-out images (95 % interval; "
-            f"guessing: {percent(about['guessing'])}). It is comparable only within this report."
+    return (f"The FID uses features of a classifier trained here to predict {facts['task']}: accuracy "
+            f"{percent(facts['accuracy'], facts['interval'])} on {facts['images']:,} held-out images (95 % interval; "
+            f"guessing: {percent(facts['guessing'])}). It is comparable only within this report."
             + " The accuracy is less than halfway between guessing and 100 %, so this FID is not reliable."
-            * about["weak"])
+            * facts["weak"])
 
 
 def write_study(folder, title, subtitle, sections, results, start, keep_frames=False):

@@ -24,6 +24,7 @@ from sklearn.model_selection import train_test_split
 from torchvision.transforms import functional as transforms
 
 import vae
+from common.stats import proportion_interval
 from studies import figures, losses, metrics, report, vq
 from studies.data import Images
 from studies.photo_networks import QUICK, VARIANTS, VQVAE, Classifier, PhotoVAE, Settings  # noqa: F401 (for __main__)
@@ -33,7 +34,7 @@ from studies.training import decode_prior, map_batches
 TITLE = "Representations of photos: VAE, VQ-VAE, classifiers, mixture"
 SUBTITLE = "{train:,} photos to train on, {held_out:,} held out, {side} px"
 EXAMPLE = "python -m studies representations ANIMALS BUTTERFLIES --out representations --seeds 3 --variant tuned"
-CHANNELS, LABELLED, JOINED = 3, False, True
+CHANNELS, NEEDS_CLASSES, TRAINS_ON_BOTH = 3, False, True
 CLASSIFIERS = {"cnn": "photo, CNN", "mlp_latents": "VAE means, MLP", "mlp_codes": "VQ-VAE codes, MLP"}
 AVERAGED = (1, 5, 10)  # decoded samples of q(z|x), a figure of ours
 FID_IMAGES, FID_SIDE = 1000, 64  # how many, and their px for our own features
@@ -110,10 +111,11 @@ def train_networks(study, variant, seed):
         mirrored = dataclasses.replace(photos, pixels=torch.cat([photos.pixels, photos.pixels.flip(3)]),
                                        labels=photos.labels.repeat(2))
 
-    def fit(name, make, words, images, epochs, batch_size, **metadata):
+    def fit(name, network, arguments, images, epochs, batch_size, **metadata):
         torch.manual_seed(seed)  # the same first weights, whatever was trained or loaded before
-        models[name] = study.run.fit(f"{name}_{variant}_seed{seed}", make(settings, *words), *images, epochs=epochs,
-                                     seed=seed, batch_size=batch_size, metadata=metadata)
+        models[name] = study.run.fit(
+            f"{name}_{variant}_seed{seed}", network(settings, *arguments), *images, epochs=epochs, seed=seed,
+            batch_size=batch_size, metadata=metadata)
 
     def fit_mlp(name, encoder, function, epochs):
         images = features_of(function, mirrored), features_of(function, test)
@@ -203,7 +205,7 @@ def measure(study, models):
     _, (photos, test) = photo_sets(study, study.settings)
 
     def line(held_out, sd=None, training=None):
-        return {"held_out": held_out, "interval": metrics.proportion_interval(round(held_out * len(test)), len(test)),
+        return {"held_out": held_out, "interval": proportion_interval(round(held_out * len(test)), len(test)),
                 "sd": sd, "training": training}
 
     return {
@@ -305,9 +307,9 @@ def pictures(variant, study, models, results, picture):
     networks, real = models[variant, seed], results["real"][variant]
     model, quantized, mixture = (networks[name] for name in ("vae", "vqvae", "mixture"))
     (_, held_out), (_, test) = photo_sets(study, settings)
-    some, few, drawn = held_out.subsample(48, seed), test.subsample(8, seed), generated(model, mixture, 100, seed)
+    some, strip, drawn = held_out.subsample(48, seed), test.subsample(8, seed), generated(model, mixture, 100, seed)
     averages = {f"mean of {k}" if k > 1 else "1 sample": images for k, images in averaged_reconstructions(
-        model, few.pixels, seed)}
+        model, strip.pixels, seed)}
     mse, kl, vq_loss = (network.curve(f"train_{name}") for network, name in (
         (model, "reconstruction"), (model, "kl"), (quantized, "loss")))
     distances = [report.number(metrics.mean_pairwise_l2(images), 3) for images in (
@@ -325,7 +327,7 @@ def pictures(variant, study, models, results, picture):
             f"{variant}: held-out photos drawn at random, each above its reconstruction from the mean of q(z|x).",
             f"The mean squared error of all reconstructions is {report.number(found['mse_mean'], 3)}. That of the mean "
             f"training photo is {real['mse_mean']:.3g}."),
-        picture(f"averaged_{variant}", figures.rows_figure({"photo": few.floats(), **averages}),
+        picture(f"averaged_{variant}", figures.rows_figure({"photo": strip.floats(), **averages}),
                 f"{variant}, a figure of ours: the mean of {report.join_numbers(AVERAGED)} decoded samples of q(z|x)."),
         picture(f"samples_{variant}", figures.grid_figure(
             {f"z ~ {what}": resized(images, min(64, settings.side)) for what, images in drawn.items()}, 10, 1),
@@ -335,7 +337,7 @@ def pictures(variant, study, models, results, picture):
             f"of real photos {real['sharpness_samples']:.3g}. The mean pairwise L2 is {distances[0]} from N(0, I), "
             f"{distances[1]} from the mixture and {distances[2]} of real photos."),
         picture(f"vq_reconstructions_{variant}", figures.rows_figure(
-            {"photo": few.floats(), "VQ-VAE": map_batches(quantized.reconstruct, few.pixels)}),
+            {"photo": strip.floats(), "VQ-VAE": map_batches(quantized.reconstruct, strip.pixels)}),
             f"{variant}: held-out photos, each above what the VQ-VAE makes of its {settings.side // 4} x "
             f"{settings.side // 4} codes."),
         picture(f"vq_loss_{variant}", figures.curves_figure(

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import torch
 
-from common.errors import InputError, Parser
+from common.command_line import Parser
+from common.errors import InputError
 from common.files import write_files
-from studies import figures, printable, training
+from common.text import printable
+from studies import figures, training
 
 STEPS = 11       # values of z_j in a traversal, from -REACH to REACH
 REACH = 3.0      # standard deviations of N(0, I)

@@ -23,8 +23,9 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 import bird
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_json, write_files
+from common.text import one_line
 
 MIN_LAST_BATCH = 8  # images; a smaller last batch is left out of its epoch, because batch norm needs several
 # What a study writes into its folder: what --overwrite deletes, and what a new run without it does not accept.
@@ -34,7 +35,7 @@ WRITTEN = ("study.json", "results.json", "report.html", "vae_standard.pth", "che
 class StudyModule(L.LightningModule):
     """A model with its losses. `history` has one dict per epoch: "epoch", "seconds" and for each loss train_NAME, the
     mean over the epoch, and test_NAME, the mean over the held-out images after it."""
-    name, about, seed, log_file = "", {}, 0, None  # set by Run.fit
+    name, metadata, seed, log_file = "", {}, 0, None  # set by Run.fit
     strategy = None    # for several processes, where the requested one does not work
     scheduled = False  # whether the learning rate depends on the number of epochs, which --resume cannot change then
     latent = None      # dimension of the z ~ N(0, I) that `decode` turns into images, if the model has such a latent
@@ -87,7 +88,7 @@ class StudyModule(L.LightningModule):
                        file=sys.stderr)
 
     def on_save_checkpoint(self, checkpoint):
-        checkpoint["history"], checkpoint["about"] = self.history, self.about
+        checkpoint["history"], checkpoint["metadata"] = self.history, self.metadata
 
     def on_load_checkpoint(self, checkpoint):
         self.history = checkpoint["history"]
@@ -207,14 +208,14 @@ class Run:
         are those of the checkpoint. Raises InputError."""
         path, module.name, module.seed = self.folder / "checkpoints" / f"{name}.ckpt", name, seed
         module.log_file = self.folder / "logs" / f"{name}.csv"
-        module.about = {
+        module.metadata = {
             "model": f"{type(module).__module__}.{type(module).__qualname__}", **_flat(module.hparams),
             "batch_size": batch_size, "images": len(train), "seed": seed,
             **({"epochs": epochs} if module.scheduled else {}), **(metadata or {}),
             "data": "-".join(images.fingerprint() for images in (train, test) if images is not None)}
         found, several = str(path) if self.resume and path.exists() else None, self.processes > 1
         if found:
-            self._check(path, module.about, epochs)
+            self._check(path, module.metadata, epochs)
         if self.is_global_zero and not self.prepared:
             self._prepare_folder()
         on_device(module, self.device)
@@ -238,13 +239,13 @@ class Run:
             raise KeyboardInterrupt
         return module.to(self.device, torch.float32).eval()
 
-    def _check(self, path, about, epochs):
+    def _check(self, path, metadata, epochs):
         """Raises InputError where a checkpoint is not of the training that is asked for."""
         checkpoint = read_checkpoint(path)
-        there, epoch = checkpoint["about"], checkpoint["epoch"] + 1
-        why = [f"{key} {asked}, found {there.get(key)}" for key, asked in about.items()
-               if there.get(key) != asked and key != "data"]
-        why += ["the images and the split that it was trained on, found others"] * (there.get("data") != about["data"])
+        there, epoch = checkpoint["metadata"], checkpoint["epoch"] + 1
+        other = {key for key, asked in metadata.items() if there.get(key) != asked}
+        why = [f"{key} {metadata[key]}, found {there.get(key)}" for key in metadata if key in other - {"data"}]
+        why += ["the images and the split that it was trained on, found others"] * ("data" in other)
         why += [f"at most {epochs} epochs, found {epoch}"] * (epoch > epochs)
         if why:
             raise InputError(f"{path}: expected {why[0]}; --overwrite starts over")
@@ -264,7 +265,7 @@ def read_checkpoint(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about pickles
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(checkpoint["about"], dict) and {"epoch", "history", "state_dict"} <= set(checkpoint):
+        if isinstance(checkpoint["metadata"], dict) and {"epoch", "history", "state_dict"} <= set(checkpoint):
             return checkpoint
     except OSError as error:
         raise InputError(f"{path}: expected a checkpoint, found: {error.strerror}") from None
@@ -277,7 +278,7 @@ def read_checkpoint(path):
 def load_model(path):
     """The StudyModule of a checkpoint of any study, on the CPU, in evaluation mode. Raises InputError."""
     checkpoint = read_checkpoint(path)
-    module, _, name = str(checkpoint["about"].get("model")).rpartition(".")
+    module, _, name = str(checkpoint["metadata"].get("model")).rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name, None) if module.startswith("studies.") else None
     except ImportError:

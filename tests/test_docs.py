@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import Parser
+from common.command_line import Parser
 from handin.__main__ import COMMANDS
 from studies import __main__ as studies_command
 from studies import sampling
@@ -39,7 +39,7 @@ def test_every_command_is_understood(words):
     if name in studies_command.TOOLS:
         parser = sampling.make_parser(name)
     elif package == "studies":
-        parser = studies_command._parser(name, importlib.import_module(f"studies.{name}"))
+        parser = studies_command.make_parser(name, importlib.import_module(f"studies.{name}"))
     else:
         parser, module = Parser(), importlib.import_module(f"handin.{COMMANDS[name][0]}")
         module.add_arguments(parser)

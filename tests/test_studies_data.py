@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageFile
 from refusals import Bomb
 
-from common.errors import InputError, one_line
+from common.errors import InputError
+from common.text import one_line
 from studies import data
 
 

@@ -12,14 +12,15 @@ import re
 import time
 from pathlib import Path
 
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_json, write_files
+from common.text import one_line
 from handin import forms
 from handin.grading import outputs, script, submissions
 from handin.grading.contract import MODELS, Rows
 from handin.grading.fetch import MAX_SECONDS, FetchError, fetch
 from handin.grading.marks import read_overrides, read_rubric
-from handin.grading.sandbox import duration, machine, printable
+from handin.grading.sandbox import duration, machine
 from handin.grading.similar import similar_scripts
 
 PROGRESS = 60  # seconds between two lines of progress
@@ -87,7 +88,7 @@ def grade_part(submission, folder, part, path, data, keys, settings, quick, mode
 
 def download_folder(downloads, submission, entries):
     """Where the models of a submission are downloaded to."""
-    return downloads / ("_".join(entries) or printable(submission.path.stem).replace("/", "_"))
+    return downloads / ("_".join(entries) or one_line(submission.path.stem).replace("/", "_"))
 
 
 def fetch_models(rows, link, folder, seconds=MAX_SECONDS):

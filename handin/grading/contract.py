@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from handin.grading.sandbox import printable
+from common.text import one_line
 
 HEADER = "Predicted_Label"
 SCRIPTS = {"birds": "bird.py", "digits": "vae.py"}
@@ -64,7 +64,7 @@ def part_of_script(source):
 
 
 def _listed(values):
-    values = [printable(str(value), 40) for value in values]
+    values = [one_line(str(value), 40) for value in values]
     return ", ".join(values[:12]) + (" and more" if len(values) > 12 else "")
 
 
@@ -85,7 +85,7 @@ def check_labels(rows, path, number, allowed):
     try:
         table = [line for line in csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")) if line]
     except (UnicodeDecodeError, csv.Error) as error:
-        return rows.add(f"{name} header", "fail", f"expected text, found: {printable(str(error))}")
+        return rows.add(f"{name} header", "fail", f"expected text, found: {one_line(str(error))}")
     header = table[0] if table else []
     headless = bool(header) and all(_whole(cell) is not None for cell in header)
     body, width = table if headless else table[1:], max(map(len, table), default=0)
@@ -94,7 +94,7 @@ def check_labels(rows, path, number, allowed):
     labels = [_whole(cell) for cell in cells]
     broken = sorted({cell for cell, label in zip(cells, labels) if label is None})
     strange = sorted({label for label in labels if label is not None} - set(allowed))
-    found = "no header" if headless else f"'{printable(','.join(header), 60)}'" if table else "an empty file"
+    found = "no header" if headless else f"'{one_line(','.join(header), 60)}'" if table else "an empty file"
     rows.check(f"{name} header", HEADER in header, f"expected {HEADER}, found {found}"
                + (" after a byte order mark" if "\ufeff" in "".join(header) else ""))
     rows.check(f"{name} columns", width == 1, f"expected one column, found {width}; pandas writes no index with "
@@ -119,7 +119,7 @@ def check_reconstruction(rows, path, number):
             keys = content.files
             images = content["data"] if "data" in keys else content[keys[0]] if len(keys) == 1 else None
     except Exception as error:  # corrupt files raise many exception types
-        return rows.add(f"{name} key", "fail", f"expected a .npz file of one array, found: {printable(str(error))}")
+        return rows.add(f"{name} key", "fail", f"expected a .npz file of one array, found: {one_line(str(error))}")
     rows.check(f"{name} key", keys == ["data"], f"expected the key 'data' alone, found {_listed(map(repr, keys))}")
     if images is None:
         return None
@@ -146,9 +146,9 @@ def _in_0_1(images):
 def check_probe(rows, name, report):
     """Adds rows for what probe.py reports; `name` is that of the model file, or None if only the script was probed."""
     classes, parameters, limit = report["classes"], report["parameters"], MAX_PARAMETERS[rows.part]
-    reasons = "; ".join(f"{printable(label, 40)}: {printable(str(why), 120)}"
+    reasons = "; ".join(f"{one_line(label, 40)}: {one_line(str(why), 120)}"
                         for label, why in classes.items() if why) or "none"
-    rows.check("import", not report["import"], printable(report["import"]))
+    rows.check("import", not report["import"], one_line(report["import"]))
     # A class that takes arguments is no fault where the commands work; whether they do, other rows say.
     otherwise = "warn" if "required positional argument" in reasons else "fail"
     if name is None:
@@ -158,9 +158,9 @@ def check_probe(rows, name, report):
                  made[-1] if made else "")
     else:
         rows.check(f"{name} state_dict", not report["file"], "expected a state_dict, which torch.load(..., "
-                   f"weights_only=True) reads, {printable(report['file'])}")
+                   f"weights_only=True) reads, {one_line(report['file'])}")
         if not report["file"]:
-            loads = printable(report["loads"], 40)
+            loads = one_line(report["loads"], 40)
             rows.add("fresh model loads", "pass" if loads else otherwise, "" if loads else
                      f"expected a class of the script that loads {name} when made without arguments, found {reasons}",
                      f"{loads}()" if loads else "")

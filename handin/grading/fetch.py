@@ -22,9 +22,9 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from common.errors import one_line
 from common.files import read_json, write_files
-from handin.grading.sandbox import ROOT, printable
+from common.text import one_line
+from handin.grading.sandbox import ROOT
 
 MAX_BYTES = 5 * 10 ** 8  # of a file
 MAX_SECONDS = 600        # of a download
@@ -52,7 +52,7 @@ def fetch(link, names, folder, seconds=MAX_SECONDS):
         record = read_record(folder, names)
     if record and record.get("files") == describe(folder, names):
         return [folder / name for name in names]
-    print(f"downloading {' and '.join(names)} from {printable(link)}", file=sys.stderr, flush=True)
+    print(f"downloading {' and '.join(names)} from {one_line(link)}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for attempt in range(MAX_TRIES):
@@ -97,7 +97,7 @@ def _download_in_subprocess(link, folder, names, seconds):
     except subprocess.TimeoutExpired:
         return f"not downloaded within {max(1, seconds):.0f} s"
     lines = done.stderr.splitlines()
-    return printable(lines[-1] if lines else f"exit code {done.returncode}") if done.returncode else ""
+    return one_line(lines[-1] if lines else f"exit code {done.returncode}") if done.returncode else ""
 
 
 def download(link, folder, names):

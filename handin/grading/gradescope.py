@@ -15,8 +15,9 @@ import time
 import traceback
 from pathlib import Path
 
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_json, write_files
+from common.text import one_line
 from handin.grading import classroom, outputs, sandbox, submissions
 from handin.grading.contract import MODELS, SCRIPTS, TESTS
 from handin.grading.data import LOADERS

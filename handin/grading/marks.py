@@ -7,8 +7,9 @@ import io
 import math
 from pathlib import Path
 
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_bytes
+from common.text import one_line
 from handin.grading.contract import SCRIPTS
 from handin.grading.script import SHOWN
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from common.files import write_files
+from common.text import one_line
 from handin.grading.contract import SCRIPTS, Row
 from handin.grading.marks import mark, maximum
-from handin.grading.sandbox import printable
 from handin.grading.script import SHOWN, table
 
 COLUMNS = ("submission", "part", "entries", "names", "emails", "sids", "status", "mark", "max_mark", *SHOWN,
@@ -193,7 +193,7 @@ def cell(value):
     """A cell that no spreadsheet takes for a formula: names and messages come from students."""
     if value == POINTS_POSSIBLE:
         return value
-    text = f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else printable(str(value), 2000)
+    text = f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else one_line(str(value), 2000)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from common.errors import InputError
+from common.text import one_line
 
 KEPT_TAIL = 8192        # bytes of output
 POLL = 0.1              # seconds between two measurements
@@ -89,18 +90,11 @@ def duration(seconds):
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def printable(text, most=200):
-    """Text on one line without control characters, of `most` characters: a script's output may hold anything."""
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= most else text[:most - 3] + "..."
-
-
 def error_line(text):
     """The last line that looks like an exception or, without one, the last line."""
     lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
     errors = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(:|$)", line)]
-    return printable((errors or lines or [""])[-1])
+    return one_line((errors or lines or [""])[-1])
 
 
 def machine():
@@ -176,7 +170,7 @@ def choose(name, image):
             process = subprocess.run(command, capture_output=True, text=True, timeout=60)
             reason = (error_line(process.stderr) or f"exit code {process.returncode}") if process.returncode else ""
         except (OSError, subprocess.SubprocessError) as error:
-            reason = printable(str(error))
+            reason = one_line(error)
     if reason and name == "bwrap":
         raise InputError(f"--sandbox bwrap: expected bubblewrap to work, found: {reason}")
     if reason:

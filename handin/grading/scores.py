@@ -25,12 +25,6 @@ def all_scores(truth, predicted):
             "precision_macro": float(precision), "recall_macro": float(recall), "f1_macro": float(f1)}
 
 
-def accuracy_interval(truth, predicted):
-    """95 % interval [low, high] of the accuracy of labels (N,), Wilson's."""
-    from scipy.stats import binomtest
-    return list(binomtest(int(np.sum(truth == predicted)), len(truth)).proportion_ci(method="wilson"))
-
-
 def mean_ssim(truth, reconstructed):
     """Mean structural similarity of two image arrays (N, 28, 28) in [0, 1]."""
     from skimage.metrics import structural_similarity

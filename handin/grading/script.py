@@ -16,6 +16,7 @@ import psutil
 
 from common.errors import InputError
 from common.files import read_bytes
+from common.text import one_line, text_table
 from handin.grading import contract, sandbox
 from handin.grading.contract import MODELS, SCRIPTS, TESTS, Rows
 from handin.grading.rules import check_rules
@@ -348,7 +349,7 @@ class Workspace:
         expected = {*MODELS[self.part], *(output_name for _, _, output_name, _ in TESTS[self.part])}
         files = [other for folder in {cwd, path.parent} for other in sorted(folder.iterdir())
                  if other.name not in expected or other.parent != path.parent]
-        names = ", ".join(f"{sandbox.printable(other.name)} in the {folder_in_words(other, cwd)}"
+        names = ", ".join(f"{one_line(other.name)} in the {folder_in_words(other, cwd)}"
                           for other in files[:3])
         return f", but {names}: is the name hard-coded?" if files else ""
 
@@ -359,10 +360,8 @@ def folder_in_words(path, cwd):
 
 def table(rows):
     """The rows as aligned text."""
-    cells = [("part", "check", "status", "value"), *((row.part, row.check, row.status, row.value) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join(("  ".join(cell.ljust(width) for cell, width in zip(line, widths)) + "  " + detail).rstrip()
-                     for line, detail in zip(cells, ("detail", *(row.detail for row in rows))))
+    return text_table([("part", "check", "status", "value", "detail"),
+                       *((row.part, row.check, row.status, row.value, row.detail) for row in rows)])
 
 
 def summary(rows):

@@ -7,11 +7,11 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_bytes
+from common.text import one_line
 from handin import forms
 from handin.grading.contract import MODELS, SCRIPTS, part_of_script
-from handin.grading.sandbox import printable
 from handin.grading.script import temporary_folder
 
 PARTS = {name: part for part, name in SCRIPTS.items()}
@@ -86,7 +86,7 @@ def find_submissions(folder, ignored=()):
     for path in sorted(paths):
         students, time = metadata.get(path, (_student_in(path.relative_to(folder)), ""))
         name = label = (f"{students[0].name}_{students[0].id}" if path in downloads else
-                        printable(path.relative_to(folder).as_posix()))
+                        one_line(path.relative_to(folder).as_posix()))
         number = 1
         while label in submissions:  # names that differ in white space only
             number += 1
@@ -155,15 +155,15 @@ def read_metadata(folder):
                     created = entry.get(":created_at")
                     created = created.get("utc", created.get("time")) if isinstance(created, dict) else created  # Rails
                     metadata[place] = tuple(
-                        Student(*(printable(str(one.get(f":{key}") or "")) for key in ("name", "email", "sid")))
-                        for one in students), printable(str(created or ""))
+                        Student(*(one_line(str(one.get(f":{key}") or "")) for key in ("name", "email", "sid")))
+                        for one in students), one_line(str(created or ""))
     return metadata
 
 
 def _student_in(path):
     """The student whom the path of a Moodle or Canvas download names, as a tuple of one or none."""
     match = _download(path.parts[0])
-    return (Student(name=printable(match["name"]), id=match["id"]),) if match else ()
+    return (Student(name=one_line(match["name"]), id=match["id"]),) if match else ()
 
 
 def _download(name):
@@ -202,7 +202,7 @@ def unpack(path, folder, nested=True):
     if not path.exists():
         raise InputError("expected files, found none: the export lists this submission without them")
     if path.suffix.lower() != ".zip":
-        raise InputError(f"expected a zip, found {printable(path.name)}" + (
+        raise InputError(f"expected a zip, found {one_line(path.name)}" + (
             "; hand in the script as .py" if path.suffix.lower() == ".ipynb" else ""))
     try:
         with zipfile.ZipFile(str(path)) as archive:
@@ -216,13 +216,13 @@ def unpack(path, folder, nested=True):
                 members = [member for member in members if member.filename.lower().endswith(NEEDED)]
             total = sum(member.file_size for member in members)
             if leaving:
-                raise ValueError(f"a path that leads out of its folder: {printable(leaving[0])}")
+                raise ValueError(f"a path that leads out of its folder: {one_line(leaving[0])}")
             if len(members) > MAX_MEMBERS or total > MAX_BYTES:
                 raise ValueError(f"{len(members)} files of {total / 1e6:.0f} MB, more than {MAX_MEMBERS} or "
                                  f"{MAX_BYTES / 1e6:g} MB")
             archive.extractall(str(folder), members)
     except Exception as error:  # corrupt files raise many exception types
-        raise InputError(f"{printable(path.name)}: expected a zip of plain files in one folder, found: "
+        raise InputError(f"{one_line(path.name)}: expected a zip of plain files in one folder, found: "
                          f"{one_line(error)}") from None
     inner = sorted(filter(is_archive, folder.rglob("*")))
     if nested and len(inner) == 1 and not any(map(is_script, folder.rglob("*"))):
@@ -249,10 +249,10 @@ def find_scripts(folder):
         depth = min((len(path.parts) for path in paths), default=0)
         highest = [path for path in paths if len(path.parts) == depth]
         names = ", ".join(path.relative_to(folder).as_posix() for path in highest[:5])
-        found[part] = highest[0] if len(highest) == 1 else f"expected one {SCRIPTS[part]}, found {printable(names)}"
+        found[part] = highest[0] if len(highest) == 1 else f"expected one {SCRIPTS[part]}, found {one_line(names)}"
         found[part] = found[part] if highest else None
     if not any(found.values()):
-        names = printable(", ".join(path.relative_to(folder).as_posix() for path in files[:5])) or "no files"
+        names = one_line(", ".join(path.relative_to(folder).as_posix() for path in files[:5])) or "no files"
         linked = any(path.is_symlink() for path in folder.rglob("*.py"))
         raise InputError(f"expected one script, bird.py or vae.py, found {names}" + (
             "; hand in the script as .py" if any(path.suffix == ".ipynb" for path in files) else
@@ -286,7 +286,7 @@ def read_forms(folder, script, part, zipped):
     place, problems, link = script.parent, [], ""
     entries = find_entries(place) or find_entries(folder)
     if script.name != SCRIPTS[part]:
-        problems.append(f"expected {SCRIPTS[part]}, found {printable(script.name)}")
+        problems.append(f"expected {SCRIPTS[part]}, found {one_line(script.name)}")
     if len(script.relative_to(folder).parts) > 2 or zipped and place == folder:
         problems.append(f"expected one folder, found the script {'deeper' if place != folder else 'at the top'}")
     try:
@@ -308,7 +308,7 @@ def read_forms(folder, script, part, zipped):
     faults = [forms.report_problems(part, path.read_bytes(), entries, path.name) for path in pdfs]
     best = min(faults, key=len) if faults else ["expected a PDF, found none"]
     lost = [fault for fault in best if "expected a PDF" in fault or "pages" in fault]
-    layout, missing, text = (printable("; ".join(lines), 300) for lines in (
+    layout, missing, text = (one_line("; ".join(lines), 300) for lines in (
         problems, lost, [fault for fault in best if fault not in lost]))
     return Forms(tuple(entries), link, layout, missing, text)
 

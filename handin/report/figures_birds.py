@@ -10,10 +10,13 @@ import numpy as np
 import torch
 
 import bird
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_json
-from handin.grading.scores import accuracy_interval, all_scores, read_birds
-from handin.report.plots import COLUMN, PAGE, PALETTE, new_figure, shortened
+from common.plots import PALETTE
+from common.stats import proportion_interval
+from common.text import one_line
+from handin.grading.scores import all_scores, read_birds
+from handin.report.plots import COLUMN, PAGE, new_figure, shortened
 from handin.report.results import BirdResults
 
 MEASURED = 12  # photos of each class, right and wrong ones each, whose Grad-CAM maps are measured
@@ -213,7 +216,7 @@ def results(model, history, truth, predicted, examples):
     least = max(1, matrix[worst[min(2, len(worst) - 1)]])  # all that are as frequent as the third
     return BirdResults(
         classes=names, photos=len(truth), scores=all_scores(truth, predicted),
-        accuracy_interval=accuracy_interval(truth, predicted),
+        accuracy_interval=proportion_interval((truth == predicted).sum(), len(truth)),
         per_class=[{"class": name, "precision": float(precision), "recall": float(recall), "f1": float(f1),
                     "photos": int(photos)} for name, precision, recall, f1, photos in zip(names, *columns)],
         confusions=[[names[a], names[b], int(matrix[a, b])] for a, b in worst if matrix[a, b] >= least][:6],

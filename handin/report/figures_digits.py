@@ -10,11 +10,14 @@ import numpy as np
 import torch
 
 import vae
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_json
-from handin.grading.scores import accuracy_interval, all_scores, mean_ssim, one_minus_mse, read_digits
+from common.plots import PALETTE, class_styles
+from common.stats import proportion_interval
+from common.text import one_line
+from handin.grading.scores import all_scores, mean_ssim, one_minus_mse, read_digits
 from handin.report import latent_page
-from handin.report.plots import COLUMN, PAGE, PALETTE, class_styles, new_figure
+from handin.report.plots import COLUMN, PAGE, new_figure
 from handin.report.results import DigitResults
 
 SHOWN = 15  # validation images in the figure of reconstructions: all of the course's
@@ -349,7 +352,7 @@ def draw_all(val, test, train, model_path, history_path, mixture_path, device):
         values[-1], trained_on=train is not None, predicted=unknown)
     results = DigitResults(
         classes=labels.tolist(), images=len(images), scores=all_scores(classes, predicted) if labelled else None,
-        accuracy_interval=accuracy_interval(classes, predicted) if labelled else None,
+        accuracy_interval=proportion_interval((classes == predicted).sum(), len(classes)) if labelled else None,
         validation=all_scores(val_classes, labels[mixture.predict(val_means)]), labelled_images=len(val_classes),
         validation_ssim={str(digit): float(val_similarities[1][val_classes == digit].mean()) for digit in known},
         manifold=describe_manifold(model, mixture, labels, values),

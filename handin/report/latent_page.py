@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 import vae
-from handin.report.plots import PALETTE
+from common.plots import PALETTE
 
 TEMPLATE = Path(__file__).resolve().parent / "latent.html"
 MARK = "LATENT_PAGE_DATA"  # where in the template the JSON goes

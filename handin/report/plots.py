@@ -4,16 +4,13 @@ import io
 import matplotlib.style
 from matplotlib.figure import Figure
 
+from common import plots
+
 COLUMN, PAGE = 3.4, 7.0  # inches: one column of a two-column page, and both
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-# The order of Okabe & Ito 2008 (jfly.uni-koeln.de/color), changed: what is pale on white comes last.
-MARKERS = "o^sDvPX*"
 STYLE = {
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5,
-    "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.2,
-    "patch.linewidth": 0.6, "image.interpolation": "nearest", "figure.dpi": 100, "savefig.dpi": 200, "pdf.fonttype": 42,
-}
+    **plots.STYLE, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "legend.fontsize": 7.5,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "patch.linewidth": 0.6, "image.interpolation": "nearest", "figure.dpi": 100, "savefig.dpi": 200, "pdf.fonttype": 42}
 
 
 def style():
@@ -27,12 +24,6 @@ def new_figure(width, height, tight=False):
     if tight:
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     return figure
-
-
-def class_styles(classes):
-    """{class: (colour, marker)}: both, so that the colour-blind tell classes apart; 64 different pairs."""
-    return {name: (PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)])
-            for i, name in enumerate(classes)}
 
 
 def shortened(name, most):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import InputError, one_line
+from common.errors import InputError
 from common.files import read_bytes, read_json, write_files
+from common.text import one_line
 from handin import forms
 from handin.report import results, sentences
 
