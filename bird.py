@@ -31,6 +31,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -835,10 +836,10 @@ def train_command(args, log):
             write_files({checkpoint_path: serialized({**state.state_dict(), "key": key})})
         except InputError as error:
             warn(f"{error}; training continues without a checkpoint")
-        log(f"epoch {row['epoch']:3}/{config.epochs}  train loss {row['train_loss']:.3f} acc "
-            f"{row['train_accuracy']:.3f}  val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f} F1 "
-            f"{row['val_f1']:.4f}{'*' if row['epoch'] == state.best['epoch'] else ' '} {row['photos_per_second']:5.0f} "
-            f"photos/s  about {state.schedule.minutes_left():.1f} min left")
+        log(f"epoch {row['epoch']:3}/{config.epochs}  about {state.schedule.minutes_left():.1f} min left  train loss "
+            f"{row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  val loss {row['val_loss']:.3f} acc "
+            f"{row['val_accuracy']:.3f} F1 {row['val_f1']:.4f}{'*' if row['epoch'] == state.best['epoch'] else ' '} "
+            f"{row['photos_per_second']:5.0f} photos/s", state.schedule.progress())
 
     minutes = (time.monotonic() - start + (checkpoint["seconds"] if checkpoint else 0)) / 60
     n_epochs, best, time_limited = len(state.history), state.best, state.schedule.time_limited
@@ -902,9 +903,17 @@ def printable(text):
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
 
 
-def print_line(line):
+def is_terminal(stream):
+    return stream is not None and stream.isatty()  # None: closed
+
+
+def print_line(line, progress=None):
+    """Prints a line; on a terminal with `progress`, from 0 to 1, as a progress bar, which the next line replaces."""
     try:
-        print(line, flush=True)
+        width = shutil.get_terminal_size().columns - 1 if is_terminal(sys.stdout) else 0
+        if width and progress is not None:
+            line = f"[{'=' * round(20 * progress):20}] {progress:4.0%}  {line}"[:width]
+        print(line.ljust(width), end="\r" if width and progress is not None else "\n", flush=True)
     except OSError:  # a closed pipe or a full disk behind stdout must not abort training
         sys.stdout = open(os.devnull, "w")
 
@@ -919,7 +928,8 @@ def main(argv=None):
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    warnings.formatwarning = lambda message, *_, **__: f"bird.py: warning: {printable(message)}\n"
+    warnings.formatwarning = lambda message, *_, **__: (  # on a terminal, over a progress bar
+        "\x1b[K" * is_terminal(sys.stderr) + f"bird.py: warning: {printable(message)}\n")
     warnings.filterwarnings("ignore", module="PIL")
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="backslashreplace")  # class names may have characters that a terminal lacks
@@ -931,10 +941,10 @@ def main(argv=None):
             torch.set_num_threads(args.threads)
         hint = "; --resume continues after the last finished epoch" if args.mode == "train" else ""
         command = train_command if args.mode == "train" else test_command
-        command(args, (lambda line: None) if args.quiet else print_line)
+        command(args, (lambda *_: None) if args.quiet else print_line)
         return 0
     except KeyboardInterrupt as error:
-        print(f"bird.py: interrupted{hint}", file=sys.stderr)
+        print("\n" * is_terminal(sys.stdout) + f"bird.py: interrupted{hint}", file=sys.stderr)
         return 128 + error.args[0]
     except (InputError, MemoryError, RuntimeError) as error:
         short = isinstance(error, MemoryError) or any(word in str(error).lower() for word in ("alloc", "out of memory"))

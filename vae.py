@@ -40,6 +40,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -789,8 +790,9 @@ def train_command(args, log):
     def log_epoch(epoch, progress, terms):
         history.append({"epoch": epoch + 1, **terms})
         left = (time.monotonic() - start) * (1 - progress) / max(progress, 1e-9)
-        log(f"epoch {epoch + 1:3}/{config.epochs}  ELBO {-terms['reconstruction'] - terms['KL']:7.2f}  reconstruction "
-            f"{terms['reconstruction']:6.2f}  KL {terms['KL']:5.2f}  SSIM {terms['SSIM']:.4f}  about {left:.0f} s left")
+        log(f"epoch {epoch + 1:3}/{config.epochs}  about {left:.0f} s left  ELBO "
+            f"{-terms['reconstruction'] - terms['KL']:7.2f}  reconstruction {terms['reconstruction']:6.2f}  KL "
+            f"{terms['KL']:5.2f}  SSIM {terms['SSIM']:.4f}", progress)
 
     log(f"{len(digits)} images, {n_classes} classes, on {device}; ELBO, reconstruction and KL in nats per image")
     deadline = start + 60 * args.minutes - 1e-4 * len(digits)  # encoding all images and EM take the rest
@@ -836,9 +838,17 @@ def printable(text):
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
 
 
-def print_line(line):
+def is_terminal(stream):
+    return stream is not None and stream.isatty()  # None: closed
+
+
+def print_line(line, progress=None):
+    """Prints a line; on a terminal with `progress`, from 0 to 1, as a progress bar, which the next line replaces."""
     try:
-        print(line, flush=True)
+        width = shutil.get_terminal_size().columns - 1 if is_terminal(sys.stdout) else 0
+        if width and progress is not None:
+            line = f"[{'=' * round(20 * progress):20}] {progress:4.0%}  {line}"[:width]
+        print(line.ljust(width), end="\r" if width and progress is not None else "\n", flush=True)
     except OSError:  # a closed pipe or a full disk behind stdout must not cost the training
         sys.stdout = open(os.devnull, "w")
 
@@ -846,7 +856,8 @@ def print_line(line):
 def main(argv=None):
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    warnings.formatwarning = lambda message, *_, **__: f"vae.py: warning: {printable(message)}\n"
+    warnings.formatwarning = lambda message, *_, **__: (  # on a terminal, over a progress bar
+        "\x1b[K" * is_terminal(sys.stderr) + f"vae.py: warning: {printable(message)}\n")
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="backslashreplace")  # paths may have characters that a terminal lacks
     try:
@@ -855,10 +866,10 @@ def main(argv=None):
         if args.threads:
             torch.set_num_threads(args.threads)
         command = train_command if args.mode == "train" else test_command
-        command(args, (lambda line: None) if args.quiet else print_line)
+        command(args, (lambda *_: None) if args.quiet else print_line)
         return 0
     except KeyboardInterrupt:
-        print("vae.py: interrupted", file=sys.stderr)
+        print("\n" * is_terminal(sys.stdout) + "vae.py: interrupted", file=sys.stderr)
         return 130
     except (InputError, MemoryError, RuntimeError) as error:
         short = isinstance(error, MemoryError) or any(word in str(error).lower() for word in ("alloc", "out of memory"))

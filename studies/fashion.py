@@ -382,8 +382,8 @@ def sections(study, trained, results, picture):
                 **{f"β = {beta}": found for beta, found in numbers["beta"].items()},
                 "held-out images": real["beta"]})], [
             *(picture(name, latent_frames(shown, points.classes), f"{', '.join(shown)}: means of the current mini-"
-                      "batch by class, its first images above their reconstructions. Circles: 1 and 2 standard deviations of "
-                      "N(0, I).", evolution(shown)) for name, shown in gifs.items()),
+                      "batch by class, its first images above their reconstructions. Circles: 1 and 2 standard "
+                      "deviations of N(0, I).", evolution(shown)) for name, shown in gifs.items()),
             picture("beta_losses", loss_curves(betas), "Losses by epoch for each β; the total loss is reconstruction "
                     "loss + β KL."),
             picture("beta_reconstructions", figures.rows_figure({"original": originals.floats(), **{
