@@ -3,7 +3,7 @@
     python bird.py DATASET train bird.pth    photos in DATASET/<class>/; writes bird.pth and bird_history.json
     python bird.py DATASET test bird.pth     writes bird.csv, one row per photo, in the order of torchvision ImageFolder
 
-At test DATASET is a folder of class folders again, a folder of photos, or one photo.
+At test time DATASET is a folder of class folders, a folder of photos, or one photo.
 
 Model         Residual network [1] with batch normalization [2]: a convolution of stride 4, four residual blocks,
               average and max pooling (birds differ much in size), dropout, one linear layer

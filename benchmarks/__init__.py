@@ -1,1 +1,1 @@
-"""What is measured, by commands anyone can run. Not part of the hand-in."""
+"""The commands behind the published figures. Not part of the hand-in."""

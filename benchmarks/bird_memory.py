@@ -2,8 +2,8 @@
 
     python -m benchmarks.bird_memory [--photos 20000] [--minutes 6]
 
-400 photos are drawn, the others are links to them: the commands do not know. Training stops after so many minutes, by
-which time all photos are decoded and epochs have begun.
+400 photos are drawn; the rest are links to them, read like any other file. Training stops after so many minutes, by
+which time all photos are decoded and epochs have started.
 """
 import argparse
 import os

@@ -1,8 +1,8 @@
-"""How fast a training epoch of the study `fashion` is, beside the usual loop around the same network, in one run.
+"""The speed of a training epoch of the study `fashion`, and of the usual loop around the same network, in one run.
 
     python -m benchmarks.fashion_speed [DATA] [--rounds 3] [--images N]
 
-The usual loop: a torchvision dataset with ToTensor, DataLoader with a worker a core, Adam, float32. The loops
+The usual loop: a torchvision dataset with ToTensor, DataLoader, one worker per core, Adam, float32. The loops
 alternate; each trains two epochs, of which the second is timed; a ratio is of the medians. The study's time is from
 the start of its second epoch to that of a third one, so that its checkpoint is counted.
 """

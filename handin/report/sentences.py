@@ -111,7 +111,7 @@ def ablation_conclusion(rows, photos, ablation_epochs, epochs):
         names = [f"“{name}”" for name, (change, error) in changes.items() if sign * change > 2 * error]
         if names:
             subject = f"The rows {listed(names)} {what}" if len(names) > 1 else f"The row {names[0]} {what}s"
-            against = ", which speaks against the setting of the first row" if sign > 0 else ""
+            against = ", so the first row's setting looks worse" if sign > 0 else ""
             text.append(f"{subject} the accuracy by more than two standard errors{against}.")
     text = text or ["No row differs from the first in accuracy by more than two standard errors."]
     if min(len(row["seeds"]) for row in rows) == 1:
@@ -177,8 +177,8 @@ def learning(rows, planned, elbo, gap):
     if len(rows) >= 10:
         gain = bound[-1] - bound[-1 - len(rows) // 10]
         text += f" In the last tenth of the epochs the ELBO changes by {signed(gain, 1)} nats" + (
-            ": hardly any gain is left." if abs(gain) < CONVERGED * abs(bound[-1]) else
-            ": more epochs may be better.")
+            ": it has nearly converged." if abs(gain) < CONVERGED * abs(bound[-1]) else
+            ": more epochs may help.")
     if len(rows) < planned:
         text += f" The time limit shortened the schedule from {planned} to {counted(len(rows), 'epoch')}."
     if "training" in elbo:
@@ -186,7 +186,7 @@ def learning(rows, planned, elbo, gap):
                  f"{signed(elbo['test'], 1)} for the test images.")
     if gap:
         text += f" With equal shares of the digits the gap is {signed(gap[0], 1)} ± {gap[1]:.1f} (standard error): "
-        text += ("the network overfits: what it has learned holds for its own images more than for others."
+        text += ("the network overfits: it fits its training images better than others."
                  if gap[0] > max(2 * gap[1], CONVERGED * abs(elbo["training"])) else "no overfitting is visible.")
     return text
 
@@ -201,20 +201,20 @@ def separation(pairs):
         return text + "Not even the ellipses at 3 standard deviations meet: the clusters are separated."
     return text + "".join(f"The ellipses at {counted(radius, 'standard deviation')} meet for {', '.join(names)}. "
                           for radius, names in meeting.items() if names) + (
-        "The clusters overlap." if meeting[1] or meeting[2] else "The clusters are separated but for their borders.")
+        "The clusters overlap." if meeting[1] or meeting[2] else "The clusters overlap only at their borders.")
 
 
 def gaussians(within, images):
     """Whether the clusters follow the mixture's Gaussians, from the shares of so many images `within` 1, 2 and 3
     standard deviations."""
     shares, normal = (listed(map(percent, part)) for part in (within, NORMAL))
-    text = (f"Within 1, 2 and 3 standard deviations of their component lie {shares} of the images; of a Gaussian in "
-            f"the plane it would be {normal}. ")
+    text = (f"{shares} of the images lie within 1, 2 and 3 standard deviations of their component; for a 2-D "
+            f"Gaussian it would be {normal}. ")
     apart = [f"{'more' if share > expected else 'fewer'} images within {counted(radius, 'standard deviation')}"
              for radius, (share, expected, tolerance) in enumerate(zip(within, NORMAL, TOLERANCES), 1)
              if abs(share - expected) > max(tolerance, 2 * math.sqrt(expected * (1 - expected) / images))]
     if not apart:
-        return text + "The clusters follow the Gaussians, as far as these numbers tell."
+        return text + "By these numbers, the clusters follow the Gaussians."
     return f"{text}The clusters do not follow the Gaussians exactly: {listed(apart)} than expected."
 
 
