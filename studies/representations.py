@@ -3,7 +3,7 @@
 Described: a VAE [1] with 128 latents on the photos of both sources, trained with 1, then 5, then 10 samples of z per
 photo, squared error (mean over the pixels) + KL (mean over the dimensions); images from N(0, I) and their FID; on the
 last source a ResNet-18 [2], an MLP on the VAE's means, a VQ-VAE [3] and an MLP on the mean of a photo's code indices,
-and a mixture of 20 Gaussians of the means [4], whose samples are decoded. What document 000 leaves open (layers,
+and a mixture of 20 Gaussians of the means [4], whose samples are decoded. What the source report leaves open (layers,
 learning rates, batches) is as in the notebook that it summarizes, which trains the VAE on both sources.
 --variant tuned: 64 px, batch normalization, longer training with a learning rate schedule and augmentation, a KL weight
 that suits the pixels' variance, an EMA codebook, features of the code map, components chosen on held-out
@@ -229,7 +229,7 @@ def real_numbers(photos, held_out):
 
 
 def conclusions(study, models, results):
-    """What document 000 reports, compared with the described networks here."""
+    """What the source report concludes, compared with the described networks here."""
     found, n_classes = results["numbers"]["described"], len(results["classes"])
     trivial = ", as any classifier of one class" * (n_classes == 1)
     vq_loss, mlp_loss = (np.mean([models["described", seed][name].curve("train_loss") for seed in study.seeds],
