@@ -17,8 +17,8 @@ from studies.training import StudyModule, map_batches, mlp
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Colour photos, in [-1, 1] inside the networks. The values are those of the source report and, where it leaves them
-    open, of the notebook that it summarizes."""
+    """Colour photos, in [-1, 1] inside the networks. The values are those of the source report and, where it leaves
+    them open, of the notebook that it summarizes."""
     side: int = 128
     seed: int = 0
     weight_decay: float = 0.0   # of AdamW, which is Adam without it
