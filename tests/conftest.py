@@ -33,7 +33,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a shell's ba
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-FAST_FILES = ("test_bird_parts", "test_bird_photos", "test_docs", "test_handin_scores", "test_install",
+FAST_FILES = ("test_bird_parts", "test_bird_photos", "test_common", "test_docs", "test_handin_scores", "test_install",
               "test_studies_data", "test_vae_assignment", "test_vae_files", "test_vae_mixture")
 
 
