@@ -22,7 +22,7 @@ from benchmarks.vae_speed import ROOT
 from common.plots import PALETTE
 from handin.report import figures_digits, plots
 
-WIDTH, HEIGHT, DPI = 8.9, 7.6, 200  # inches: GitHub shows 890 px at most
+WIDTH, HEIGHT, DPI = 8.9, 7.2, 200  # inches: GitHub shows 890 px at most
 SOLUTIONS = {"`bird.py`": PALETTE[0], "usual solution": PALETTE[1]}
 ROW = re.compile(r"\| (`bird\.py`|usual solution) \| (\d+)[^|]*\| \d+ \| (0\.\d+) \|")
 
@@ -40,15 +40,18 @@ def tiles(images):
 
 
 def screenshot(page):
-    """The upper part of latent.html, with the pointer between two digits: an array (H, W, 3)."""
+    """The latent plane of latent.html and what it shows of the pointer's position: an array (H, W, 3)."""
     from playwright.sync_api import sync_playwright
     with sync_playwright() as session:
         browser = session.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 860, "height": 620}, device_scale_factor=2)
+        tab = browser.new_page(viewport={"width": 860, "height": 900}, device_scale_factor=3)
         tab.goto(page.resolve().as_uri())
-        box = tab.locator("canvas, svg").first.bounding_box()
-        tab.mouse.move(box["x"] + 0.66 * box["width"], box["y"] + 0.62 * box["height"])
-        png = tab.screenshot()
+        tab.add_style_tag(content="#notes, #near-note { visibility: hidden }")
+        plane, here, end = (tab.locator(name).bounding_box() for name in ("#plane", "#here", "#nearest"))
+        tab.mouse.move(plane["x"] + 0.3 * plane["width"], plane["y"] + 0.72 * plane["height"])
+        top, bottom = plane["y"], max(box["y"] + box["height"] for box in (plane, end))
+        png = tab.screenshot(clip={"x": plane["x"], "y": top, "height": bottom - top,
+                                   "width": here["x"] + here["width"] - plane["x"]})
         browser.close()
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
@@ -56,7 +59,7 @@ def screenshot(page):
 def draw(model, digits, page, scores):
     """The Figure of the four panels."""
     figure = Figure((WIDTH, HEIGHT), layout="constrained", dpi=DPI)
-    (grid, plane), (pairs, birds) = figure.subplots(2, 2, height_ratios=(1.35, 1))
+    (grid, plane), (pairs, birds) = figure.subplots(2, 2, height_ratios=(1.3, 1))
     values = figures_digits.grid_values()
     grid.imshow(tiles(figures_digits.manifold(model, values, values)), cmap="gray", interpolation="antialiased")
     grid.set_title("digits decoded from a 20 x 20 grid of latents")
@@ -88,7 +91,8 @@ def main():
     digits = vae.load_digits(str(args.test), labelled=True)
     with plots.style():
         figure = draw(model, digits, screenshot(args.page), read_scores(ROOT / "docs" / "birds.md"))
-        args.out.write_bytes(plots.figure_bytes(figure)[".png"])
+        image = Image.open(io.BytesIO(plots.figure_bytes(figure)[".png"])).convert("RGB")
+    image.quantize(256, Image.MAXCOVERAGE, dither=0).save(args.out, optimize=True)
 
 
 if __name__ == "__main__":
