@@ -61,7 +61,7 @@ def draw(model, digits, page, scores):
     figure = Figure((WIDTH, HEIGHT), layout="constrained", dpi=DPI)
     (grid, plane), (pairs, birds) = figure.subplots(2, 2, height_ratios=(1.3, 1))
     values = figures_digits.grid_values()
-    grid.imshow(tiles(figures_digits.manifold(model, values, values)), cmap="gray", interpolation="antialiased")
+    grid.imshow(tiles(figures_digits.decode_grid(model, values, values)), cmap="gray", interpolation="antialiased")
     grid.set_title("digits decoded from a 20 x 20 grid of latents")
     plane.imshow(page, interpolation="antialiased")
     plane.set_title("latent.html: move over the latent plane")

@@ -1,4 +1,4 @@
-"""What handin/ and studies/ share: they never import each other."""
+"""Code shared by handin/ and studies/, which do not import each other."""
 import os
 
-os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # as in the scripts: torch reads it when it is first imported
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # must be set before torch is imported

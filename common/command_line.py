@@ -1,28 +1,43 @@
 """The command lines of handin/ and studies/: python -m PACKAGE COMMAND ..."""
 import argparse
+import math
 import sys
 
 from common.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises InputError for words that it does not take; shows a docstring as it is."""
+    """Raises InputError for invalid arguments; prints docstrings unwrapped in --help."""
 
-    def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message):
         raise InputError(f"{self.prog}: {message}; see --help")
 
 
+def number(kind, low, high=math.inf, strict=False):
+    """The type of an argument: a finite int or float (`kind`) from `low`, which `strict` excludes, to `high`."""
+    limits = f"above {low}" if strict else f"of {low} or more" if high == math.inf else f"from {low} to {high}"
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high or value == math.inf or strict and value == low:
+            raise argparse.ArgumentTypeError(f"expected a number {limits}, found {text}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"  # which argparse shows for other text
+    return parse
+
+
 def list_commands(commands):
-    """{command: what it does} as lines of a help text."""
-    return "\n".join(f"  {name:{max(map(len, commands))}}  {what}" for name, what in commands.items())
+    """Formats {command: description} as lines of a help text."""
+    return "\n".join(f"  {name:{max(map(len, commands))}}  {text}" for name, text in commands.items())
 
 
 def main(parser, commands, run, argv=None):
-    """The exit code of run(command, its words), of the first word of the command line, one of `commands`, and those
-    after it: 2 for bad input, 130 for Ctrl-C, each with one line on stderr."""
+    """Calls run(command, arguments) for the command line and returns its exit code: 2 for bad input, 130 for Ctrl-C,
+    each with one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     parser.add_argument("command", choices=commands, metavar="COMMAND")
     if not argv:

@@ -8,8 +8,8 @@ class InputError(Exception):
 
 
 @contextlib.contextmanager
-def bad_input_of(*scripts):
-    """Within, bad input that a graded script reports counts as bad input of handin/ and studies/."""
+def convert_input_errors(*scripts):
+    """Re-raises the InputError of bird.py or vae.py as common.errors.InputError."""
     try:
         yield
     except tuple(script.InputError for script in scripts) as error:

@@ -9,52 +9,53 @@ from common.errors import InputError
 from common.text import one_line
 
 
-def read_bytes(path, what):
-    """Bytes of a file. Raises InputError that calls the missing or unreadable file `what`."""
+def read_bytes(path, expected):
+    """Returns the bytes of a file. Raises InputError if it is missing or unreadable."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: expected {what}, found: {error.strerror}") from None
+        raise InputError(f"{path}: expected {expected}, found: {error.strerror}") from None
 
 
-def read_json(path, what):
-    """Content of a JSON file, a dict. Raises InputError that calls what should be there `what`."""
+def read_json(path, expected):
+    """Returns the content of a JSON file, a dict. Raises InputError if it is missing, unreadable or no dict."""
     try:
-        found = json.loads(read_bytes(path, what))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
-        return found
+        content = json.loads(read_bytes(path, expected))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+        return content
     except ValueError as error:
-        raise InputError(f"{path}: expected {what}, found: {one_line(error)}") from None
+        raise InputError(f"{path}: expected {expected}, found: {one_line(error)}") from None
 
 
-def write_files(payloads):
-    """Atomic write of {path: bytes}: temporary files, then renames; missing folders are created. Raises InputError."""
+def write_files(contents):
+    """Writes {path: bytes} atomically: temporary files, then renames; creates missing folders. Raises InputError."""
     temporary = {}
     try:
-        for path, payload in payloads.items():
+        for path, content in contents.items():
             os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
             temporary[path] = f"{os.path.realpath(path)}.{os.getpid()}.tmp"
             with open(temporary[path], "wb") as file:
-                file.write(payload)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for path in payloads:
+        for path in contents:
             if os.path.isdir(path):
                 raise InputError(f"{path}: expected a file to write, found a folder")
-        for path in payloads:
+        for path in contents:
             os.replace(temporary[path], os.path.realpath(path))
     except OSError as error:
-        raise InputError(f"{path}: expected a place to write {len(payloads[path]):,} bytes, found: "
+        raise InputError(f"{path}: expected a writable path for {len(contents[path]):,} bytes, found: "
                          f"{error.strerror}") from None
     finally:
-        for name in temporary.values():
-            if os.path.exists(name):
-                os.remove(name)
+        for path in temporary.values():
+            if os.path.exists(path):
+                os.remove(path)
 
 
 def zip_bytes(files, executable=()):
-    """Bytes of a zip with `files`, {path in the zip: bytes}, the same for the same files."""
+    """Returns the bytes of a deterministic zip of `files`, {path in the zip: bytes}; `executable` paths get mode
+    755."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(files):

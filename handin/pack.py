@@ -1,8 +1,8 @@
 """Checks a submission and packs it: SUBMISSION/PART/submission.zip, which unpacks to one folder, named by the entry
-numbers, with the script, model_path.txt, group.txt and the report. Whatever is wrong is listed, one line each, and
-nothing is written.
+numbers, with the script, model_path.txt, group.txt and the report. If there are problems, lists them, one per line, and
+writes nothing.
 
-The link of the part's model is the first line of model_path_PART.txt or, lacking that, of model_path.txt.
+The link of the part's model is the first line of model_path_PART.txt or, if that is missing, of model_path.txt.
 """
 import contextlib
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import read_bytes, write_files, zip_bytes
 from handin import forms
-from handin.grading.contract import MODELS, SCRIPTS, WORDS, part_of_script
+from handin.grading.contract import MODELS, PART_STRINGS, SCRIPTS, part_of_script
 from handin.grading.fetch import OFFLINE, FetchError, fetch
 from handin.grading.script import Settings, grade_script
 
@@ -21,20 +21,20 @@ EXAMPLE = "python -m handin zip birds"
 OTHER = {"birds": "digits", "digits": "birds"}
 
 
-def links_of(part):
-    """{where: link} of a part's model: in its own model_path file and in its zip, where these exist."""
-    own, packed, found = Path(f"model_path_{part}.txt"), Path("submission", part, "submission.zip"), {}
+def model_links(part):
+    """{path: link} of a part's model, in its own model_path file and in its zip if these exist."""
+    own, packed, links = Path(f"model_path_{part}.txt"), Path("submission", part, "submission.zip"), {}
     if own.exists():
-        found[own] = forms.read_link(own)
+        links[own] = forms.read_link(own)
     with contextlib.suppress(OSError, zipfile.BadZipFile, UnicodeDecodeError), zipfile.ZipFile(packed) as archive:
         for name in archive.namelist():
             if name.endswith("/model_path.txt"):
-                found[packed] = archive.read(name).decode().strip()
-    return found
+                links[packed] = archive.read(name).decode().strip()
+    return links
 
 
-def try_link(part, link):
-    """One line on what the link of a model gives, which a grader would download."""
+def check_link(part, link):
+    """One line on the files behind the link of a model, which a grader would download."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             files = fetch(link, MODELS[part], folder)
@@ -44,53 +44,57 @@ def try_link(part, link):
                                                              for file in files)
 
 
-def collect(part, script, group, model_path, report):
-    """What a submission is made of: its entry numbers, {name: bytes}, problems and notes, each a list of lines. Where
-    there are problems the files are not complete."""
-    files, problems, notes, entries = {}, [], [], []
+class Collection:
+    """The contents of a submission: entry numbers, files {name: bytes}, problems and notes, both lists of lines. If
+    there are problems the files are incomplete."""
 
-    @contextlib.contextmanager
-    def listing():
-        try:
-            yield
-        except InputError as error:
-            problems.append(str(error))
+    def __init__(self, part, script, group, model_path, report):
+        self.part, self.entries, self.files, self.problems, self.notes = part, [], {}, [], []
+        for add, *paths in ((self.add_group, group), (self.add_link, model_path), (self.add_report, report, group),
+                            (self.add_script, script)):
+            try:
+                add(*paths)
+            except InputError as error:
+                self.problems.append(str(error))
 
-    with listing():
-        found = forms.read_entries(group)
-        wrong = forms.entry_problems(found, group)
-        problems += wrong + forms.sample_problems(found, group)
-        entries = [] if wrong else found
-        files["group.txt"] = "".join(f"{entry}\n" for entry in entries).encode()
-    with listing():
-        own = Path(f"model_path_{part}.txt")
-        path = model_path or (own if own.exists() else Path("model_path.txt"))
+    def add_group(self, path):
+        entries = forms.read_entries(path)
+        problems = forms.entry_problems(entries, path)
+        self.problems += problems + forms.placeholder_problems(entries, path)
+        self.entries = [] if problems else entries
+        self.files["group.txt"] = "".join(f"{entry}\n" for entry in self.entries).encode()
+
+    def add_link(self, path):
+        own = Path(f"model_path_{self.part}.txt")
+        path = path or (own if own.exists() else Path("model_path.txt"))
         link = forms.read_link(path)
-        problems += forms.link_problems(link, path)
-        files["model_path.txt"] = f"{link}\n".encode()
-        taken = [where for where, other in links_of(OTHER[part]).items() if other == link]
+        self.problems += forms.link_problems(link, path)
+        self.files["model_path.txt"] = f"{link}\n".encode()
+        taken = [other for other, other_link in model_links(OTHER[self.part]).items() if other_link == link]
         if taken:
-            problems.append(f"{path}: expected another link than that of {taken[0]}, found the same; write this part's "
-                            f"into {own}")
-    with listing():
-        if report or entries:  # else its name is not known
-            report = report or Path("report", part, f"{'_'.join(entries)}.pdf")
-            content = read_bytes(report, f"the report, which `python -m handin report {part}` writes")
-            problems += forms.report_problems(part, content, entries, report)
-            own = group.with_name(f"observations_{part}.txt")
-            if own.exists() and own.stat().st_mtime > report.stat().st_mtime:
-                notes.append(f"note: {own} is newer than {report}; `python -m handin report {part}` lays it out again")
-            files[f"{'_'.join(entries)}.pdf"] = content
-    with listing():
-        content = files[SCRIPTS[part]] = read_bytes(script, f"the script of the {part}")
-        if part_of_script(content) == OTHER[part]:
-            raise InputError(f"{script}: expected the script of the {part}, which writes {WORDS[part][0]}, found that "
-                             f"of the {OTHER[part]}")
-        for row in grade_script(part, script, None, Settings({}, 0, 8e9)).rows:
-            line = f"{script}: {row.check}: {row.detail}"
-            problems += [f"{line}; `python -m handin grade` tells more"] * (row.status == "fail")
-            notes += [f"note: {line}"] * (row.status == "warn")
-    return entries, files, problems, notes
+            self.problems.append(f"{path}: expected another link than that of {taken[0]}, found the same; write this "
+                                 f"part's into {own}")
+
+    def add_report(self, path, group):
+        if not path and not self.entries:  # its name is unknown
+            return
+        path = path or Path("report", self.part, f"{'_'.join(self.entries)}.pdf")
+        content = read_bytes(path, f"the report, which `python -m handin report {self.part}` writes")
+        self.problems += forms.report_problems(self.part, content, self.entries, path)
+        own = group.with_name(f"observations_{self.part}.txt")
+        if own.exists() and own.stat().st_mtime > path.stat().st_mtime:
+            self.notes.append(f"note: {own} is newer than {path}; run `python -m handin report {self.part}` again")
+        self.files[f"{'_'.join(self.entries)}.pdf"] = content
+
+    def add_script(self, path):
+        content = self.files[SCRIPTS[self.part]] = read_bytes(path, f"the {self.part} script")
+        if part_of_script(content) == OTHER[self.part]:
+            raise InputError(f"{path}: expected the {self.part} script, which writes {PART_STRINGS[self.part][0]}, "
+                             f"found the {OTHER[self.part]} script")
+        for row in grade_script(self.part, path, None, Settings({}, 0, 8e9)).rows:
+            line = f"{path}: {row.check}: {row.detail}"
+            self.problems += [f"{line}; see `python -m handin grade`"] * (row.status == "fail")
+            self.notes += [f"note: {line}"] * (row.status == "warn")
 
 
 def add_arguments(parser):
@@ -98,25 +102,26 @@ def add_arguments(parser):
     parser.add_argument("--script", type=Path, metavar="FILE", help="default: bird.py or vae.py")
     parser.add_argument("--group", type=Path, default=Path("group.txt"), metavar="FILE", help="default: group.txt")
     parser.add_argument("--model-path", type=Path, metavar="FILE",
-                        help="default: model_path_PART.txt or, lacking that, model_path.txt")
+                        help="default: model_path_PART.txt or, if missing, model_path.txt")
     parser.add_argument("--report", type=Path, metavar="FILE", help="default: report/PART/ENTRIES.pdf")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for submission.zip (default: submission/PART)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder (default: submission/PART)")
 
 
 def run(args):
-    """Packs a submission; returns 0, or 2 when something is wrong with it."""
+    """Packs a submission; returns 0, or 2 if there are problems."""
     script = args.script or Path(SCRIPTS[args.part])
-    entries, files, problems, notes = collect(args.part, script, args.group, args.model_path, args.report)
-    for line in notes:
+    submission = Collection(args.part, script, args.group, args.model_path, args.report)
+    for line in submission.notes:
         print(line)
-    for line in problems:
+    for line in submission.problems:
         print(" ".join(line.splitlines()), file=sys.stderr)
-    if problems:
+    if submission.problems:
         return 2
-    path, folder = (args.out or Path("submission", args.part)) / "submission.zip", "_".join(entries)
+    path, folder = (args.out or Path("submission", args.part)) / "submission.zip", "_".join(submission.entries)
+    files = submission.files
     write_files({str(path): zip_bytes({f"{folder}/{name}": content for name, content in files.items()})})
     print(f"wrote {path}: {folder}/ with {', '.join(sorted(files))}")
-    print("Hand in your own work, as the honour code says: this project is a reference to learn from.")
+    print("Submit your own work, as the honour code requires; this project is a reference to learn from.")
     print("checking the link of model_path.txt ...", flush=True)
-    print(try_link(args.part, files["model_path.txt"].decode().strip()))
+    print(check_link(args.part, files["model_path.txt"].decode().strip()))
     return 0

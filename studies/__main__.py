@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import command_line
-from common.command_line import Parser, list_commands
+from common.command_line import Parser, list_commands, number
 from common.errors import InputError
-from common.text import printable
+from common.text import escape_surrogates
 
 # Modules of this package. Each has TITLE, SUBTITLE, EXAMPLE, Settings (the described experiment), VARIANTS {name:
 # changed settings}, QUICK (changes for --quick), CHANNELS, NEEDS_CLASSES (two or more), TRAINS_ON_BOTH (a second source
@@ -49,16 +49,6 @@ class Study(NamedTuple):
         return self.splits[0][1]
 
 
-def _at_least(least):
-    def whole(text):
-        value = int(text)
-        if not least <= value < 2 ** 31:
-            raise argparse.ArgumentTypeError(f"expected a number from {least} to {2 ** 31 - 1}, found {text}")
-        return value
-    whole.__name__ = "whole number"  # which argparse shows for other text
-    return whole
-
-
 def _given(text):
     if not text:
         raise argparse.ArgumentTypeError("expected a name, found nothing")
@@ -68,7 +58,7 @@ def _given(text):
 def make_parser(name, module):
     """The command line of a study."""
     parser = Parser(prog=f"python -m studies {name}", description=module.__doc__, epilog=f"example: {module.EXAMPLE}")
-    add, count = parser.add_argument, _at_least(1)
+    add, count = parser.add_argument, number(int, 1, 2 ** 31 - 1)
     second = "both are trained on" if module.TRAINS_ON_BOTH else "the second one is held out"
     add("data", nargs="+", type=_given, metavar="DATA", help="MNIST, FashionMNIST, KMNIST, a folder of images or idx "
         f"files, .npz or .npy. If there are two, {second}. By default the data's own test files are held out, or a "
@@ -83,7 +73,7 @@ def make_parser(name, module):
     again.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run in FOLDER first")
     add("--keep-frames", action="store_true", help="keep each frame of the GIFs as PNG in FOLDER/frames")
     add("--seeds", type=count, default=1, metavar="N", help="repeat with N seeds: mean and standard deviation")
-    add("--seed", type=_at_least(0), default=module.Settings.seed, metavar="N", help="the first of them")
+    add("--seed", type=number(int, 0, 2 ** 31 - 1), default=module.Settings.seed, metavar="N", help="the first of them")
     add("--epochs", type=count, metavar="N", help="for each network, in place of the study's own numbers")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: the best available)")
     add("--threads", type=count, metavar="N", help="CPU threads of each process (default: the cores that are idle)")
@@ -91,7 +81,7 @@ def make_parser(name, module):
     add("--num-nodes", type=count, default=1, metavar="N", help="machines (default: 1)")
     add("--strategy", default="auto", choices=("auto", "ddp"), help="of Lightning's Trainer (default: auto)")
     add("--precision", default="32-true", choices=("32-true", "16-mixed", "bf16-mixed"), help="(default: 32-true)")
-    add("--signature", default="", type=printable, metavar="TEXT", help="a text on every figure")
+    add("--signature", default="", type=escape_surrogates, metavar="TEXT", help="a text on every figure")
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)
     parser.set_defaults(variant=[])
@@ -149,7 +139,7 @@ def run_command(name, argv):
         return 0
     module = importlib.import_module(f"studies.{name}")
     args = make_parser(name, module).parse_args(argv)
-    args.out, args.study, args.argv = Path(args.out), name, list(map(printable, argv))
+    args.out, args.study, args.argv = Path(args.out), name, list(map(escape_surrogates, argv))
     first = args.devices * args.num_nodes == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         run(module, args)

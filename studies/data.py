@@ -20,7 +20,7 @@ from torchvision import datasets, transforms
 import bird
 import vae
 from common.errors import InputError
-from common.text import one_line, printable
+from common.text import escape_surrogates, one_line
 
 NAMES = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "mnist": "MNIST"}  # by a word in the path of idx files
 IDX = "t*[.-]idx[13]-ubyte*"  # train-images-idx3-ubyte, t10k-labels.idx1-ubyte.gz and the like
@@ -215,7 +215,7 @@ def _labelled(pixels, labels, source, names=(), skipped=()):
         raise InputError(f"{source}: expected labels, a whole number or a name for each of {len(pixels)} images, found "
                          f"{labels.dtype} of shape {labels.shape}")
     values, index = np.unique(labels, return_inverse=True)
-    classes = [printable(str(dict(enumerate(names)).get(value, value))) for value in values]
+    classes = [escape_surrogates(str(dict(enumerate(names)).get(value, value))) for value in values]
     return Images(pixels, torch.from_numpy(index.astype(np.int64)), classes, sorted(skipped))
 
 
@@ -249,7 +249,7 @@ def _photos(folder, side, channels):
                     photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo.convert("RGBA"))
                 return transforms.PILToTensor()(ImageOps.fit(photo.convert(mode), (side, side), Image.BILINEAR))
         except Exception as error:  # corrupt files raise many exception types; the other photos are still read
-            skipped.append(f"{printable(str(path.relative_to(folder)))}: {one_line(error)}")
+            skipped.append(f"{escape_surrogates(str(path.relative_to(folder)))}: {one_line(error)}")
 
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # bird.py, which reads what there is of a photo, sets it for the process
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():

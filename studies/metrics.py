@@ -17,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import gaussian_blur
 
 from common.errors import InputError
-from common.stats import proportion_interval
+from common.stats import wilson_interval
 from common.text import one_line
 from studies import report
 from studies.training import StudyModule, map_batches
@@ -93,7 +93,7 @@ def train_feature_extractor(study, train=None, test=None, batch_size=128):
         task, guessing = f"the {classes} classes", majority_baseline(train.labels, test.labels)
     correct = round((1 - last["test_error_rate"]) * n)
     return (lambda images: map_batches(model.extract, images)), {
-        "task": task, "accuracy": correct / n, "interval": proportion_interval(correct, n), "images": n,
+        "task": task, "accuracy": correct / n, "interval": wilson_interval(correct, n), "images": n,
         "epochs": epochs, "train_accuracy": 1 - last["train_error_rate"], "guessing": guessing,
         "weak": correct / n < (1 + guessing) / 2}
 

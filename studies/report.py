@@ -14,7 +14,7 @@ import jinja2
 import torch
 
 from common.files import read_json, write_files
-from common.text import printable
+from common.text import escape_surrogates
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "scikit-learn", "matplotlib", "pillow")
 
@@ -107,7 +107,7 @@ def run_facts(study, how):
 def source_names(sources):
     """The last part of each path, or as many parts as are needed to distinguish them."""
     for parts in (1, 2, 99):
-        names = [printable(str(Path(*Path(source).resolve().parts[-parts:]))) for source in sources]
+        names = [escape_surrogates(str(Path(*Path(source).resolve().parts[-parts:]))) for source in sources]
         if len(set(names)) == len(names):
             break
     return names
@@ -191,4 +191,4 @@ def write_study(folder, title, subtitle, sections, results, start, keep_frames=F
         if name.startswith(("figures/", "frames/")) and ".." not in name:
             (folder / name).unlink(missing_ok=True)
     skipped = f"; {results['data']['skipped']} images skipped" if results["data"]["skipped"] else ""
-    return f"wrote {printable(str(folder))}/report.html, results.json and {len(pictures)} figures{skipped}"
+    return f"wrote {escape_surrogates(str(folder))}/report.html, results.json and {len(pictures)} figures{skipped}"

@@ -24,7 +24,7 @@ from sklearn.model_selection import train_test_split
 from torchvision.transforms import functional as transforms
 
 import vae
-from common.stats import proportion_interval
+from common.stats import wilson_interval
 from studies import figures, losses, metrics, report, vq
 from studies.data import Images
 from studies.photo_networks import QUICK, VARIANTS, VQVAE, Classifier, PhotoVAE, Settings  # noqa: F401 (for __main__)
@@ -205,7 +205,7 @@ def measure(study, models):
     _, (photos, test) = photo_sets(study, study.settings)
 
     def line(held_out, sd=None, training=None):
-        return {"held_out": held_out, "interval": proportion_interval(round(held_out * len(test)), len(test)),
+        return {"held_out": held_out, "interval": wilson_interval(round(held_out * len(test)), len(test)),
                 "sd": sd, "training": training}
 
     return {

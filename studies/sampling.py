@@ -6,7 +6,7 @@ import torch
 from common.command_line import Parser
 from common.errors import InputError
 from common.files import write_files
-from common.text import printable
+from common.text import escape_surrogates
 from studies import figures, training
 
 STEPS = 11       # values of z_j in a traversal, from -REACH to REACH
@@ -73,4 +73,4 @@ def main(tool, argv):
     model = load_decoder(args.checkpoint)
     figure = sample_figure(model, args.n, args.seed) if tool == "sample" else traversal_figure(model)
     write_files({str(args.out): figures.png_bytes(figure)})
-    return f"wrote {printable(str(args.out))}"
+    return f"wrote {escape_surrogates(str(args.out))}"

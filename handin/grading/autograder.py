@@ -1,9 +1,8 @@
 """Gradescope's autograder: --out writes a zip to upload there, --try runs one on a submission on this machine.
 
-There it checks the rules, the forms and the report, scores the submitted model, which is in the submission or behind
-the link of its model_path.txt, and trains the script on a small sample of the data. The full training is that of
-`grade --submissions` with an export of all submissions."""
-import argparse
+It checks the rules, the forms and the report, scores the submitted model, which is in the submission or behind the link
+of its model_path.txt, and trains the script on a small sample of the data. `grade --submissions` runs the full training
+on an export of all submissions."""
 import datetime
 import json
 import os
@@ -15,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import InputError, bad_input_of
+from common.command_line import number
+from common.errors import InputError, convert_input_errors
 from common.files import read_bytes, read_json, write_files, zip_bytes
 from handin.grading import gradescope, submissions
 from handin.grading.contract import SCRIPTS
-from handin.grading.data import check_apart, check_digit_paths, image_key
+from handin.grading.data import check_digit_paths, check_disjoint, image_key
 from handin.grading.marks import RUBRIC, maximum, read_rubric
 from handin.grading.sandbox import ROOT
 from handin.grading.scores import read_birds, read_digits
@@ -30,40 +30,30 @@ TEMPLATES = Path(__file__).with_name("gradescope_files")
 PACKED_CODE = ("common/*.py", "handin/__init__.py", "handin/forms.py", "handin/grading/*.py", "handin/grading/*.html",
                "handin/grading/rubric.yaml", *SCRIPTS.values())
 VISIBILITIES = ("after_due_date", "after_published", "visible")
-MARGIN = 1.5  # minutes of Gradescope's time-out, kept for starting the container and writing the results
-
-
-def _number(kind, low, high=float("inf")):
-    def parse(text):
-        value = kind(text)
-        if not low <= value <= high or value == float("inf"):
-            raise argparse.ArgumentTypeError(f"expected {low} or more" + (f", {high} at most" if high < 1e9 else "")
-                                             + f", found {text}")
-        return value
-    return parse
+RESERVED_MINUTES = 1.5  # of Gradescope's timeout, for starting the container and writing the results
 
 
 def add_arguments(parser):
     add = parser.add_argument
-    add("--out", type=Path, metavar="FILE", help="the zip to write; with --try: a copy of results.json")
+    add("--out", type=Path, metavar="FILE", help="output zip; with --try: a copy of results.json")
     add("--birds", nargs=2, metavar=("TRAIN", "TEST"), help="folders of class folders of photos, of which a sample is "
         "packed")
     add("--digits", nargs="+", metavar="NPZ", help="TRAIN VAL TEST [RECONSTRUCTION]: .npz files, of which a sample is "
         "packed")
-    add("--per-class", type=_number(int, 1), default=20, metavar="N", help="photos of each class, from TRAIN and from "
+    add("--per-class", type=number(int, 1), default=20, metavar="N", help="photos of each class, from TRAIN and from "
         "TEST (default 20)")
-    add("--digits-per-file", type=_number(int, 1), default=1000, metavar="N", help="digits from TRAIN and from TEST "
+    add("--digits-per-file", type=number(int, 1), default=1000, metavar="N", help="digits from TRAIN and from TEST "
         "(default 1000)")
-    add("--rubric", type=Path, default=RUBRIC, metavar="FILE", help="points and deductions, as of `grade`")
-    add("--minutes", type=_number(float, 5, 40), default=40, metavar="N", help="the time-out set on Gradescope, at "
+    add("--rubric", type=Path, default=RUBRIC, metavar="FILE", help="points and deductions, as for `grade`")
+    add("--minutes", type=number(float, 5, 40), default=40, metavar="N", help="the timeout set on Gradescope, at "
         "most 40 (default 40)")
-    add("--memory", type=_number(float, 1), default=6, metavar="GB", help="the memory set on Gradescope (default 6)")
-    add("--max-per-day", type=_number(int, 0), default=0, metavar="N", help="submissions that are graded in 24 hours "
+    add("--memory", type=number(float, 1), default=6, metavar="GB", help="the memory set on Gradescope (default 6)")
+    add("--max-per-day", type=number(int, 0), default=0, metavar="N", help="submissions graded in 24 hours "
         "(default: all)")
     add("--visibility", choices=VISIBILITIES, default="after_published", help="when students see their scores "
         "(default: after_published)")
-    add("--try", nargs=2, dest="simulate", metavar=("ZIP", "SUBMISSION"), help="lay out Gradescope's folders on this "
-        "machine and grade a submission, a folder or a zip")
+    add("--try", nargs=2, dest="simulate", metavar=("ZIP", "SUBMISSION"), help="grade a submission, a folder or a zip, "
+        "in a copy of Gradescope's folders on this machine")
 
 
 def sample_photos(folder, n, classes):
@@ -92,9 +82,9 @@ def sample_data(args):
     import bird
     import vae
     files, data = {}, {}
-    with bad_input_of(bird, vae), tempfile.TemporaryDirectory() as folder:
+    with convert_input_errors(bird, vae), tempfile.TemporaryDirectory() as folder:
         if args.birds:
-            check_apart(*args.birds)
+            check_disjoint(*args.birds)
             classes, _ = bird.list_photos(str(args.birds[0]))
             data["birds"] = ["data/birds/train", "data/birds/test"]
             for source, target in zip(args.birds, data["birds"]):
@@ -103,7 +93,7 @@ def sample_data(args):
         if args.digits:
             check_digit_paths(args.digits)
             if read_digits(args.digits[2])[1] is None:
-                raise InputError(f"{args.digits[2]}: expected labels, without which nothing can be scored, found none")
+                raise InputError(f"{args.digits[2]}: expected labels, which scores need, found none")
             names = ("train", "val", "test", "reconstruction")[:len(args.digits)]
             data["digits"] = [f"data/digits/{name}.npz" for name in names]
             for name, source, target in zip(names, args.digits, data["digits"]):
@@ -120,7 +110,7 @@ def build(args):
         raise InputError("autograder: expected --birds TRAIN TEST or --digits TRAIN VAL TEST, found neither")
     rubric = read_rubric(args.rubric)
     files, data = sample_data(args)
-    settings = {"data": data, "grading_minutes": args.minutes - MARGIN, "memory": args.memory,
+    settings = {"data": data, "grading_minutes": args.minutes - RESERVED_MINUTES, "memory": args.memory,
                 "max_per_day": args.max_per_day, "visibility": args.visibility}
     for pattern in PACKED_CODE:
         files.update({path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted(ROOT.glob(pattern))})
@@ -132,14 +122,14 @@ def build(args):
     files["settings.json"] = json.dumps(settings, indent=1).encode()
     content = zip_bytes(files, ("setup.sh", "run_autograder"))
     write_files({args.out: content})
-    print(f"wrote {args.out}, {len(content) / 1e6:.1f} MB: upload it to Gradescope; the README.md in it says which "
-          "settings to choose there")
+    print(f"wrote {args.out}, {len(content) / 1e6:.1f} MB: upload it to Gradescope; its README.md lists the settings "
+          "to choose there")
     return 0
 
 
 def simulate(archive, submission, out):
-    """Grades a submission with an autograder's zip in Gradescope's folders, below a temporary one. Returns 0, or 1 if
-    the autograder failed. Raises InputError."""
+    """Grades a submission with an autograder's zip in a temporary copy of Gradescope's folders. Returns 0, or 1 if the
+    autograder failed. Raises InputError."""
     with tempfile.TemporaryDirectory(prefix="autograder_") as folder:
         root = Path(folder)
         (root / "results").mkdir()
@@ -148,7 +138,7 @@ def simulate(archive, submission, out):
                 try:
                     shutil.copytree(source, target, symlinks=True)
                 except (shutil.Error, OSError) as error:
-                    raise InputError(f"{source}: expected files that can be read, found: {error}") from None
+                    raise InputError(f"{source}: expected readable files, found: {error}") from None
                 continue
             if not source.is_file():
                 raise InputError(f"{source}: expected a zip or a folder, found none")
@@ -164,7 +154,7 @@ def simulate(archive, submission, out):
         print("grading, which may take some minutes ...", file=sys.stderr, flush=True)
         done = subprocess.run(["bash", str(root / "source" / "run_autograder")], check=False,
                               env={**os.environ, "AUTOGRADER": str(root), "PYTHON": sys.executable})
-        results = read_json(root / "results" / "results.json", "what the autograder writes")
+        results = read_json(root / "results" / "results.json", "the results of the autograder")
         print(gradescope.as_text(results))
         if out:
             write_files({out: json.dumps(results, indent=1).encode()})

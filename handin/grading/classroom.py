@@ -1,7 +1,7 @@
-"""Grades a class: each submission becomes rows of a CSV, whatever it holds, with marks, logs, feedback and a page.
+"""Grades a class: each submission becomes rows of a CSV, whatever it contains, with marks, logs, feedback and a page.
 
-The work is done by Dask's workers, on this machine or on those of a cluster: if a worker dies, the submission that it
-was grading is tried once more. What was found is kept as JSON next to the CSV; everything else is written from it."""
+Dask workers grade, on this machine or on a cluster: if a worker dies, its submission is retried once. The results are
+saved as JSON next to the CSV; all other outputs are written from them."""
 import asyncio
 import contextlib
 import dataclasses
@@ -23,115 +23,115 @@ from handin.grading.marks import read_overrides, read_rubric
 from handin.grading.sandbox import duration, machine
 from handin.grading.similar import similar_scripts
 
-PROGRESS = 60  # seconds between two lines of progress
-LINK = "model link"  # name of a check
+PROGRESS_SECONDS = 60  # between two lines of progress
+LINK_CHECK = "model link"  # name of a check
 
 
 # ------------------------------------------------------------------------------------------------------ one submission
 
-def result_of(submission, **values):
-    """What is known of one script of a submission, a dict for JSON: `values`, and defaults for the other keys."""
+def make_result(submission, **values):
+    """The result of one script of a submission, a dict for JSON: `values`, and defaults for the other keys."""
     return {"part": "", "key": "", "entries": [], "link": "", "problem": "", "layout": "", "report_missing": "",
             "report_text": "", "rows": [], "scores": {}, "runs": [], "machine": "", "time": submission.time,
             "students": [dataclasses.asdict(student) for student in submission.students], **values}
 
 
-def grade_one(submission, data, keys, settings, quick, models, downloads):
-    """[result_of each script] of a submission, or of its problem. `data` and `keys` (see `fingerprint`) are those of
-    each part. Nothing that the submission holds raises. This is what a worker of Dask does."""
+def grade_submission(submission, data, keys, settings, quick, models, downloads):
+    """The results (see `make_result`) of all scripts of a submission, or one with its problem; `data` and `keys` (see
+    `fingerprint`) by part. No submission raises. Dask workers call this."""
     try:
-        with submissions.opened(submission, settings.folder) as folder:
+        with submissions.open_submission(submission, settings.folder) as folder:
             try:
                 scripts = submissions.find_scripts(folder)
             except InputError as error:
                 entries = submissions.find_entries(folder) or re.findall(forms.ENTRY, submission.path.stem.upper())
-                return [result_of(submission, problem=str(error), key=keys[""], entries=entries)]
+                return [make_result(submission, problem=str(error), key=keys[""], entries=entries)]
             return [grade_part(submission, folder, part, path, data, keys, settings, quick, models, downloads)
                     for part, path in scripts.items()]
     except InputError as error:
         entries = re.findall(forms.ENTRY, submission.path.stem.upper())
-        return [result_of(submission, problem=str(error), key=keys[""], entries=entries)]
-    except Exception as error:  # of hundreds of submissions one must not cost the others their grade
-        return [result_of(submission, problem=f"not graded: {type(error).__name__}: {one_line(error)}", key=keys[""])]
+        return [make_result(submission, problem=str(error), key=keys[""], entries=entries)]
+    except Exception as error:  # one submission must not stop the grading of the others
+        return [make_result(submission, problem=f"not graded: {type(error).__name__}: {one_line(error)}", key=keys[""])]
 
 
 def grade_part(submission, folder, part, path, data, keys, settings, quick, models=None, downloads=None,
                on_progress=lambda result: None):
-    """result_of the script of one part; `path` is that of the script or a text that says what is wrong. Submitted
-    models are in the submission or below the folder `models`, or are downloaded to one below `downloads`. `on_progress`
-    takes the result so far."""
+    """The result of the script of one part; `path` is its path or a text on the problem. Submitted models are in the
+    submission or below the folder `models`, or are downloaded below `downloads`. `on_progress` is called with the
+    result so far."""
     if isinstance(path, str):
-        return result_of(submission, part=part, problem=path, key=keys.get(part, ""))
+        return make_result(submission, part=part, problem=path, key=keys.get(part, ""))
     try:
-        form = submissions.read_forms(folder, path, part, folder != submission.path)
-        values = {"part": part, **dataclasses.asdict(form), "machine": machine(), "key": keys.get(part, "")}
+        files = submissions.check_files(folder, path, part, folder != submission.path)
+        values = {"part": part, **dataclasses.asdict(files), "machine": machine(), "key": keys.get(part, "")}
         values["entries"] = values["entries"] or re.findall(forms.ENTRY, submission.path.stem.upper())
         if not quick and part not in data:
-            return result_of(submission, **values, problem=f"no data of the {part} was given")
+            return make_result(submission, **values, problem=f"no {part} data was given")
         submitted, rows = [], Rows(part)
         if not quick:
-            submitted = submissions.find_models(folder, submission.path, part, form.entries, models)
+            submitted = submissions.find_models(folder, submission.path, part, files.entries, models)
         if downloads and not quick and not submitted:
-            seconds = min(MAX_SECONDS, (settings.stop_at - time.monotonic()) / 3)
-            submitted = fetch_models(rows, form.link, download_folder(downloads, submission, form.entries), seconds)
+            seconds = min(MAX_SECONDS, (settings.deadline - time.monotonic()) / 3)
+            submitted = fetch_models(rows, files.link, download_folder(downloads, submission, files.entries), seconds)
 
         def as_dict(graded):
-            return result_of(submission, **values, rows=[dataclasses.asdict(row) for row in [*rows, *graded.rows]],
+            return make_result(submission, **values, rows=[dataclasses.asdict(row) for row in [*rows, *graded.rows]],
                              scores=graded.scores, runs=graded.runs)
 
         return as_dict(script.grade_script(part, path, None if quick else data[part], settings, submitted,
                                            on_progress=lambda graded: on_progress(as_dict(graded))))
     except Exception as error:
-        return result_of(submission, part=part, key=keys.get(part, ""),
+        return make_result(submission, part=part, key=keys.get(part, ""),
                          problem=f"not graded: {type(error).__name__}: {one_line(error)}")
 
 
 def download_folder(downloads, submission, entries):
-    """Where the models of a submission are downloaded to."""
+    """The folder that the models of a submission are downloaded to."""
     return downloads / ("_".join(entries) or one_line(submission.path.stem).replace("/", "_"))
 
 
 def fetch_models(rows, link, folder, seconds=MAX_SECONDS):
-    """Paths of the models downloaded from a link, or [] and a warning among the Rows."""
+    """Paths of the models downloaded from a link; if that fails, [], and a warning is added to the Rows."""
     try:
         for problem in forms.link_problems(link, "model_path.txt"):
             raise FetchError(problem)
         return fetch(link, MODELS[rows.part], folder, seconds)
     except FetchError as error:
-        rows.add(LINK, "warn", str(error))
+        rows.add(LINK_CHECK, "warn", str(error))
         return []
 
 
 def link_works_now(result, submission, downloads):
-    """Whether the models of a result whose link gave nothing can be downloaded now."""
-    failed = any(row["check"] == LINK and row["status"] == "warn" for row in result["rows"])
+    """Whether the models of a result whose link failed can be downloaded now."""
+    failed = any(row["check"] == LINK_CHECK and row["status"] == "warn" for row in result["rows"])
     return failed and bool(fetch_models(Rows(result["part"]), result["link"],
                                         download_folder(downloads, submission, result["entries"])))
 
 
 def fingerprint(part, paths, settings, quick, downloads):
-    """"full" or "quick" and a hash of what decides a grade of a part, "" for none: the grader, the limits, the data,
-    and whether models are downloaded."""
+    """"full" or "quick" and a hash of everything that affects the grade of a part ("": of no part): the grader, the
+    limits, the data, and whether models are downloaded."""
     limits = [settings.minutes, settings.minutes_test, settings.train_flags, dataclasses.asdict(settings.sandbox),
               bool(downloads)]
     state = hashlib.sha256(json.dumps([part, limits]).encode())
     for source in ("script", "contract", "rules", "probe", "sandbox", "scores", "submissions", "data", "fetch"):
         state.update(Path(__file__).with_name(f"{source}.py").read_bytes())
-    for place in map(Path, paths):
-        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             state.update(f"{file} {file.stat().st_size if file.is_file() else ''}\n".encode())
     return f"{'quick' if quick else 'full'} {state.hexdigest()[:12]}"
 
 
 # ------------------------------------------------------------------------------------------------------------- a class
 
-def in_parallel(work, data, jobs, scheduler):
-    """Yields (name, result of grade_one, or an exception) of {name: (submission, further arguments)} as each ends, and
-    (None, None) about once a minute."""
+def in_parallel(tasks, data, jobs, scheduler):
+    """Yields (name, results of grade_submission, or an exception) for {name: (submission, further arguments)} as each
+    ends, and (None, None) about once a minute."""
     import dask
     from distributed import Client, LocalCluster, wait
-    once_more = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation": 1.0}
-    with dask.config.set(once_more), contextlib.ExitStack() as stack:
+    dask_config = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation": 1.0}
+    with dask.config.set(dask_config), contextlib.ExitStack() as stack:
         if not scheduler:
             threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
             scheduler = stack.enter_context(LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0,
@@ -141,93 +141,94 @@ def in_parallel(work, data, jobs, scheduler):
         except (OSError, ValueError, TimeoutError) as error:
             raise InputError(f"--scheduler: expected the address of a Dask scheduler, found: "
                              f"{one_line(error)}") from None
-        names = {client.submit(grade_one, submission, data, *arguments, pure=False): name
-                 for name, (submission, *arguments) in work.items()}
+        names = {client.submit(grade_submission, submission, data, *arguments, pure=False): name
+                 for name, (submission, *arguments) in tasks.items()}
         while names:
             try:
-                done = wait(list(names), timeout=PROGRESS, return_when="FIRST_COMPLETED").done
+                done = wait(list(names), timeout=PROGRESS_SECONDS, return_when="FIRST_COMPLETED").done
             except (TimeoutError, asyncio.TimeoutError):  # one class from Python 3.11 on
                 yield None, None
                 continue
             for future in done:
                 result = future.exception() or future.result()
-                future.release()  # else the death of the worker that has the result would have it graded again
+                future.release()  # otherwise the submission is graded again if the worker with its result dies
                 yield names.pop(future), result
 
 
 def grade_class(args, data, settings, log):
-    """Grades every submission without a result of this grader, data and settings (a full result also satisfies
-    --quick), and those of --regrade; rewrites all outputs after each. Returns 0, or 1 if something cannot be graded or
-    fails a check. Raises InputError."""
+    """Grades all submissions without a saved result of this grader, data and settings (a full result also satisfies
+    --quick), and those of --regrade; rewrites all outputs after each. Returns 0, or 1 if a submission cannot be graded
+    or fails a check. Raises InputError."""
     rubric = read_rubric(args.rubric) if args.rubric else read_rubric()
-    places = outputs.paths(args.csv)
-    handed_in = submissions.find_submissions(args.submissions, places.values())
-    known = read_state(args.csv, places["state"])
-    paths = {part: getattr(args, part) for part in data}
+    output_paths = outputs.output_paths(args.csv)
+    found = submissions.find_submissions(args.submissions, output_paths.values())
+    saved = read_results(args.csv, output_paths["state"])
+    data_paths = {part: getattr(args, part) for part in data}
     downloads, models = (path and path.resolve() for path in (args.fetch_models, args.models))
-    keys = {part: fingerprint(part, paths.get(part, ()), settings, args.quick, downloads)
-            for part in ("", *script.SCRIPTS) if part in paths or args.quick or not part}
-    regrade = names_to_regrade(known, args.regrade, places["state"])
-    overrides, work, graded, start = read_overrides(places["overrides"]), {}, 0, time.monotonic()
+    keys = {part: fingerprint(part, data_paths.get(part, ()), settings, args.quick, downloads)
+            for part in ("", *script.SCRIPTS) if part in data_paths or args.quick or not part}
+    regrade = names_to_regrade(saved, args.regrade, output_paths["state"])
+    overrides, tasks, graded, start = read_overrides(output_paths["overrides"]), {}, 0, time.monotonic()
     versions, unchanged = {}, {}
 
     def write(changed=(), similar=()):
-        return outputs.write(args.csv, {name: known[name]["results"] for name in known if name in handed_in}, rubric,
-                             overrides, args.anonymous, similar, changed)
+        return outputs.write_outputs(args.csv, {name: saved[name]["results"] for name in saved if name in found},
+                                     rubric, overrides, args.anonymous, similar, changed)
 
-    for name, submission in handed_in.items():
+    for name, submission in found.items():
         submission = dataclasses.replace(submission, path=submission.path.resolve())
-        version, before = submission.version(), known.get(name, {})
+        version, before = submission.version(), saved.get(name, {})
         same = before.get("version") == version and name not in regrade
-        current = same and before["results"] and all(is_current(one, keys, args.quick) for one in before["results"])
-        if current and not (downloads and any(link_works_now(one, submission, downloads) for one in before["results"])):
+        earlier = before.get("results", [])
+        current = same and earlier and all(is_current(result, keys, args.quick) for result in earlier)
+        if current and not (downloads and any(link_works_now(result, submission, downloads) for result in earlier)):
             log(f"{name}: graded before")
-            for result in before["results"]:
-                result.update({key: result_of(submission)[key] for key in ("students", "time")})
+            for result in earlier:
+                result.update({key: make_result(submission)[key] for key in ("students", "time")})
         else:
-            work[name] = submission, keys, settings, args.quick, models, downloads
-            known[name] = {"version": "", "results": before.get("results", [])}  # until the new ones are there
+            tasks[name] = submission, keys, settings, args.quick, models, downloads
+            saved[name] = {"version": "", "results": earlier}  # until there are new ones
             versions[name], unchanged[name] = version, same
-    write_files({str(places["state"]): json.dumps(known, indent=1).encode()})
+    write_files({str(output_paths["state"]): json.dumps(saved, indent=1).encode()})
     write()
-    for name, results in in_parallel(work, data, args.jobs, args.scheduler) if work else ():
+    for name, results in in_parallel(tasks, data, args.jobs, args.scheduler) if tasks else ():
         if name is None:
-            log(progress_line(graded, len(work), time.monotonic() - start, args.jobs))
+            log(progress_line(graded, len(tasks), time.monotonic() - start, args.jobs))
             continue
         if isinstance(results, BaseException):
-            results = [result_of(work[name][0], key=keys[""], problem="not graded: the grading process crashed twice "
-                                 f"({type(results).__name__})")]
-        before = {result["part"]: result for result in known[name]["results"] if result["scores"] and unchanged[name]}
-        known[name] = {"version": versions[name], "results": [  # a part without data now may have been graded before
+            results = [make_result(tasks[name][0], key=keys[""], problem="not graded: the grading process crashed "
+                                   f"twice ({type(results).__name__})")]
+        before = {result["part"]: result for result in saved[name]["results"] if result["scores"] and unchanged[name]}
+        saved[name] = {"version": versions[name], "results": [  # a part without data now may have been graded before
             before[result["part"]] if result["part"] in before and result["part"] not in keys else result
             for result in results]}
         graded += 1
-        write_files({str(places["state"]): json.dumps(known, indent=1).encode()})
-        with contextlib.suppress(InputError):  # half-written at the moment
-            overrides = read_overrides(places["overrides"])
+        write_files({str(output_paths["state"]): json.dumps(saved, indent=1).encode()})
+        with contextlib.suppress(InputError):  # half-written
+            overrides = read_overrides(output_paths["overrides"])
         write([name])
-        for result in known[name]["results"]:
-            print(f"{name}: {result['part'] or 'cannot be graded'}: {'; '.join(failures(result)) or 'all checks pass'}",
-                  flush=True)
-    for problem in write(known, similar_scripts(handed_in)[:50] if args.similar else ()):
+        for result in saved[name]["results"]:
+            failed = "; ".join(outputs.failures(result)) or "all checks pass"
+            print(f"{name}: {result['part'] or 'cannot be graded'}: {failed}", flush=True)
+    for problem in write(saved, similar_scripts(found)[:50] if args.similar else ()):
         log(problem)
-    return int(any(failures(result) for name in handed_in for result in known[name]["results"]))
+    return int(any(outputs.failures(result) for name in found for result in saved[name]["results"]))
 
 
-def read_state(table_path, state):
-    """{name: {"version", "results"}} that an earlier call found, {} if there was none. Raises InputError."""
-    known = read_json(state, "what an earlier call found") if state.exists() else {}
-    if table_path.exists() and not state.exists() or any("results" not in entry for entry in known.values()):
+def read_results(table_path, state):
+    """{name: {"version", "results"}} saved by an earlier call, {} if there was none. Raises InputError."""
+    saved = read_json(state, "the results of an earlier call") if state.exists() else {}
+    if table_path.exists() and not state.exists() or any("results" not in entry for entry in saved.values()):
         raise InputError(f"{table_path}: expected the file of an earlier call, with {state.name} next to it, found "
-                         "another; name another file")
-    return known
+                         "another; choose another file")
+    return saved
 
 
-def names_to_regrade(known, terms, state):
-    """Names of the submissions that --regrade gives, as names or entry numbers. Raises InputError for unknown ones."""
-    names = {name for name, entry in known.items()
+def names_to_regrade(saved, terms, state):
+    """Names of the submissions that --regrade selects by name or entry number. Raises InputError for unknown ones."""
+    names = {name for name, entry in saved.items()
              if {name, *(number for result in entry["results"] for number in result["entries"])} & set(terms)}
-    unknown = set(terms) - names - {number for name in names for result in known[name]["results"]
+    unknown = set(terms) - names - {number for name in names for result in saved[name]["results"]
                                     for number in result["entries"]}
     if unknown:
         raise InputError(f"--regrade: expected submissions or entry numbers of {state}, found "
@@ -239,11 +240,6 @@ def is_current(result, keys, quick):
     """Whether grading again would change nothing: the same grader, data and settings, or no data for the part."""
     return (result["part"] not in keys or result["key"] == keys[result["part"]]
             or quick and result["key"].startswith("full"))
-
-
-def failures(result):
-    """["check: detail"] of what fails in a result."""
-    return [result["problem"]] if result["problem"] else outputs.of_status(result["rows"], "fail")
 
 
 def progress_line(graded, total, seconds, jobs):

@@ -1,4 +1,4 @@
-"""What a script is given: copies of the data from which the answers cannot be read."""
+"""The inputs of a script: copies of the data that do not reveal the answers."""
 import dataclasses
 import os
 import re
@@ -7,28 +7,28 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import InputError, bad_input_of
+from common.errors import InputError, convert_input_errors
 from handin.grading.scores import read_birds, read_digits
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Data of a part, as a script is given it."""
+    """Data of a part, as passed to a script."""
     paths: dict                   # {"train", "test"; for digits also "val" and "reconstruction"}
-    hidden: tuple                 # paths of files and folders with answers, which no script may see
+    hidden: tuple                 # paths of files and folders with answers, hidden from scripts
     allowed_labels: list
     test_labels: object           # (N,), or None
     n_test: int
-    links: tuple = ()             # folders outside of TRAIN to which its photos are links
-    row_orders: dict = dataclasses.field(default_factory=dict)  # birds: {frequent mistake in words: indices (N,)}
+    links: tuple = ()             # folders outside of TRAIN that its photos are links to
+    row_orders: dict = dataclasses.field(default_factory=dict)  # birds: {a frequent mistake: indices (N,)}
 
     def reconstruction_images(self):
         """Images float64 (M, 28, 28) in [0, 1] that the digits' script is to reconstruct."""
         return read_digits(self.paths["reconstruction"])[0][:][0].double().numpy()
 
 
-def check_apart(train, test):
-    """Raises InputError for two folders of which one is or holds the other."""
+def check_disjoint(train, test):
+    """Raises InputError if one of two folders is or contains the other."""
     train, test = Path(train).resolve(), Path(test).resolve()
     if train in (test, *test.parents) or test in train.parents:
         raise InputError(f"{test}: expected a folder apart from {train}, found one within the other")
@@ -36,21 +36,21 @@ def check_apart(train, test):
 
 def load_birds(folder, train, test):
     """Data of two ImageFolders. `folder` gets a copy of TEST whose photos have neutral names and are shuffled among the
-    class folders: ImageFolder works, but the labels that it gives are wrong. Raises InputError."""
+    class folders: ImageFolder works, but its labels are wrong. Raises InputError."""
     import bird
     train, test = Path(train).resolve(), Path(test).resolve()
-    with bad_input_of(bird):
+    with convert_input_errors(bird):
         classes, train_photos = bird.list_photos(str(train))
         photos, labels = read_birds(str(test), classes)
         test_classes = bird.list_test_photos(str(test))[0]
-    check_apart(train, test)
+    check_disjoint(train, test)
     folders = [Path(photo).relative_to(test).parts[0] for photo in photos]  # in ImageFolder's order
     copy, order = Path(folder, "test"), np.random.default_rng().permutation(len(photos))  # no seed: unpredictable
     for name in test_classes:
         (copy / name).mkdir(parents=True)
     copies = [copy / name / f"{i:06d}{Path(photos[source]).suffix}"
               for i, (name, source) in enumerate(zip(folders, order))]
-    for source, target in zip(order, copies):  # not links: these have the inode and time of the photo
+    for source, target in zip(order, copies):  # not links: these would reveal inode and time of the photo
         shutil.copyfile(photos[source], target)
         os.utime(target, (0, 0))
     hidden = {test.parent, test, *(Path(photo).resolve().parent for photo in photos)}
@@ -65,7 +65,7 @@ def load_birds(folder, train, test):
 
 
 def wrong_orders(folder, paths):
-    """{in words: indices (N,)} of frequent row orders other than that of ImageFolder, which `paths` have."""
+    """{description: indices (N,)} of frequent row orders that differ from ImageFolder's, which `paths` have."""
     def numbers(name):
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
@@ -86,29 +86,29 @@ def image_key(content):
 
 
 def check_digit_paths(paths):
-    """Raises InputError unless there are as many paths as --digits takes."""
+    """Raises InputError unless the number of paths is what --digits takes."""
     if len(paths) not in (3, 4):
         raise InputError(f"--digits: expected TRAIN VAL TEST [RECONSTRUCTION], found {len(paths)} files")
 
 
 def load_digits(folder, train, val, test, reconstruction=None):
     """Data of .npz files; without RECONSTRUCTION the images of TEST are reconstructed. `folder` gets copies: TRAIN
-    keeps its labels, shuffled, because a script may expect that there are some; TEST and RECONSTRUCTION have none, and
-    their images are shuffled. Raises InputError."""
+    keeps its labels, shuffled, because a script may expect some; TEST and RECONSTRUCTION have none, and their images
+    are shuffled. Raises InputError."""
     import vae
     given = {"train": train, "val": val, "test": test, "reconstruction": reconstruction or test}
     given = {name: Path(path).resolve() for name, path in given.items()}
     for path in given.values():
         if path.suffix != ".npz":
-            raise InputError(f"{path}: expected a .npz file, found another ending")
-    with bad_input_of(vae):
+            raise InputError(f"{path}: expected a .npz file, found another extension")
+    with convert_input_errors(vae):
         vae.load_digits(given["train"])
         val_labels = vae.load_digits(given["val"], labelled=True).labels
         digits, labels = read_digits(given["test"])
         vae.load_digits(given["reconstruction"])
     copies, orders = {name: Path(folder, f"{name}.npz") for name in given}, {}
     for name, path in given.items():
-        with np.load(path, allow_pickle=False) as content:  # other arrays may be there; they are not read
+        with np.load(path, allow_pickle=False) as content:  # other arrays are not read
             key = image_key(content)
             arrays = {key: content[key]}
             if name in ("train", "val") and "labels" in content.files:

@@ -1,7 +1,7 @@
 """python -m handin.grading.fetch LINK FOLDER NAME...
 
 Downloads submitted models from the link of a model_path.txt, with gdown: a file on Google Drive or another server, a
-folder of Drive, or a zip. This command has no time limit of its own; `fetch` runs it in a subprocess with one.
+folder of Drive, or a zip. This command has no time limit; `fetch` runs it in a subprocess with one.
 """
 import contextlib
 import datetime
@@ -28,12 +28,12 @@ from handin.grading.sandbox import ROOT
 
 MAX_BYTES = 5 * 10 ** 8  # of a file
 MAX_SECONDS = 600        # of a download
-STALL = 60               # seconds without an answer or a byte, after which a download ends
-MAX_TRIES, PAUSE = 3, 20  # of a file whose quota is used up; seconds between two tries
-LOCAL = "HANDIN_LOCAL_LINKS"  # environment variable: links may lead to this machine and to private networks
-QUOTA = "Drive's download quota of this file is used up; try later"
+STALL_SECONDS = 60       # without a response or a byte, after which a download ends
+MAX_TRIES, PAUSE = 3, 20  # of a file whose quota is exceeded; seconds between two tries
+LOCAL_LINKS_VARIABLE = "HANDIN_LOCAL_LINKS"  # if set, links may lead to this machine and to private networks
+QUOTA = "Drive's download quota of this file is exceeded; try later"
 OFFLINE = "no connection to"
-NOT_SHARED = 'not shared publicly (set it to "Anyone with the link"), or Drive\'s download quota is used up'
+NOT_SHARED = 'not shared publicly (set it to "Anyone with the link"), or Drive\'s download quota is exceeded'
 
 
 class FetchError(Exception):
@@ -42,15 +42,15 @@ class FetchError(Exception):
 
 def fetch(link, names, folder, seconds=MAX_SECONDS):
     """Paths of the models `names`, downloaded from a link into `folder` within so many seconds. The folder also gets
-    bird.pth.json or vae.pth.json: the link, the time, and size and SHA-256 of each file. What came from the same link
-    before and is unchanged is not downloaded again; what came from another is kept, and a second folder, FOLDER_HASH,
-    is used. Raises FetchError."""
+    bird.pth.json or vae.pth.json: the link, the time, and size and SHA-256 of each file. Unchanged files
+    of the same link are not downloaded again; those of another link are kept, and a second folder, FOLDER_HASH, is
+    used. Raises FetchError."""
     folder, end = Path(folder), time.monotonic() + seconds
     record = read_record(folder, names)
     if record and record.get("link") != link:
         folder = folder.with_name(f"{folder.name}_{hashlib.sha256(link.encode()).hexdigest()[:8]}")
         record = read_record(folder, names)
-    if record and record.get("files") == describe(folder, names):
+    if record and record.get("files") == file_digests(folder, names):
         return [folder / name for name in names]
     print(f"downloading {' and '.join(names)} from {one_line(link)}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,28 +65,28 @@ def fetch(link, names, folder, seconds=MAX_SECONDS):
         for name in names:
             os.replace(Path(temporary, name), folder / name)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    content = {"link": link, "time": now, "files": describe(folder, names)}
+    content = {"link": link, "time": now, "files": file_digests(folder, names)}
     write_files({folder / f"{names[0]}.json": json.dumps(content, indent=1).encode()})
     return [folder / name for name in names]
 
 
 def read_record(folder, names):
-    """What `fetch` noted of the models in a folder; {} for nothing, or nothing that can be read."""
+    """The record that `fetch` wrote of the models in a folder; {} if it is missing or unreadable."""
     with contextlib.suppress(Exception):
         return read_json(folder / f"{names[0]}.json", "")
     return {}
 
 
-def describe(folder, names):
-    """{name: {"bytes", "sha256"}} of files in a folder, None for those that are missing."""
-    found = dict.fromkeys(names)
+def file_digests(folder, names):
+    """{name: {"bytes", "sha256"}} of files in a folder, None for missing ones."""
+    digests = dict.fromkeys(names)
     for path in (folder / name for name in names if (folder / name).is_file()):
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             for block in iter(lambda file=file: file.read(2 ** 20), b""):
                 digest.update(block)
-        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-    return found
+        digests[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return digests
 
 
 def _download_in_subprocess(link, folder, names, seconds):
@@ -124,8 +124,8 @@ def download(link, folder, names):
                 with archive.open(members[name]) as source, open(folder / name, "wb") as target:
                     shutil.copyfileobj(source, target)
     if not set(names) <= set(members):
-        of_torch = any(name.endswith("data.pkl") for name in members)
-        if len(names) > 1 or members and not of_torch:
+        is_torch_file = any(name.endswith("data.pkl") for name in members)
+        if len(names) > 1 or members and not is_torch_file:
             raise ValueError(f"expected a folder of Drive or a zip with {' and '.join(names)}, found " + (
                 f"a zip of {', '.join(list(members)[:5])}, without {' and '.join(set(names) - set(members))}"
                 if members else "another file"))
@@ -137,12 +137,12 @@ def check_models(folder, names):
     for name in names:
         with open(folder / name, "rb") as file:
             if file.read(2)[:1] not in (b"P", b"\x80"):
-                raise ValueError(f"expected a model, found that {name} is something else, such as a text or a page")
+                raise ValueError(f"expected a model, found that {name} is another file, such as a text or a web page")
 
 
-def _download_file(what, path, options):
+def _download_file(source, path, options):
     import gdown
-    if gdown.download(**what, output=str(path), **options) is None:
+    if gdown.download(**source, output=str(path), **options) is None:
         raise ValueError(NOT_SHARED)
     with open(path, "rb") as file:
         start = file.read(200).lstrip()[:1]
@@ -157,15 +157,15 @@ def explain(error, link):
     import requests
     text = one_line(error)
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"the server answers {error.response.status_code} {error.response.reason}"
+        return f"the server responded with {error.response.status_code} {error.response.reason}"
     if "a private network" in str(error):
         return "expected a public server, found one in a private network"
     if isinstance(error, requests.TooManyRedirects):
-        return "the server sends from one page to the next without end"
+        return "the server redirects without end"
     if isinstance(error, requests.exceptions.InvalidSchema):
-        return "expected links that begin with https://, found another on the way"
+        return "expected links that begin with https://, found a redirect to another"
     if isinstance(error, requests.ReadTimeout) or "Read timed out" in text:
-        return f"the server sends nothing for {STALL} s"
+        return f"the server sent nothing for {STALL_SECONDS} s"
     if isinstance(error, (requests.ConnectionError, requests.Timeout)):
         return f"{OFFLINE} {urllib.parse.urlsplit(link).hostname}"
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
@@ -178,8 +178,8 @@ def explain(error, link):
 
 
 def refuse_private_networks():
-    """Makes every connection to this machine or to a private network fail, also after a redirect: the link is a
-    student's. Not behind a proxy, which may be in one."""
+    """Makes every connection to this machine or to a private network fail, also after a redirect: links come from
+    students. Not behind a proxy, which may be in a private network."""
     resolve = socket.getaddrinfo
 
     def public(*args, **kwargs):
@@ -188,16 +188,16 @@ def refuse_private_networks():
             raise OSError("a private network")
         return found
 
-    if not urllib.request.getproxies() and LOCAL not in os.environ:
+    if not urllib.request.getproxies() and LOCAL_LINKS_VARIABLE not in os.environ:
         socket.getaddrinfo = public
 
 
 def limit_stalls():
-    """Gives every request that has none a time limit for an answer and for each part of it."""
+    """Gives every request without a time limit one for the response and for each part of it."""
     import requests
     send = requests.Session.send
     requests.Session.send = lambda session, request, **options: send(
-        session, request, **{**options, "timeout": options.get("timeout") or STALL})
+        session, request, **{**options, "timeout": options.get("timeout") or STALL_SECONDS})
 
 
 def main(argv):

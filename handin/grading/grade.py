@@ -1,12 +1,11 @@
-"""The course's autograder, at home: runs the graders' commands on any pair of scripts that follow the assignment, each
-alone in fresh folders, isolated by bubblewrap or a container, with limits on time, memory and output; checks and scores
-what they write, and the rules.
+"""The course's autograder for any machine: checks the rules, runs the graders' commands on any pair of scripts that
+follow the assignment, each alone in fresh folders, isolated by bubblewrap or a container, with limits on time, memory
+and output, and checks and scores the outputs.
 
 Without --bird and --vae it grades this project's own scripts. With --submissions it grades a class: a row and a mark
 for each script below FOLDER, as each ends, with logs, feedback and a report.html next to the CSV; a second call
-resumes, and completes rows that --quick has made. --jobs grades several at a time, --scheduler on the machines of a
+resumes, and completes rows of --quick. --jobs grades several submissions in parallel, --scheduler on the machines of a
 Dask cluster."""
-import argparse
 import dataclasses
 import json
 import shlex
@@ -16,63 +15,65 @@ from pathlib import Path
 
 import psutil
 
+from common.command_line import number
 from common.errors import InputError
 from common.files import read_bytes, write_files
 from handin.grading import classroom, contract, sandbox
 from handin.grading.contract import SCRIPTS
 from handin.grading.data import LOADERS, check_digit_paths
-from handin.grading.script import Settings, grade_script, remove_leftovers, summary, table, temporary_folder
+from handin.grading.script import Settings, format_checks, grade_script, remove_stale_folders, summary, temporary_folder
 
 EXAMPLE = ("python -m handin grade --birds birds/train birds/test --digits mnist_1_4_8_train.npz mnist_1_4_8_val.npz "
            "mnist_1_4_8_test.npz")
 
 
-def _positive(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
-    return value
+POSITIVE = number(float, 0, strict=True)
 
 
 def add_arguments(parser):
     add = parser.add_argument
     add("--birds", nargs=2, metavar=("TRAIN", "TEST"), help="folders of class folders of photos")
-    add("--digits", nargs="+", metavar="NPZ", help="TRAIN VAL TEST [RECONSTRUCTION]: .npz files; scripts see no labels "
-        "of TEST; the images to reconstruct are those of TEST or RECONSTRUCTION")
+    add("--digits", nargs="+", metavar="NPZ", help="TRAIN VAL TEST [RECONSTRUCTION]: .npz files; the labels of TEST "
+        "are hidden from scripts; the images of RECONSTRUCTION (default: TEST) are reconstructed")
     add("--bird", metavar="PATH", help="a script for part I (default: this project's)")
     add("--vae", metavar="PATH", help="a script for part II (default: this project's)")
-    add("--bird-model", nargs=1, default=[], metavar="PTH", help="submitted model: tested first, then compared with a "
+    add("--bird-model", nargs=1, default=[], metavar="PTH", help="submitted model, tested first and compared with a "
         "retrained one")
     add("--digit-models", nargs=2, default=[], metavar=("PTH", "PKL"), help="submitted models of part II")
-    add("--quick", action="store_true", help="only the rules, and whether the script imports; no data")
-    add("--json", type=Path, metavar="FILE", help="rows, scores and commands, for machines")
+    add("--quick", action="store_true", help="check only the rules and whether the script imports; no data")
+    add("--json", type=Path, metavar="FILE", help="output file of rows, scores and commands")
     add = parser.add_argument_group("limits").add_argument
-    add("--minutes-birds", type=_positive, default=120, metavar="N", help="minutes of training (default 120)")
-    add("--minutes-digits", type=_positive, default=60, metavar="N", help="minutes of training (default 60)")
-    add("--minutes-test", type=_positive, default=20, metavar="N", help="minutes of each test (default 20)")
-    add("--memory", type=_positive, metavar="GB", help="of a command (default 16, or four fifths of this machine's)")
-    add("--train-flags", default="", metavar="WORDS", help="added to the training command; the graders add none")
+    add("--minutes-birds", type=POSITIVE, default=120, metavar="N", help="training time limit of bird.py in minutes "
+        "(default 120)")
+    add("--minutes-digits", type=POSITIVE, default=60, metavar="N", help="training time limit of vae.py in minutes "
+        "(default 60)")
+    add("--minutes-test", type=POSITIVE, default=20, metavar="N", help="time limit of each test in minutes (default "
+        "20)")
+    add("--memory", type=POSITIVE, metavar="GB", help="memory limit of a command (default 16, or four fifths of this "
+        "machine's)")
+    add("--train-flags", default="", metavar="WORDS", help="flags added to the training command (default: none)")
     add("--sandbox", choices=("auto", "bwrap", "container", "none"), default="auto", help="isolation of each command: "
-        "without network, the answers out of reach, only its own folders writable (default: bubblewrap if it works)")
-    add("--container", default="", metavar="IMAGE", help="image of Docker or Podman, with the course's packages")
+        "no network, no access to the answers, only its own folders writable (default: bubblewrap if it works)")
+    add("--container", default="", metavar="IMAGE", help="image for Docker or Podman with the course's packages")
     add = parser.add_argument_group("a class").add_argument
     add("--submissions", type=Path, metavar="FOLDER", help="each zip and each folder with a script below FOLDER, such "
         "as an export of Gradescope, Moodle or Canvas")
-    add("--csv", type=Path, metavar="FILE", help="one row for each script; everything else is written next to it")
+    add("--csv", type=Path, metavar="FILE", help="output table, one row per script; other outputs are written next "
+        "to it")
     add("--models", type=Path, metavar="FOLDER", help="submitted models, as FOLDER/ENTRY/bird.pth (default: those next "
         "to a zip or in its folder)")
-    add("--fetch-models", type=Path, metavar="FOLDER", help="submitted models that are not there are downloaded from "
-        "the links of model_path.txt to FOLDER/ENTRY/")
+    add("--fetch-models", type=Path, metavar="FOLDER", help="download missing submitted models from the links of "
+        "model_path.txt to FOLDER/ENTRY/")
     add("--rubric", type=Path, metavar="FILE", help="points and deductions (default: handin/grading/rubric.yaml)")
-    add("--regrade", nargs="+", default=[], metavar="NAME", help="submissions or entry numbers to grade again")
+    add("--regrade", nargs="+", default=[], metavar="NAME", help="regrade these submissions or entry numbers")
     add("--anonymous", action="store_true", help="no names in the CSV, the page and the feedback")
     add("--similar", action="store_true", help="list pairs of similar scripts in report.html")
-    add("--jobs", type=int, default=1, metavar="N", help="submissions at a time on this machine (default 1)")
-    add("--scheduler", metavar="ADDRESS", help="of a running Dask scheduler, whose workers see the same files")
+    add("--jobs", type=number(int, 1), default=1, metavar="N", help="submissions graded in parallel (default 1)")
+    add("--scheduler", metavar="ADDRESS", help="address of a running Dask scheduler whose workers see the same files")
 
 
-def settings_of(args):
-    """Settings of the arguments. Raises InputError for those that do not go together."""
+def make_settings(args):
+    """Settings of the arguments. Raises InputError for incompatible ones."""
     if bool(args.csv) != bool(args.submissions):
         raise InputError("--submissions: expected together with --csv, found one alone")
     if args.csv and args.csv.suffix != ".csv":
@@ -88,14 +89,12 @@ def settings_of(args):
                              "--submissions")
     for path in filter(None, (args.bird, args.vae)):
         if not path.endswith(".py"):
-            raise InputError(f"{path}: expected a Python script, a .py file, found another ending")
+            raise InputError(f"{path}: expected a Python script, a .py file, found another extension")
     for part, path in (("birds", args.bird), ("digits", args.vae)):
-        found = path and contract.part_of_script(read_bytes(path, f"a script of the {part}"))
+        found = path and contract.part_of_script(read_bytes(path, f"a {part} script"))
         if found and found != part:
-            raise InputError(f"{path}: expected a script of the {part}, which writes {contract.WORDS[part][0]}, found "
-                             f"one of the {found}")
-    if args.jobs < 1:
-        raise InputError(f"--jobs: expected 1 or more, found {args.jobs}")
+            raise InputError(f"{path}: expected a {part} script, which writes {contract.PART_STRINGS[part][0]}, found "
+                             f"a {found} script")
     try:
         flags = tuple(shlex.split(args.train_flags))
     except ValueError as error:
@@ -105,14 +104,15 @@ def settings_of(args):
         raise InputError("--fetch-models: needs --submissions and cannot be combined with --quick")
     hidden = [args.submissions, args.models, args.fetch_models, args.csv.parent] if args.submissions else []
     return Settings({"birds": args.minutes_birds, "digits": args.minutes_digits}, args.minutes_test, memory, flags,
-                    sandbox.choose(args.sandbox, args.container), tuple(str(path.resolve()) for path in hidden if path))
+                    sandbox.choose_sandbox(args.sandbox, args.container),
+                    tuple(str(path.resolve()) for path in hidden if path))
 
 
 def run(args):
     """Grades; returns 0, or 1 if a check fails. Raises InputError."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are removed, as after Ctrl-C
-    remove_leftovers()
-    settings, data, results = settings_of(args), {}, {}
+    remove_stale_folders()
+    settings, data, results = make_settings(args), {}, {}
 
     def log(line):
         print(line, file=sys.stderr, flush=True)
@@ -132,12 +132,12 @@ def run(args):
                 path = given[part] or sandbox.ROOT / SCRIPTS[part]
                 results[part] = grade_script(part, path, data.get(part), settings, models, log)
     rows = [row for result in results.values() for row in result.rows]
-    print(f"{table(rows)}\n\n{summary(rows)}")
+    print(f"{format_checks(rows)}\n\n{summary(rows)}")
     failed = any(row.status == "fail" for row in rows)
     if args.json:
         content = {"passed": not failed, "machine": sandbox.machine(),
                    "rows": [dataclasses.asdict(row) for row in rows],
                    "scores": {part: result.scores for part, result in results.items()},
-                   "runs": [one for result in results.values() for one in result.runs]}
+                   "runs": [run for result in results.values() for run in result.runs]}
         write_files({str(args.json): (json.dumps(content, indent=1) + "\n").encode()})
     return int(failed)

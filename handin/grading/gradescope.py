@@ -21,17 +21,17 @@ from common.text import one_line
 from handin.grading import classroom, outputs, sandbox, submissions
 from handin.grading.contract import MODELS, SCRIPTS, TESTS
 from handin.grading.data import LOADERS
-from handin.grading.marks import maximum, read_rubric
+from handin.grading.marks import maximum, parse_time, read_rubric
 from handin.grading.script import SHOWN, Settings, temporary_folder
 
-STUDENT = "student"          # the user that setup.sh makes
+STUDENT = "student"          # the user that setup.sh creates
 MINUTES_TRAIN = 10
 MINUTES_TEST = 3
 GRADER_MEMORY = 0.8          # GB, of this process
 UNFINISHED = "The autograder did not finish; what it found so far: "
 NO_MODEL = ("There are no points yet, because no submitted model was scored: hand in {models} with the script, or a "
             "link that anyone can open in model_path.txt. ")
-BROKEN = "There are no points yet, because the script cannot be read: see the failed check. "
+UNPARSABLE = "There are no points yet, because the script cannot be read: see the failed check. "
 NOT_SCORED = "There are no points yet, because the submitted model could not be scored: see the failed checks. "
 STATUS = {"pass": {"status": "passed"}, "fail": {"status": "failed"}, "warn": {"status": "passed"}, "skip": {}}
 
@@ -42,11 +42,11 @@ def main(root):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are removed
     settings = rubric = None
 
-    def write(output="", counts=True):
+    def write(output="", counted=True):
         content = {"score": 0.0, "output": output.strip(), "tests": []}
         if settings and rubric:
             content = results_json(list(results.values()), rubric, settings, output)
-        if not counts:
+        if not counted:
             content.setdefault("extra_data", {})["not_counted"] = True
         write_json({**content, "execution_time": round(time.monotonic() - start)})
 
@@ -62,7 +62,7 @@ def main(root):
         settings = read_json(root / "source" / "settings.json", "the settings of the autograder")
         rubric = read_rubric(root / "source" / "rubric.yaml")
         metadata = read_json(root / "submission_metadata.json", "Gradescope's metadata")
-        refusal = over_the_limit(metadata, settings["max_per_day"])
+        refusal = daily_limit_result(metadata, settings["max_per_day"])
         if refusal:
             write_json(refusal)
             return 0
@@ -70,23 +70,23 @@ def main(root):
         grade(root, settings, metadata, start, on_progress)
         write()
         return 0
-    except Exception as error:  # a student must see something, whatever happens
+    except Exception as error:  # a student must see a message, whatever happens
         traceback.print_exc()
-        write(f"The autograder failed, which is no fault of yours: {type(error).__name__}: {one_line(error)}. ", False)
+        write(f"The autograder failed, which is not your fault: {type(error).__name__}: {one_line(error)}. ", False)
         return 1
 
 
 def grade(root, settings, metadata, start, on_progress):
-    """Grades the parts that the autograder has data of, each in its share of the time."""
+    """Grades the parts for which the autograder has data, each in its share of the time."""
     students = tuple(submissions.Student(name=str(user.get("name") or ""), email=str(user.get("email") or ""),
                                          id=str(user.get("id") or "")) for user in metadata.get("users") or ())
     submission = submissions.Submission(root / "submission", students, str(metadata.get("created_at") or ""))
-    parts, box = settings["data"], choose_sandbox()
+    parts, isolation = settings["data"], gradescope_sandbox()
     with temporary_folder() as folder, contextlib.ExitStack() as stack:
-        place, found, missing = submission.path, {}, "expected {}, found none"
+        unpacked, found, missing = submission.path, {}, "expected {}, found none"
         try:
-            place = stack.enter_context(submissions.opened(submission))
-            found = submissions.find_scripts(place)
+            unpacked = stack.enter_context(submissions.open_submission(submission))
+            found = submissions.find_scripts(unpacked)
         except InputError as error:
             missing = str(error).replace("{", "{{").replace("}", "}}")
         for number, part in enumerate(parts):
@@ -95,15 +95,15 @@ def grade(root, settings, metadata, start, on_progress):
                 data[part] = load_data(part, root / "source", parts[part], folder / part)
             limits = Settings(
                 dict.fromkeys(SCRIPTS, MINUTES_TRAIN), MINUTES_TEST,
-                1e9 * max(0.5, settings["memory"] - GRADER_MEMORY), sandbox=box, hidden=(str(root),),
+                1e9 * max(0.5, settings["memory"] - GRADER_MEMORY), sandbox=isolation, hidden=(str(root),),
                 folder=str(folder), smoke_test=True,
-                stop_at=start + 60 * settings["grading_minutes"] * (number + 1) / len(parts))
-            on_progress(classroom.grade_part(submission, place, part, path, data, {}, limits, False,
+                deadline=start + 60 * settings["grading_minutes"] * (number + 1) / len(parts))
+            on_progress(classroom.grade_part(submission, unpacked, part, path, data, {}, limits, False,
                                              downloads=folder / "downloads", on_progress=on_progress))
 
 
 def load_data(part, source, paths, folder):
-    """Data of a part, in a folder that the student's user may read: the autograder's own is closed to it."""
+    """Data of a part, in a folder that the student's user can read, unlike the autograder's own."""
     folder.mkdir()
     paths = [source / path for path in paths]
     if part == "birds":
@@ -112,32 +112,25 @@ def load_data(part, source, paths, folder):
     return LOADERS[part](folder, *paths)
 
 
-def choose_sandbox():
-    """bubblewrap if it works, else the user of the student's code. Raises InputError where there is neither, which is
-    allowed in a trial on another machine only."""
+def gradescope_sandbox():
+    """bubblewrap if it works, otherwise the user of the student's code. Raises InputError if neither exists, except in
+    a trial on another machine."""
     try:
-        return sandbox.choose("bwrap", "")
+        return sandbox.choose_sandbox("bwrap", "")
     except InputError:
         import pwd
         if os.getuid() == 0 and STUDENT in {account.pw_name for account in pwd.getpwall()}:
             return sandbox.Sandbox("user", user=pwd.getpwnam(STUDENT).pw_uid)
         if "AUTOGRADER" not in os.environ:
             raise InputError(f"expected bubblewrap or the user {STUDENT}, found neither: has setup.sh run?") from None
-        return sandbox.choose("auto", "")
+        return sandbox.choose_sandbox("auto", "")
 
 
 # ---------------------------------------------------------------------------------------------------------- Gradescope
 
-def parse_time(text):
-    """A datetime with a time zone, UTC if there is none, of Gradescope's text."""
-    from dateutil import parser
-    found = parser.isoparse(str(text))
-    return found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)
-
-
 def set_deadlines(rubric, metadata):
-    """The due date is the deadline of the parts for which the rubric has none: the assignment's or, where students have
-    dates of their own, the latest of these."""
+    """Sets the due date as the deadline of the parts without one in the rubric: the assignment's or, if students have
+    their own dates, the latest of these."""
     owners = (metadata, *(metadata.get("users") or ()))
     dates = [(owner.get("assignment") or {}).get("due_date") for owner in owners]
     dates = [parse_time(date) for date in dates if date]
@@ -145,28 +138,28 @@ def set_deadlines(rubric, metadata):
         rubric[part]["deadline"] = rubric[part]["deadline"] or max(dates)
 
 
-def over_the_limit(metadata, most):
-    """A results.json that refuses to grade more than `most` submissions in 24 hours: that of the last graded one, with
+def daily_limit_result(metadata, max_per_day):
+    """The results.json of a submission that exceeds `max_per_day` in 24 hours: that of the last graded one, with
     another output. None if it may be graded."""
     now, graded = parse_time(metadata["created_at"]), []
-    for earlier in metadata.get("previous_submissions") or () if most else ():
+    for earlier in metadata.get("previous_submissions") or () if max_per_day else ():
         results, day = earlier.get("results") or {}, datetime.timedelta(days=1)
         skipped = (results.get("extra_data") or {}).get("not_counted") or earlier.get("score") is None
         if not skipped and earlier.get("submission_time") and now - parse_time(earlier["submission_time"]) < day:
             graded.append((parse_time(earlier["submission_time"]), float(earlier["score"]), results))
-    if not most or len(graded) < most:
+    if not max_per_day or len(graded) < max_per_day:
         return None
-    graded.sort(key=lambda found: found[0])
-    (_, score, results), again = graded[-1], graded[-most][0] + datetime.timedelta(days=1)
+    graded.sort(key=lambda submission: submission[0])
+    (_, score, results), again = graded[-1], graded[-max_per_day][0] + datetime.timedelta(days=1)
     return {"tests": [], **results, "score": score, "extra_data": {"not_counted": True},
-            "output": f"Not graded: at most {most} in 24 hours. What you see is the result of your "
+            "output": f"Not graded: at most {max_per_day} in 24 hours. What you see is the result of your "
                       f"last graded one; the next can be graded from {again:%d %B %Y, %H:%M (UTC%z)}."}
 
 
-def results_json(found, rubric, settings, output=""):
-    """Content of results.json for the results (see classroom.result_of) of the parts graded so far."""
+def results_json(results, rubric, settings, output=""):
+    """Content of results.json for the results (see classroom.make_result) of the parts graded so far."""
     tests, score, extra, leaderboard = [], 0.0, {}, []
-    rows = {row["part"]: row for row in outputs.class_rows({"submission": found}, rubric)}
+    rows = {row["part"]: row for row in outputs.table_rows({"submission": results}, rubric)}
     for part in settings["data"]:
         if part not in rows:
             tests.append({"name": f"{part}: {SCRIPTS[part]}", "score": 0.0, "max_score": maximum(rubric, part),
@@ -179,7 +172,8 @@ def results_json(found, rubric, settings, output=""):
             modes = {mode for mode, *_ in TESTS[part]}  # without a prefix they were run on the submitted model
             tried = any(check["check"] in (*modes, "commands") for check in row["result"]["rows"])
             broken = any(check["check"] == "syntax" and check["status"] == "fail" for check in row["result"]["rows"])
-            output += BROKEN if broken else NOT_SCORED if tried else NO_MODEL.format(models=" and ".join(MODELS[part]))
+            output += (UNPARSABLE if broken else NOT_SCORED if tried else
+                       NO_MODEL.format(models=" and ".join(MODELS[part])))
         leaderboard += [{"name": f"{part}: {name}", "value": round(row[key], 4)} for key, name in SHOWN.items()
                         if key in row and settings["visibility"] == "visible"]
         extra[part] = {"status": row["status"], "scores": row["result"]["scores"], "runs": [
@@ -189,8 +183,7 @@ def results_json(found, rubric, settings, output=""):
 
 
 def part_tests(part, row, visibility):
-    """The tests of a part: points, deductions, then the checks, what fails first. What tells a score has its own
-    `visibility`."""
+    """The tests of a part: points, deductions, then the checks, failed ones first. `visibility` is that of scores."""
     result, tests, graded = row["result"], [], row["mark"] != ""
 
     def add(name, output="", shown="visible", **values):

@@ -1,4 +1,4 @@
-"""The mark of a script: points for its scores, deductions for failed checks and for lateness, as a rubric says."""
+"""The mark of a script by a rubric: points for its scores, deductions for failed checks and late submission."""
 import csv
 import dataclasses
 import datetime
@@ -50,17 +50,17 @@ def read_rubric(path=RUBRIC):
         wrong = [number for number in numbers
                  if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 <= number < math.inf]
         if wrong:
-            raise ValueError(f"{wrong[0]} in place of a number of 0 or more")
+            raise ValueError(f"{wrong[0]} instead of a number >= 0")
         if not all(isinstance(pattern, str) for pattern in rubric["deductions"]):
             raise ValueError("every pattern of the deductions must be a text")
         return rubric
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a rubric, found no YAML: {one_line(error)}") from None
+        raise InputError(f"{path}: expected a YAML rubric, found: {one_line(error)}") from None
     except KeyError as error:
         raise InputError(f"{path}: expected the keys of handin/grading/rubric.yaml, found no {error}") from None
     except (TypeError, AttributeError):
         raise InputError(f"{path}: expected a rubric like handin/grading/rubric.yaml, found a value of another kind, "
-                         "such as a number in place of a list") from None
+                         "such as a number instead of a list") from None
     except ValueError as error:
         raise InputError(f"{path}: expected a rubric, found: {one_line(error)}") from None
 
@@ -70,8 +70,8 @@ def maximum(rubric, part):
     return rubric[part]["report"] + sum(rule["points"] for key, rule in rubric[part].items() if key in SHOWN)
 
 
-def deductions_of(rubric, rows):
-    """[(reason, percent)] of the rows that fail, each check once."""
+def check_deductions(rubric, rows):
+    """[(reason, percent)] of the failed rows, each check once."""
     deductions = {}
     for row in rows:
         check = row["check"].replace("retrained: ", "")
@@ -82,16 +82,20 @@ def deductions_of(rubric, rows):
     return [(reason, percent) for reason, percent in deductions.values() if percent]
 
 
-def lateness(rubric, part, time):
-    """[(reason, percent)] for a submission at `time`, a text of the export; [] if it is in time or there is none."""
+def parse_time(text):
+    """A datetime with a time zone, UTC if there is none, from a text of an export or of Gradescope."""
     from dateutil import parser
+    time = parser.parse(str(text))
+    return time if time.tzinfo else time.replace(tzinfo=datetime.timezone.utc)
+
+
+def late_deductions(rubric, part, time):
+    """[(reason, percent)] for a submission at `time`, a text of the export; [] if on time or unknown."""
     deadline, late = rubric[part]["deadline"], rubric[part]["late"]
     if not deadline or not time:
         return []
     try:
-        handed_in = parser.parse(time)
-        handed_in = handed_in if handed_in.tzinfo else handed_in.replace(tzinfo=datetime.timezone.utc)
-        days = math.ceil((handed_in - deadline).total_seconds() / 86400)
+        days = math.ceil((parse_time(time) - deadline).total_seconds() / 86400)
     except (ValueError, OverflowError):
         return [(f"the time of the export is not understood: {time}", 0)]
     if days < 1:
@@ -99,8 +103,8 @@ def lateness(rubric, part, time):
     return [(f"late by {days} day{'s' if days > 1 else ''}", late[days - 1] if days <= len(late) else 100)]
 
 
-def mark(rubric, part, result):
-    """Mark of a result of grading, a dict with "rows", "scores", "report_missing" and "time". One that cannot be graded
+def compute_mark(rubric, part, result):
+    """Mark of a grading result, a dict with "rows", "scores", "report_missing" and "time". One that cannot be graded
     has no points: a teacher decides."""
     points, scores = [], result["scores"]
     for key, rule in rubric[part].items():
@@ -109,8 +113,8 @@ def mark(rubric, part, result):
             points.append((SHOWN[key], rule["points"] * min(1.0, max(0.0, share)), rule["points"]))
     report = rubric[part]["report"]
     points.append(("report", 0.0 if result["report_missing"] else report, report))
-    deductions, late = deductions_of(rubric, result["rows"]), lateness(rubric, part, result["time"])
-    percent = min(rubric["max_deduction"], sum(one for _, one in deductions)) + sum(one for _, one in late)
+    deductions, late = check_deductions(rubric, result["rows"]), late_deductions(rubric, part, result["time"])
+    percent = min(rubric["max_deduction"], sum(value for _, value in deductions)) + sum(value for _, value in late)
     value = sum(earned for _, earned, _ in points) * max(0.0, 1 - percent / 100)
     scored = any(key in scores for key in SHOWN)
     status = "cannot be graded" if not scored else "graded with deductions" if deductions or late else "graded"

@@ -1,5 +1,5 @@
-"""What a graded class gets: the CSV, report.html, a log and a feedback page of each script, and CSVs to upload to
-Gradescope, Moodle and Canvas. All of it is written from the results of grading, without grading again."""
+"""The outputs for a graded class: the CSV, report.html, a log and a feedback page of each script, and CSVs to upload to
+Gradescope, Moodle and Canvas. All are written from saved results, without grading again."""
 import collections
 import csv
 import fnmatch
@@ -14,14 +14,14 @@ import numpy as np
 from common.files import write_files
 from common.text import one_line
 from handin.grading.contract import SCRIPTS, Row
-from handin.grading.marks import mark, maximum
-from handin.grading.script import SHOWN, table
+from handin.grading.marks import compute_mark, maximum
+from handin.grading.script import SHOWN, format_checks
 
 COLUMNS = ("submission", "part", "entries", "names", "emails", "sids", "status", "mark", "max_mark", *SHOWN,
            "parameters", "train_minutes", "deductions", "failed", "warnings", "machine", "grader_version", "log",
            "feedback")
 POINTS_POSSIBLE = "    Points Possible"  # Canvas expects the blanks
-ADVICE = {  # pattern of a check: how to fix what it finds
+ADVICE = {  # pattern of a check: how to fix a failure
     "*.csv header": "Write the header Predicted_Label and nothing before it: pandas' to_csv(path, index=False) does.",
     "*.csv columns": "Write one column: pandas' to_csv(path, index=False).",
     "*.csv rows": "Write one row per image: use len(dataset), do not hard-code a number.",
@@ -29,7 +29,7 @@ ADVICE = {  # pattern of a check: how to fix what it finds
     "*.npz key": "np.savez(path, data=images).",
     "*.npz shape": "Write (N, 28, 28), N being the number of images given.",
     "*.npz dtype": "images.astype(np.float32).",
-    "*.npz range": "Divide the inputs by 255, and end the decoder in a sigmoid.",
+    "*.npz range": "Divide the inputs by 255, and end the decoder with a sigmoid.",
     "row order": "ImageFolder's order is that of sorted(); with a DataLoader, shuffle=False.",
     "* state_dict": "torch.save(model.state_dict(), path).",
     "fresh model loads": "Give each argument of __init__ a default value: ModelClass() and load_state_dict must work.",
@@ -37,84 +37,84 @@ ADVICE = {  # pattern of a check: how to fix what it finds
     "latent": "The encoder outputs the mean and the log variance of a Gaussian in two dimensions.",
     "torch.manual_seed(0)": "Call torch.manual_seed(0) once, at the start.",
     "training time": "Train for fewer epochs, or stop when a time limit is near.",
-    "same scores retrained": "The same code should make the submitted model and the one that the script trains.",
+    "same scores retrained": "The submitted model must be trained with the submitted code.",
     "*.p[tk][hl]": "Write it to the path given on the command line.",
     "map_location": "torch.load(path, map_location=device).",
     "no plt.show()": "plt.savefig(path) or plt.close() instead.",
-    "reconstruction": "Write what the decoder makes of the latent, without the image itself.",
+    "reconstruction": "Write the decoder's output for the latent, without the image itself.",
     "order of images": "Decode the mean of the latent, and call model.eval() before testing."}
 
 
-def paths(table_path):
-    """{what: path} of all that is written next to the CSV of a class."""
+def output_paths(table_path):
+    """{output: path} of everything that is written next to the CSV of a class."""
     def named(suffix):
         return table_path.with_name(table_path.stem + suffix)
 
     return {"table": table_path, "state": table_path.with_suffix(".json"), "page": table_path.with_name("report.html"),
             "overrides": table_path.with_name("overrides.csv"), "names": named("_names.csv"), "logs": named("_logs"),
             "feedback": named("_feedback"), **{f"{system} {part}": named(f"_{system}_{part}.csv")
-                                               for system in UPLOADS for part in SCRIPTS}}
+                                               for system in UPLOAD_FORMATS for part in SCRIPTS}}
 
 
-def write(table_path, results, rubric, overrides, anonymous, similar, changed):
+def write_outputs(table_path, results, rubric, overrides, anonymous, similar, changed):
     """Writes everything from the results {name: [result]}; logs and feedback only of the `changed` names. Returns a
     message for each override that does not match one row and each student with several marks. Raises InputError."""
-    places, files = paths(table_path), {}
-    rows = class_rows(results, rubric)
-    problems = override(rows, overrides, rubric)
+    paths, files = output_paths(table_path), {}
+    rows = table_rows(results, rubric)
+    problems = apply_overrides(rows, overrides, rubric)
     labels = {row["name"]: row["label"] if anonymous else row["name"] for row in rows}
 
-    def hide(text, row=None):
-        terms = {term for one in ([row] if row else rows) for term in one["terms"] if len(term) > 3}
+    def redact(text, row=None):
+        terms = {term for shown in ([row] if row else rows) for term in shown["terms"] if len(term) > 3}
         for term in sorted(terms, key=len, reverse=True) if anonymous else ():
             text = text.replace(term, labels.get(term, "..."))
         return text
 
     for row in rows:
-        row.update(submission=labels[row["name"]], log=f"{places['logs'].name}/{file_name(row, anonymous)}.txt",
-                   feedback=f"{places['feedback'].name}/{file_name(row, anonymous)}.html")
+        row.update(submission=labels[row["name"]], log=f"{paths['logs'].name}/{file_stem(row, anonymous)}.txt",
+                   feedback=f"{paths['feedback'].name}/{file_stem(row, anonymous)}.html")
         if anonymous:
             row.update(dict.fromkeys(("entries", "names", "emails", "sids"), ""))
         if row["name"] in changed:
             feedback = render("feedback.html", row=row, advice=advice, shown=SHOWN)
-            files[table_path.parent / row["log"]] = hide(log_of(row["result"]), row)
-            files[table_path.parent / row["feedback"]] = hide(feedback, row)
-    similar = [(labels.get(one, one), labels.get(other, other), share) for one, other, share in similar]
-    files[places["table"]], files[places["page"]] = hide(csv_text(COLUMNS, rows)), hide(page(rows, similar))
+            files[table_path.parent / row["log"]] = redact(log_text(row["result"]), row)
+            files[table_path.parent / row["feedback"]] = redact(feedback, row)
+    similar = [(labels.get(first, first), labels.get(second, second), share) for first, second, share in similar]
+    files[paths["table"]], files[paths["page"]] = redact(csv_text(COLUMNS, rows)), redact(report_page(rows, similar))
     if anonymous:
-        files[places["names"]] = csv_text(("submission", "name"), rows)
-    wanted = {Path(row[what]).name for row in rows for what in ("log", "feedback")}
-    for path in (*places["logs"].glob("*.txt"), *places["feedback"].glob("*.html")):
-        if path.name not in wanted:  # of a name that is no longer shown
+        files[paths["names"]] = csv_text(("submission", "name"), rows)
+    expected = {Path(row[kind]).name for row in rows for kind in ("log", "feedback")}
+    for path in (*paths["logs"].glob("*.txt"), *paths["feedback"].glob("*.html")):
+        if path.name not in expected:  # of a name that is no longer shown
             path.unlink()
     for part in sorted({row["part"] for row in rows} & set(SCRIPTS)):
-        marks, twice = by_student(rows, part)
-        problems += twice
-        for system, (columns, values) in UPLOADS.items():
+        marks, duplicates = by_student(rows, part)
+        problems += duplicates
+        for system, (columns, values) in UPLOAD_FORMATS.items():
             title = f"{part} ({SCRIPTS[part]})"
             columns = [column.format(title=title) for column in columns]
             lines = [dict(zip(columns, values(student, row))) for student, row in marks]
             if system == "canvas":
                 lines.insert(0, {"Student": POINTS_POSSIBLE, title: marks[0][1]["max_mark"] if marks else ""})
-            files[places[f"{system} {part}"]] = csv_text(columns, lines)
+            files[paths[f"{system} {part}"]] = csv_text(columns, lines)
     write_files({str(path): text.encode() for path, text in files.items()})
     return problems
 
 
-def file_name(row, anonymous):
-    """Name without ending of the files of a row, different for names that differ in any way."""
+def file_stem(row, anonymous):
+    """File name without suffix of a row's log and feedback, unique for each name."""
     readable = "" if anonymous else re.sub(r"[^A-Za-z0-9.-]+", "_", row["name"])[:60] + "_"
     return f"{readable}{row['label']}_{row['part'] or 'none'}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
 
-def class_rows(results, rubric):
-    """A dict for each script, with the COLUMNS and, for the pages, "name", "label" (without a name in it), "terms"
-    (what tells who it is), "students", "result", "points" and "reasons"."""
+def table_rows(results, rubric):
+    """A dict for each script, with the COLUMNS and, for the pages, "name", "label" (anonymous), "terms"
+    (identifying texts), "students", "result", "points" and "reasons"."""
     rows, owners = [], collections.defaultdict(set)  # of entry numbers
-    for name, found in results.items():
-        for result in found:
+    for name, of_name in results.items():
+        for result in of_name:
             for number in result["entries"]:
                 owners[result["part"], number].add(name)
     for name in sorted(results):
@@ -125,31 +125,33 @@ def class_rows(results, rubric):
             shared = [f"entry number {number} also in {', '.join(sorted(owners[part, number] - {name}))}"
                       for number in result["entries"] if len(owners[part, number]) > 1]
             remarks = [result["layout"], result["report_missing"], result["report_text"]]
-            failed = [result["problem"]] if result["problem"] else of_status(result["rows"], "fail")
-            terms = {name, *result["entries"]} | {one[key] for one in students for key in ("name", "email", "sid")}
+            failed = failures(result)
+            terms = {name, *result["entries"], *(student[key] for student in students
+                                                 for key in ("name", "email", "sid"))}
             row = {"name": name, "label": hashlib.sha256(name.encode()).hexdigest()[:8], "part": part,
                    "result": result, "students": students, "terms": terms - {""}, "status": "cannot be graded",
                    "mark": "", "max_mark": "", "points": [], "reasons": [], "deductions": "",
                    "machine": result["machine"], "grader_version": result["key"],
                    "entries": " ".join(result["entries"]), "failed": "; ".join(failed), "failures": failed,
-                   "warnings": "; ".join([*shared, *filter(None, remarks), *of_status(result["rows"], "warn")]),
-                   **{f"{key}s": ", ".join(filter(None, (one[key] for one in students)))
+                   "warnings": "; ".join([*shared, *filter(None, remarks),
+                                          *messages_with_status(result["rows"], "warn")]),
+                   **{f"{key}s": ", ".join(filter(None, (student[key] for student in students)))
                       for key in ("name", "email", "sid")},
                    **{key: value for key, value in result["scores"].items() if key in COLUMNS}}
             if part:
-                found = mark(rubric, part, result)
+                computed = compute_mark(rubric, part, result)
                 quick = result["key"].startswith("quick") and not result["problem"]
-                row.update(status="rules checked" if quick else found.status, max_mark=found.maximum,
-                           mark="" if found.status == "cannot be graded" else found.value, points=found.points,
-                           reasons=found.deductions, deductions="; ".join(
-                               f"{percent:g} % {reason}" for reason, percent in found.deductions))
+                row.update(status="rules checked" if quick else computed.status, max_mark=computed.maximum,
+                           mark="" if computed.status == "cannot be graded" else computed.value,
+                           points=computed.points, reasons=computed.deductions, deductions="; ".join(
+                               f"{percent:g} % {reason}" for reason, percent in computed.deductions))
             rows.append(row)
     return rows
 
 
-def override(rows, overrides, rubric):
-    """Writes the teacher's marks into the rows; what has no script gets a row for the part that is named. Returns a
-    message for each that does not match exactly one row."""
+def apply_overrides(rows, overrides, rubric):
+    """Writes the teacher's marks into the rows; a submission without a script gets a row for the named part. Returns a
+    message for each override that does not match exactly one row."""
     problems = []
     for entry, part, value, why in overrides:
         entry = unicodedata.normalize("NFC", entry)
@@ -170,27 +172,32 @@ def override(rows, overrides, rubric):
     return problems
 
 
-def of_status(rows, status):
-    """["check: detail"] of the rows of a result with a status."""
+def messages_with_status(rows, status):
+    """["check: detail"] of the rows with a status."""
     return [f"{row['check']}: {row['detail']}" for row in rows if row["status"] == status]
 
 
+def failures(result):
+    """["check: detail"] of the failed checks of a result, or [its problem]."""
+    return [result["problem"]] if result["problem"] else messages_with_status(result["rows"], "fail")
+
+
 def advice(check):
-    """How to fix what a check finds, or ""."""
+    """How to fix a failed check, or ""."""
     return next((text for pattern, text in ADVICE.items() if fnmatch.fnmatchcase(check.split(": ")[-1], pattern)), "")
 
 
-def log_of(result):
+def log_text(result):
     """Checks, commands and their output as text."""
     runs = (f"\n$ {run['command']}  (exit code {run['code']}, {run['seconds']} s, CPU time {run['cpu_seconds']} s)\n"
             f"{run['output_tail']}" for run in result["runs"])
-    return "\n".join([result["problem"] or table([Row(**row) for row in result["rows"]]), *runs]) + "\n"
+    return "\n".join([result["problem"] or format_checks([Row(**row) for row in result["rows"]]), *runs]) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------- CSVs
 
-def cell(value):
-    """A cell that no spreadsheet takes for a formula: names and messages come from students."""
+def csv_cell(value):
+    """A cell that spreadsheets do not interpret as a formula: names and messages come from students."""
     if value == POINTS_POSSIBLE:
         return value
     text = f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else one_line(str(value), 2000)
@@ -201,13 +208,13 @@ def csv_text(columns, rows):
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([cell(row.get(column, "")) for column in columns] for row in rows)
+    writer.writerows([csv_cell(row.get(column, "")) for column in columns] for row in rows)
     return text.getvalue()
 
 
 def by_student(rows, part):
-    """[(student, row)] of a part, of those who have one row; who has none but handed in something has that. And a
-    message for each who has several, and for each row without a student."""
+    """[(student, row)] of a part, for students with one row or, if they have none, another row without a part. And
+    messages: students with several rows, rows without a student."""
     found, problems = collections.defaultdict(list), []
     for row in sorted(rows, key=lambda row: row["part"] != part):
         keys = [student["email"] or student["sid"] or student["id"] or student["name"] for student in row["students"]]
@@ -216,12 +223,12 @@ def by_student(rows, part):
         for key, student in zip(keys, row["students"]):
             if key and (row["part"] == part or not row["part"] and not found[key]):
                 found[key].append((student, row))
-    problems += [f"{key}: no mark to upload, because there are several submissions of the {part}: "
+    problems += [f"{key}: no mark to upload, because there are several {part} submissions: "
                  + ", ".join(row["name"] for _, row in pairs) for key, pairs in found.items() if len(pairs) > 1]
     return [pairs[0] for pairs in found.values() if len(pairs) == 1], problems
 
 
-UPLOADS = {  # system: its columns, and their values for a student and a row
+UPLOAD_FORMATS = {  # system: its columns, and their values for a student and a row
     "gradescope": (("Name", "Email", "SID", "Total Score", "Max Points"), lambda student, row: (
         student["name"], student["email"], student["sid"], row["mark"], row["max_mark"])),
     "moodle": (("Identifier", "Full name", "Email address", "ID number", "Grade", "Maximum Grade", "Feedback comments"),
@@ -235,15 +242,15 @@ UPLOADS = {  # system: its columns, and their values for a student and a row
 # --------------------------------------------------------------------------------------------------------------- pages
 
 def render(template, **values):
-    """Text of a page from a template of this folder."""
+    """Renders a template of this folder."""
     import jinja2
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.get_template(template).render(**values)
 
 
-def page(rows, similar):
-    """report.html: a table of all scripts, then how their scores are distributed and what fails how often."""
+def report_page(rows, similar):
+    """report.html: a table of all scripts, the distributions of their scores and the frequencies of failed checks."""
     histograms = {}
     for part in SCRIPTS:
         for key in ("mark", "average_f1", "ssim"):
@@ -257,7 +264,7 @@ def page(rows, similar):
                     "bars": bars, "most": max(counts), "n": len(values), "mean": np.mean(values),
                     "median": np.median(values)}
     fails = collections.Counter((row["part"], check) for row in rows for check in
-                                {one["check"] for one in row["result"]["rows"] if one["status"] == "fail"})
+                                {check["check"] for check in row["result"]["rows"] if check["status"] == "fail"})
     return render("class.html", rows=rows, histograms=histograms, similar=similar,
                   counts=collections.Counter(row["status"] for row in rows),
                   fails=sorted(fails.items(), key=lambda item: (-item[1], item[0])))

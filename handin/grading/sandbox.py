@@ -1,9 +1,9 @@
 """Runs one command of an untrusted script in isolation, with limits on time, memory and output.
 
-bubblewrap (Linux, Debian package bubblewrap) gives it processes, users and a network of its own, and a file system that
-is read-only outside of its folders and in which home folders and hidden paths are empty. What it starts ends with it.
-Where the grader is root in a container that allows no namespaces, a script runs as another user, who may not read the
-answers. Without any of these it runs with the rights of the grader's user.
+bubblewrap (Linux, Debian package bubblewrap) gives it its own processes, users and network, and a file system that is
+read-only outside of its folders and in which home folders and hidden paths are empty. Its child processes end with it.
+If the grader is root in a container that allows no namespaces, a script runs as another user, who cannot read the
+answers. Otherwise it runs with the rights of the grader's user.
 """
 import contextlib
 import dataclasses
@@ -26,14 +26,15 @@ import psutil
 from common.errors import InputError
 from common.text import one_line
 
-KEPT_TAIL = 8192        # bytes of output
-POLL = 0.1              # seconds between two measurements
-POLL_SHARE = 0.05       # of the time, at most, is spent on measuring: training is timed
+TAIL_BYTES = 8192       # of the output, kept
+POLL_SECONDS = 0.1      # between two measurements
+POLL_SHARE = 0.05       # maximum share of the time spent on measuring: training is timed
 MAX_PROCESSES = 512     # of another user
-MAX_WALL = 3            # times the limit: wall time after which a command that uses no CPU is stopped, too
-INHERITED = re.compile("PATH|LANG|LANGUAGE|LC_.*|LD_LIBRARY_PATH|DYLD_.*|TZ|SYSTEMROOT|WINDIR|COMSPEC|PATHEXT|"
-                       "VIRTUAL_ENV|CONDA_PREFIX|(CUDA|NVIDIA|OMP|MKL|OPENBLAS|ROCR|HIP|HSA)_.*")
-DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there: a download fails at once instead of hanging
+MAX_WALL_FACTOR = 3     # times the limit: wall time after which even a command that uses no CPU is stopped
+INHERITED_VARIABLES = re.compile(
+    "PATH|LANG|LANGUAGE|LC_.*|LD_LIBRARY_PATH|DYLD_.*|TZ|SYSTEMROOT|WINDIR|COMSPEC|PATHEXT|"
+    "VIRTUAL_ENV|CONDA_PREFIX|(CUDA|NVIDIA|OMP|MKL|OPENBLAS|ROCR|HIP|HSA)_.*")
+DEAD_PROXY = "http://127.0.0.1:9"  # an unused port: a download fails at once instead of hanging
 PRIVATE = ("~", "/home", "/root", "/mnt", "/media", "/run", "/var/tmp", "/dev/shm")  # empty in a sandbox
 DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd", "/dev/dxg")  # of GPUs
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,9 +42,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of one command: seconds, and bytes of resident memory of its process tree and of output. Time is up when
-    both wall time and CPU time are above the limit, so that a busy machine costs nobody the grade, and in any case
-    after three times the limit or `max_wall_seconds`."""
+    """Limits of one command: seconds, and bytes of resident memory of its process tree and of output. A command
+    is stopped when both wall time and CPU time exceed the limit, so that a busy machine does not affect a grade, and in
+    any case after three times the limit or `max_wall_seconds`."""
     seconds: float
     memory: float = 8e9
     output: float = 64e6
@@ -54,11 +55,11 @@ class Limits:
 class Outcome:
     """How a command ended: exit code (negative: the signal), wall time and CPU time in seconds, peak memory in bytes,
     the last 8 kB of its output, and `stopped`: the limit that it exceeded, "time", "memory" or "output", or ""."""
-    code: int
+    exit_code: int
     seconds: float
     cpu_seconds: float
-    peak: int
-    tail: str
+    peak_memory: int
+    output_tail: str
     stopped: str
 
     @property
@@ -68,16 +69,17 @@ class Outcome:
 
     @property
     def failure(self):
-        """One line on what went wrong, with the last line of the script's own error; "" if nothing did."""
-        last, names = error_line(self.tail), {number.value: number.name for number in signal.Signals}
-        number = -self.code if self.code < 0 else self.code - 128  # bubblewrap and containers report 128 + the signal
-        if not self.stopped and self.code >= 0 and number not in names:
-            return (last or f"exit code {self.code} without a message") if self.code else ""
+        """One line on why the command failed, with the last line of the script's error; "" if it did not."""
+        last, names = error_line(self.output_tail), {number.value: number.name for number in signal.Signals}
+        # Bubblewrap and containers report 128 + the signal.
+        number = -self.exit_code if self.exit_code < 0 else self.exit_code - 128
+        if not self.stopped and self.exit_code >= 0 and number not in names:
+            return (last or f"exit code {self.exit_code} without a message") if self.exit_code else ""
         how = {"time": f"stopped after {self.times}",
-               "memory": f"stopped: used {self.peak / 1e9:.1f} GB of memory, more than the limit",
+               "memory": f"stopped: used {self.peak_memory / 1e9:.1f} GB of memory, more than the limit",
                "output": "stopped: printed more than the limit",
                "": f"killed by {names.get(number, f'signal {number}')}"}
-        return how[self.stopped] + (f"; its last line: {last}" if last else "")
+        return how[self.stopped] + (f"; last output: {last}" if last else "")
 
     @property
     def times(self):
@@ -107,8 +109,8 @@ def machine():
 
 
 def clean_environment(home, temporary):
-    """Environment with fresh HOME and TMPDIR folders, without a display, a way to the network or the user's secrets."""
-    kept = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name.upper())}
+    """Environment with fresh HOME and TMPDIR folders, without a display, network access or the user's secrets."""
+    kept = {name: value for name, value in os.environ.items() if INHERITED_VARIABLES.fullmatch(name.upper())}
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), DEAD_PROXY)
     return {**kept, **proxies, **dict.fromkeys(("HOME", "USERPROFILE"), str(home)),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)), "PYTHONUSERBASE": site.getuserbase(),
@@ -123,7 +125,7 @@ def container_engine():
 
 
 def _bubblewrap(cwd, temporary, writable, readable, hidden):
-    """The arguments that run a command in bubblewrap, to put before it."""
+    """The arguments that, put before a command, run it in bubblewrap."""
     private = {os.path.realpath(os.path.expanduser(path)) for path in (*PRIVATE, tempfile.gettempdir())}
     private = sorted(path for path in private if os.path.isdir(path) and path not in ("/", "/tmp"))
     hidden = sorted({os.path.realpath(path) for path in (ROOT, *hidden) if os.path.exists(path)} - {"/"})
@@ -131,7 +133,7 @@ def _bubblewrap(cwd, temporary, writable, readable, hidden):
     packages = {path for path in packages if os.path.exists(path) and not any(
         Path(path) in (Path(other), *Path(other).parents) for other in hidden)}
     python = {sys.prefix, sys.base_prefix, os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)}
-    # Without capabilities, also where the grader is root: else a script could undo the mounts.
+    # Without capabilities, even if the grader is root: otherwise a script could undo the mounts.
     arguments = ["bwrap", "--unshare-all", "--cap-drop", "ALL", "--die-with-parent", "--ro-bind", "/", "/"]
     arguments += ["--dev", "/dev"]
     for device in (path for pattern in DEVICES for path in glob.glob(pattern)):
@@ -140,7 +142,7 @@ def _bubblewrap(cwd, temporary, writable, readable, hidden):
     for path in private:
         arguments += ["--tmpfs", path]
     arguments += ["--bind", temporary, "/tmp"]
-    for path in hidden:  # before what is shown, which may lie below
+    for path in hidden:  # before visible paths, which may be below
         arguments += ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]
     for path in sorted(packages | python):
         arguments += ["--ro-bind", path, path]
@@ -148,12 +150,12 @@ def _bubblewrap(cwd, temporary, writable, readable, hidden):
         arguments += ["--ro-bind", path, path]
     for path in writable:
         arguments += ["--bind", path, path]
-    for path in ("/dev", *private, *hidden):  # a file in one of these would take memory that nobody counts
+    for path in ("/dev", *private, *hidden):  # a file in one of these would use unmeasured memory
         arguments += ["--remount-ro", path] if os.path.isdir(path) and path != "/dev/shm" else []
     return [*arguments, "--chdir", cwd]
 
 
-def choose(name, image):
+def choose_sandbox(name, image):
     """The Sandbox of an option --sandbox: bwrap, container or none; `auto` is a container if an image is given, else
     bubblewrap if it works. Raises InputError for one that is not available."""
     if name == "container" and not image:
@@ -189,10 +191,10 @@ class Sandbox:
 
     def run(self, arguments, cwd, environment, limits, writable=(), readable=(), hidden=(), log=None):
         """Outcome of a Python command, given as the arguments after `python`: without network, with `writable` paths,
-        with `readable` ones read-only, with `hidden` ones empty. `log` as in run_bounded."""
+        with `readable` ones read-only, with `hidden` ones empty. `log` as in run_with_limits."""
         with self.command(arguments, cwd, environment, limits, *(
                 [str(path) for path in paths] for paths in (writable, readable, hidden))) as (command, environment):
-            return run_bounded(command, cwd, environment, limits, self.kind != "container", log)
+            return run_with_limits(command, cwd, environment, limits, self.kind != "container", log)
 
     @contextlib.contextmanager
     def command(self, arguments, cwd, environment, limits, writable, readable, hidden):
@@ -201,11 +203,11 @@ class Sandbox:
         if self.kind == "none":
             yield [sys.executable, *arguments], environment
         elif self.kind == "user":
-            self._give(cwd, writable, readable)
+            self._set_permissions(cwd, writable, readable)
             as_user = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--no-new-privs"]
             try:
                 yield ["prlimit", f"--nproc={MAX_PROCESSES}", *as_user, sys.executable, *arguments], environment
-            finally:  # kill(-1): all at once, so that none can start another
+            finally:  # kill(-1): all at once, so that no process can start another
                 subprocess.run([*as_user, sys.executable, "-I", "-S", "-c", "import os; os.kill(-1, 9)"],
                                capture_output=True, check=False)
         elif self.kind == "bwrap":
@@ -225,9 +227,8 @@ class Sandbox:
             finally:
                 subprocess.run([engine, "rm", "--force", name], capture_output=True, check=False)
 
-
-    def _give(self, cwd, writable, readable):
-        """Makes `writable` paths the user's own, and `readable` ones readable, if these are temporary files."""
+    def _set_permissions(self, cwd, writable, readable):
+        """Gives `writable` paths to the user and makes `readable` ones readable, if these are temporary files."""
         temporary = Path(tempfile.gettempdir()).resolve()
         for folder in Path(cwd).resolve().parents:
             if temporary in folder.parents:
@@ -243,7 +244,7 @@ class Sandbox:
 # -------------------------------------------------------------------------------------------------------------- limits
 
 def _processes(pid):
-    """A process and all below it."""
+    """A process and its descendants."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -251,8 +252,8 @@ def _processes(pid):
 
 
 def _usage(processes, limit):
-    """(resident bytes, CPU seconds) of processes and of their children that ended. Pages that forked workers share
-    count once each in RSS: above the limit the slower proportional measure decides, where the system has it."""
+    """(resident bytes, CPU seconds) of processes and of their children that ended. RSS counts pages that
+    forked workers share several times: above the limit the slower proportional measure decides, if available."""
     resident, proportional, cpu = 0, 0, 0.0
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -266,8 +267,8 @@ def _usage(processes, limit):
     return proportional or resident, cpu
 
 
-def _end(process):
-    """Kills a command, its group and all below it, and waits for their end."""
+def _kill_tree(process):
+    """Kills a command, its group and its descendants, and waits for their end."""
     below = _processes(process.pid)[1:]
     with contextlib.suppress(OSError, AttributeError):  # no groups on Windows
         os.killpg(process.pid, signal.SIGKILL)
@@ -280,11 +281,11 @@ def _end(process):
     psutil.wait_procs(below, timeout=5)
 
 
-def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None):
-    """Outcome of a command run in `cwd`. `counts_cpu`: its CPU time can be measured, which in a container it cannot.
-    `log` is called with the seconds so far about once a minute."""
-    start, peak, cpu, stopped, pause, logged = time.monotonic(), 0, 0.0, "", POLL, 0
-    max_wall = min(MAX_WALL * limits.seconds, limits.max_wall_seconds)
+def run_with_limits(command, cwd, environment, limits, measures_cpu=True, log=None):
+    """Outcome of a command run in `cwd`. `measures_cpu`: its CPU time can be measured (not in a container). `log`
+    is called with the seconds so far about once a minute."""
+    start, peak, cpu, stopped, pause, logged = time.monotonic(), 0, 0.0, "", POLL_SECONDS, 0
+    max_wall = min(MAX_WALL_FACTOR * limits.seconds, limits.max_wall_seconds)
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([str(word) for word in command], cwd=str(cwd), env=environment,
                                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -294,20 +295,20 @@ def run_bounded(command, cwd, environment, limits, counts_cpu=True, log=None):
                 before = time.monotonic()
                 memory, used = _usage(_processes(process.pid), limits.memory)
                 peak, seconds = max(peak, memory), time.monotonic() - start
-                cpu = max(cpu, used) if counts_cpu else seconds
+                cpu = max(cpu, used) if measures_cpu else seconds
                 stopped = ("memory" if memory > limits.memory else
                            "output" if os.fstat(output.fileno()).st_size > limits.output else
                            "time" if min(cpu, seconds) > limits.seconds or seconds > max_wall else "")
                 if log and seconds // 60 > logged:
                     logged = seconds // 60
                     log(seconds)
-                pause = max(POLL, (time.monotonic() - before) / POLL_SHARE)
+                pause = max(POLL_SECONDS, (time.monotonic() - before) / POLL_SHARE)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0 if stopped else pause)
             seconds = time.monotonic() - start
         finally:
-            _end(process)
+            _kill_tree(process)
         size = os.fstat(output.fileno()).st_size
-        output.seek(max(0, size - KEPT_TAIL))
-        tail = output.read(KEPT_TAIL).decode("utf-8", "replace")
+        output.seek(max(0, size - TAIL_BYTES))
+        tail = output.read(TAIL_BYTES).decode("utf-8", "replace")
     return Outcome(process.returncode, seconds, cpu, peak, tail, stopped or ("output" if size > limits.output else ""))

@@ -37,7 +37,7 @@ def one_minus_mse(truth, reconstructed):
 
 
 def read_labels(path):
-    """Labels (N,) of a vae.csv or bird.csv; raises ValueError when its header is not the contract's."""
+    """Labels (N,) of a vae.csv or bird.csv. Raises ValueError for another header than the contract's."""
     with open(path) as file:
         header, *rows = file.read().split()
     if header != "Predicted_Label":
@@ -46,32 +46,31 @@ def read_labels(path):
 
 
 def read_birds(folder, known):
-    """Paths (N,) of the photos of class folders and their truth (N,), indices into the class names `known`. Raises
+    """Paths (N,) of the photos of class folders and their labels (N,), indices into the class names `known`. Raises
     InputError, also bird.py's."""
     import bird
     known = [bird.nfc(name) for name in known]
     classes, photos = bird.list_test_photos(folder)
     classes = [bird.nfc(name) for name in classes]
-    strange = sorted({classes[index] for _, index in photos} - set(known)) if classes else ["photos without classes"]
-    if strange:
+    unexpected = sorted({classes[index] for _, index in photos} - set(known)) if classes else ["photos without classes"]
+    if unexpected:
         raise InputError(f"{folder}: expected photos in class folders of the training ({', '.join(known[:12])}), found "
-                         f"{', '.join(strange[:5])}{' and more' if len(strange) > 5 else ''}")
+                         f"{', '.join(unexpected[:5])}{' and more' if len(unexpected) > 5 else ''}")
     return [path for path, _ in photos], np.array([known.index(classes[index]) for _, index in photos])
 
 
 def read_digits(path):
-    """The vae.DigitDataset of a file, and its labels int64 (N,), None when it has none. Raises vae.InputError."""
+    """The vae.DigitDataset of a file, and its labels int64 (N,), None if it has none. Raises vae.InputError."""
     import vae
     digits = vae.load_digits(path)
     labelled = "labels" in getattr(np.load(path, allow_pickle=False), "files", ())
     return digits, vae.load_digits(path, labelled=True).labels if labelled else None
 
 
-def why_low(truth, predicted, orders=()):
-    """(status, one line) on labels (N,) that score low: "fail" where they would score far better in one of the `orders`
-    {in words: indices (N,)} of rows, or if each stood for another class, one to one (Kuhn 1955, Naval Research
-    Logistics 2:83); "warn" where they are constant or do not depend on the truth (accuracy within two standard
-    deviations of what independence would give); else "pass"."""
+def diagnose_labels(truth, predicted, orders=()):
+    """(status, message) for labels (N,): "fail" if they would score far better in one of the row `orders` {description:
+    indices (N,)} or after a permutation of the classes (Kuhn 1955, Naval Research Logistics 2:83); "warn" if they are
+    constant or independent of the truth (accuracy within two standard deviations of chance); else "pass"."""
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import confusion_matrix
     matrix, n = confusion_matrix(truth, predicted), len(truth)
@@ -84,9 +83,9 @@ def why_low(truth, predicted, orders=()):
         return "fail", (f"accuracy {own:.2f}, but {best:.2f} with the labels permuted: classes sorted as numbers or by "
                         "os.listdir, not as strings, or components matched to the wrong digits")
     if len(np.unique(truth)) > 1 and len(np.unique(predicted)) == 1:
-        return "warn", f"all {n} rows say {predicted[0]}"
+        return "warn", f"all {n} predictions are {predicted[0]}"
     chance = matrix.sum(0) @ matrix.sum(1) / n ** 2
     if own <= chance + 2 * np.sqrt(chance * (1 - chance) / n):
-        return "warn", (f"accuracy {own:.2f}, no better than guessing ({chance:.2f}): rows in another order than the "
-                        "files', or a model that has learned nothing")
+        return "warn", (f"accuracy {own:.2f}, no better than chance ({chance:.2f}): rows in another order than the "
+                        "files', or an untrained model")
     return "pass", ""

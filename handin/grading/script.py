@@ -1,12 +1,11 @@
-"""Grades one script: runs the graders' commands on it, alone in fresh folders, isolated and with limits on time, memory
-and output; checks and scores what they write, and the rules."""
+"""Grades one script: checks the rules, runs the graders' commands on it, alone in fresh folders, isolated and with
+limits on time, memory and output, and checks and scores the outputs."""
 import collections
 import contextlib
 import dataclasses
 import json
 import os
 import shutil
-import stat
 import tempfile
 import time
 from pathlib import Path
@@ -21,34 +20,34 @@ from handin.grading import contract, sandbox
 from handin.grading.contract import MODELS, SCRIPTS, TESTS, Rows
 from handin.grading.rules import check_rules
 from handin.grading.sandbox import Sandbox
-from handin.grading.scores import f1_scores, mean_ssim, one_minus_mse, why_low
+from handin.grading.scores import diagnose_labels, f1_scores, mean_ssim, one_minus_mse
 
-SAME_SCORE = 0.05  # most by which a retrained model may differ from the submitted one
-SAME_PIXEL = 2e-3  # mean difference of two drawings of one image that rounding may make
-SAME_NOISE = 0.1   # correlation with its input of an output that no decoder of a small latent can draw
+SCORE_TOLERANCE = 0.05       # maximum difference between a retrained and the submitted model
+PIXEL_TOLERANCE = 2e-3       # mean difference between two reconstructions of one image that rounding may cause
+MAX_INPUT_CORRELATION = 0.1  # of an output with an input that no decoder of a small latent can reconstruct
 PROBE_MINUTES = 2
-MIN_SECONDS = 5  # that a command is started for
+MIN_SECONDS = 5  # left, to start a command
 SHOWN = {"average_f1": "average F1", "macro_f1": "macro F1", "micro_f1": "micro F1", "ssim": "SSIM",
          "one_minus_mse": "1 - MSE"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Limits of the commands, and what no script may see."""
+    """Limits of the commands, and paths hidden from scripts."""
     minutes: dict                 # of training, of each part
     minutes_test: float           # of one test command
     memory: float                 # bytes
     train_flags: tuple = ()       # added to the training command
     sandbox: Sandbox = Sandbox()
     hidden: tuple = ()            # paths, besides those of the data
-    folder: str = ""              # in which each script gets its own; "": that of temporary files
+    folder: str = ""              # parent of the temporary folders; "": the system's
     smoke_test: bool = False      # training is only a trial, on a sample of the data: its models are not scored
-    stop_at: float = float("inf")  # time.monotonic() at which everything has to be done
+    deadline: float = float("inf")  # time.monotonic() at which grading must end
 
 
 @dataclasses.dataclass
 class Result:
-    """What grading one script gave: rows, scores, and the commands as they ran."""
+    """Result of grading one script: rows, scores, and the commands that ran."""
     rows: Rows
     scores: dict = dataclasses.field(default_factory=dict)
     runs: list = dataclasses.field(default_factory=list)
@@ -67,40 +66,40 @@ def grade_script(part, script, data, settings, submitted=(), log=lambda line: No
         workspace = Workspace(part, script, settings, folder, data.hidden if data else (), log, on_progress)
         workspace.rows += rules
         if rules[0].status == "fail":
-            workspace.rows.add("commands", "skip", "the script cannot be run")
+            workspace.rows.add("commands", "skip", "not run: the script has a syntax error")
         elif data is None:
             check_model(workspace)
         else:
             try:
-                grade(workspace, data, submitted)
+                run_all(workspace, data, submitted)
             except OutOfTime:
                 workspace.rows.prefix = ""
                 workspace.rows.add("commands", "skip", "no time was left for the other commands")
         return workspace.result
 
 
-def grade(workspace, data, submitted):
-    """Runs all commands: tests of the submitted models, training, tests of the models that it wrote."""
+def run_all(workspace, data, submitted):
+    """Runs all commands: tests of the submitted models, training, tests of the trained models."""
     result, submitted_scores, smoke_test = workspace.result, {}, workspace.settings.smoke_test
     if submitted:
-        cwd, models = workspace.new_round("submitted")
+        cwd, models = workspace.new_folders("submitted")
         for path, model in zip(submitted, models):
             shutil.copyfile(str(path), str(model))
-        submitted_scores, _ = test(workspace, data, cwd, models)
+        submitted_scores, _ = run_tests(workspace, data, cwd, models)
         result.scores.update(submitted_scores)
         workspace.on_progress(result)
-    cwd, models = workspace.new_round("trained")
-    train(workspace, data, cwd, models)
-    scores, outputs = test(workspace, data, cwd, models, "retrained: " if submitted or smoke_test else "",
-                           not smoke_test)
+    cwd, models = workspace.new_folders("trained")
+    run_training(workspace, data, cwd, models)
+    scores, outputs = run_tests(workspace, data, cwd, models, "retrained: " if submitted or smoke_test else "",
+                                not smoke_test)
     if not smoke_test:
         result.scores.update({**scores, **submitted_scores, **({"retrained": scores} if submitted else {})})
-        compare(result.rows, submitted_scores, scores)
+        compare_scores(result.rows, submitted_scores, scores)
     if workspace.part == "digits" and len(outputs) == 2 and all(output is not None for output in outputs.values()):
         check_dependence(workspace, data, models, outputs)
 
 
-def train(workspace, data, cwd, models):
+def run_training(workspace, data, cwd, models):
     """Runs the training command, which writes the models."""
     minutes, rows = workspace.settings.minutes[workspace.part], workspace.rows
     n_rows = len(rows)
@@ -113,16 +112,16 @@ def train(workspace, data, cwd, models):
             model.unlink(missing_ok=True)
         return rows.add("train", "warn", f"stopped after {outcome.times}: too slow for this check, which has less time "
                         "than the grading of a class")
-    late = outcome.stopped == "time" or outcome.counted > 60 * minutes
-    if late or not outcome.failure:
-        rows.check("training time", not late, f"{outcome.times}, {minutes:g} min allowed, on {sandbox.machine()}",
+    timed_out = outcome.stopped == "time" or outcome.counted > 60 * minutes
+    if timed_out or not outcome.failure:
+        rows.check("training time", not timed_out, f"{outcome.times}, {minutes:g} min allowed, on {sandbox.machine()}",
                    f"{outcome.times} of {minutes:g} min")
     workspace.result.scores["train_minutes"] = round(outcome.seconds / 60, 3)
 
 
-def test(workspace, data, cwd, models, prefix="", scored=True):
-    """Runs the test commands with one set of models. Returns their scores, none unless `scored`, and {file name: its
-    labels or images}."""
+def run_tests(workspace, data, cwd, models, prefix="", scored=True):
+    """Runs the test commands with one set of models. Returns their scores ({} unless `scored`) and {file name: labels
+    or images}."""
     workspace.rows.prefix, outputs, scores = prefix, {}, {}
     if models[0].is_file():
         scores = check_model(workspace, models[0])
@@ -151,34 +150,34 @@ def check_model(workspace, model=None):
         if start not in (b"PK", b"\x80\x02"):  # a zip, or a pickle as before torch 1.6
             rows.add(f"{model.name} state_dict", "fail", "expected a file of torch.save, found something else")
             return {}
-    outcome, answer = workspace.probe(workspace.script, model)
-    if not answer:
+    outcome, report = workspace.probe(workspace.script, model)
+    if not report:
         rows.add("import", "fail", outcome.failure or "the script ended while it was imported")
         return {}
-    if model:  # what decides on the file is read without the script's code, which could answer anything
+    if model:  # facts about the file are read without the script's code, which could report anything
         _, of_file = workspace.probe("", model)
-        own = answer["parameters"]  # those of the network; the file has buffers, too
-        answer.update({key: of_file[key] for key in ("file", "parameters", "narrowest") if of_file})
-        answer["parameters"] = own if 0.9 * answer["parameters"] < own else answer["parameters"]
-    contract.check_probe(rows, model and model.name, answer)
-    return {"parameters": answer["parameters"]} if answer["parameters"] else {}
+        own = report["parameters"]  # of the network; the file has buffers, too
+        report.update({key: of_file[key] for key in ("file", "parameters", "narrowest") if of_file})
+        report["parameters"] = own if 0.9 * report["parameters"] < own else report["parameters"]
+    contract.check_probe(rows, model and model.name, report)
+    return {"parameters": report["parameters"]} if report["parameters"] else {}
 
 
 def read_output(rows, path, n_rows, data):
-    """Labels (n_rows,) or images (n_rows, 28, 28) of an output, None where they cannot be scored, with Rows."""
+    """Labels (n_rows,) or images (n_rows, 28, 28) of an output, None if they cannot be scored; adds Rows."""
     if path.suffix == ".csv":
         return contract.check_labels(rows, path, n_rows, data.allowed_labels)
     return contract.check_reconstruction(rows, path, n_rows)
 
 
 def score(rows, name, output, data):
-    """The scores of an output, each with a row, and a row on labels that score low."""
+    """The scores of an output; adds a row for each, and one that diagnoses labels."""
     if output is None or data.test_labels is None and name.endswith(".csv"):
         rows.add(f"{name} scores", "skip", f"{name} cannot be scored" if output is None else "TEST has no labels")
         return {}
     if name.endswith(".csv"):
         scores = f1_scores(data.test_labels, output)
-        rows.add("row order", *why_low(data.test_labels, output, data.row_orders))
+        rows.add("row order", *diagnose_labels(data.test_labels, output, data.row_orders))
     else:
         images = data.reconstruction_images()
         scores = {"ssim": mean_ssim(images, output), "one_minus_mse": one_minus_mse(images, output)}
@@ -187,58 +186,72 @@ def score(rows, name, output, data):
     return scores
 
 
-def compare(rows, submitted, retrained):
-    """A row on whether the retrained model scores as the submitted one does."""
+def compare_scores(rows, submitted, retrained):
+    """Adds a row on whether the retrained model scores like the submitted one."""
     keys = [key for key in ("average_f1", "ssim", "one_minus_mse") if key in submitted and key in retrained]
     apart = [f"{SHOWN[key]} {submitted[key]:.4f}, retrained {retrained[key]:.4f}" for key in keys
-             if abs(submitted[key] - retrained[key]) > SAME_SCORE]
+             if abs(submitted[key] - retrained[key]) > SCORE_TOLERANCE]
     if keys:
-        rows.check("same scores retrained", not apart, f"more than {SAME_SCORE} apart: {'; '.join(apart)}",
+        rows.check("same scores retrained", not apart, f"more than {SCORE_TOLERANCE} apart: {'; '.join(apart)}",
                    ", ".join(f"{retrained[key] - submitted[key]:+.4f}" for key in keys))
 
 
 def check_dependence(workspace, data, models, outputs):
-    """Adds two rows. Does reversing the images reverse the outputs? Not where an image is decoded from a sampled
-    latent, or normalized by its neighbors. Do reconstructions come from the latent alone? Images whose quarters are
-    exchanged are no digits: only what copies its input can draw them."""
-    (cwd, _), folder, differing = workspace.new_round("again"), workspace.folder / "data", []
+    """Adds two rows. Does reversing the images reverse the outputs? Not if an image is decoded from a sampled latent or
+    normalized with its batch. Do reconstructions come only from the latent? Images with exchanged quarters are not
+    digits: only a copy of the input can reconstruct them."""
+    (cwd, _), folder, dependent = workspace.new_folders("again"), workspace.folder / "data", []
     folder.mkdir()
     for mode, data_name, output_name, n_models in TESTS[workspace.part]:
-        path, expected = folder / f"{data_name}.npz", outputs[output_name]
-        with np.load(str(data.paths[data_name]), allow_pickle=False) as content:
-            key, images = content.files[0], content[content.files[0]]
-        exchanged = np.roll(images.reshape(-1, 28, 28), (14, 14), (1, 2)).reshape(images.shape)
-        mixed = images[::-1].copy()
-        mixed[1::2] = exchanged[1::2]  # as many images as before: a script may expect so many
-        np.savez(str(path), **{key: mixed})
+        path, output = folder / f"{data_name}.npz", None
+        images = modified_copy(data.paths[data_name], path)
         workspace.run(f"{mode}, other images", [path, mode, *models[:n_models]], cwd, workspace.settings.minutes_test,
                       [], [path, models[0].parent])
-        output = None
         if is_regular(cwd / output_name):
             output = read_output(Rows(workspace.part), cwd / output_name, len(images), data)
         if output is None:
             check = "reconstruction" if output_name.endswith(".npz") else "order of images"
             workspace.rows.add(check, "fail" if check == "reconstruction" else "warn",
-                               f"as many other images gave no {output_name} that can be read")
+                               f"other images of the same number gave no readable {output_name}")
             continue
-        difference = np.abs(expected[::-1] - output)[::2].reshape(len(output[::2]), -1).mean(1)
-        differing += [output_name] if (difference > SAME_PIXEL).any() else []
+        dependent += [output_name] if batch_dependent(outputs[output_name], output) else []
         if output.ndim == 3 and len(output) > 1:
-            inputs, drawn = (array[1::2].reshape(len(array[1::2]), -1).astype(float) for array in (exchanged, output))
-            inputs, drawn = (array - array.mean(1, keepdims=True) for array in (inputs, drawn))
-            norms = np.linalg.norm(inputs, axis=1) * np.linalg.norm(drawn, axis=1)
-            same = float(np.mean((inputs * drawn).sum(1) / np.maximum(norms, 1e-9)))
-            why = (f"images with exchanged quarters come back (correlation {same:.2f}), which no latent of 2 "
-                   "dimensions holds")
-            workspace.rows.check("reconstruction", same < SAME_NOISE, why, f"{same:.2f}")
-    why = (f"in {' and '.join(differing)} an image's row depends on the images around it: a sampled latent in place of "
-           "the mean, or batch normalization in training mode?")
-    workspace.rows.add("order of images", "warn" if differing else "pass", why if differing else "")
+            correlation = input_correlation(images, output)
+            why = (f"images with exchanged quarters are reproduced (correlation {correlation:.2f}), which a latent of "
+                   "2 dimensions cannot encode")
+            workspace.rows.check("reconstruction", correlation < MAX_INPUT_CORRELATION, why, f"{correlation:.2f}")
+    why = (f"in {' and '.join(dependent)} the result for an image depends on the rest of the batch: a sampled latent "
+           "instead of the mean, or batch norm in training mode?")
+    workspace.rows.add("order of images", "warn" if dependent else "pass", why if dependent else "")
+
+
+def modified_copy(source, target):
+    """Writes and returns the images of `source`, reversed and every second one replaced by one with exchanged quarters:
+    as many as before, since a script may expect the number."""
+    with np.load(str(source), allow_pickle=False) as content:
+        key, images = content.files[0], content[content.files[0]]
+    modified = images[::-1].copy()
+    modified[1::2] = np.roll(images.reshape(-1, 28, 28), (14, 14), (1, 2)).reshape(images.shape)[1::2]
+    np.savez(str(target), **{key: modified})
+    return modified
+
+
+def batch_dependent(expected, output):
+    """Whether the output of a `modified_copy` differs from the reversed `expected` one, replaced images aside."""
+    return (np.abs(expected[::-1] - output)[::2].reshape(len(output[::2]), -1).mean(1) > PIXEL_TOLERANCE).any()
+
+
+def input_correlation(images, output):
+    """Mean correlation of the replaced images of a `modified_copy` with their reconstructions."""
+    inputs, outputs = (array[1::2].reshape(len(array[1::2]), -1).astype(float) for array in (images, output))
+    inputs, outputs = (array - array.mean(1, keepdims=True) for array in (inputs, outputs))
+    norms = np.linalg.norm(inputs, axis=1) * np.linalg.norm(outputs, axis=1)
+    return float(np.mean((inputs * outputs).sum(1) / np.maximum(norms, 1e-9)))
 
 
 @contextlib.contextmanager
 def temporary_folder(parent=""):
-    """A fresh folder, removed at the end whatever a script has left there."""
+    """A fresh folder, removed at the end with everything that a script has left there."""
     folder = tempfile.mkdtemp(prefix=f"grade_{os.getpid()}_", dir=parent if parent and Path(parent).is_dir() else None)
     try:
         yield Path(folder).resolve()
@@ -246,8 +259,8 @@ def temporary_folder(parent=""):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers():
-    """Removes the temporary folders of graders that were killed."""
+def remove_stale_folders():
+    """Removes the temporary folders of killed graders."""
     for path in Path(tempfile.gettempdir()).glob("grade_*_*"):
         number = path.name.split("_")[1]
         if number.isdigit() and not psutil.pid_exists(int(number)):
@@ -255,8 +268,8 @@ def remove_leftovers():
 
 
 def is_regular(path):
-    """Whether a path is a file, not a link: a link that a script has made would be followed outside of the sandbox."""
-    return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
+    """Whether a path is a file and not a link, which may lead anywhere, also outside of the sandbox."""
+    return path.is_file() and not path.is_symlink()
 
 
 class OutOfTime(Exception):
@@ -264,8 +277,8 @@ class OutOfTime(Exception):
 
 
 class Workspace:
-    """One script alone in folders below `folder`, and the Result of what it does there. Each command gets fresh folders
-    for HOME, for temporary files and for the script, and nothing of what earlier ones have left there."""
+    """Runs one script in folders below `folder`, and collects the Result. Each command gets fresh folders for HOME, for
+    temporary files and for the script, without files of earlier commands."""
 
     def __init__(self, part, script, settings, folder, hidden, log, on_progress):
         self.part, self.settings, self.folder, self.log = part, settings, folder, log
@@ -275,7 +288,7 @@ class Workspace:
         self.rows = self.result.rows
         self.script = folder / "script" / SCRIPTS[part]
 
-    def new_round(self, name):
+    def new_folders(self, name):
         """A fresh current folder, and the paths of the models in a fresh folder."""
         cwd, folder = self.folder / f"current_{name}", self.folder / f"models_{name}"
         cwd.mkdir()
@@ -283,24 +296,24 @@ class Workspace:
         return cwd, [folder / file for file in MODELS[self.part]]
 
     def probe(self, script, model):
-        """Outcome of probe.py, and its answer, a dict, {} for none. `script` may be ""."""
-        target, program = self.folder / "probe" / "answer.json", self.folder / "probe.py"
+        """Outcome of probe.py, and its report, a dict, {} for none. `script` may be ""."""
+        target, program = self.folder / "probe" / "report.json", self.folder / "probe.py"
         shutil.rmtree(target.parent, ignore_errors=True)
         target.parent.mkdir()
         shutil.copyfile(str(Path(__file__).with_name("probe.py")), str(program))
-        label = "make the model classes" if script else "read the model file"
+        label = "instantiate the model classes" if script else "read the model file"
         outcome = self.run(label, [script, model or "", target], target.parent, PROBE_MINUTES, [],
                            [program, *([model] if model else [])], program=program)
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            answer = json.loads(target.read_text()) if is_regular(target) else {}
-            if all(type(answer.get(key)) is type(value) for key, value in contract.PROBE.items()):
-                return outcome, answer
+            report = json.loads(target.read_text()) if is_regular(target) else {}
+            if all(type(report.get(key)) is type(value) for key, value in contract.EMPTY_REPORT.items()):
+                return outcome, report
         return outcome, {}
 
     def run(self, label, arguments, cwd, minutes, writable, readable, outputs=None, program=None):
-        """Outcome of the script, or another `program`, run in the sandbox. It may write into its current folder, its
-        script's, HOME, TMPDIR and the paths `writable`. With `outputs`, paths that it should write, rows say how it
-        ended and whether it wrote them. Raises OutOfTime."""
+        """Outcome of the script, or another `program`, run in the sandbox. It can write to its current folder, its
+        script's, HOME, TMPDIR and the paths `writable`. With `outputs`, required paths, adds rows on how it ended and
+        whether it wrote them. Raises OutOfTime."""
         def progress(seconds):
             self.log(f"{self.part}: {self.rows.prefix}{label}, {seconds / 60:.0f} of at most {minutes:g} min")
 
@@ -312,7 +325,7 @@ class Workspace:
         shutil.copyfile(str(self.source), str(self.script))
         for path in outputs or ():
             path.unlink(missing_ok=True)
-        left = self.settings.stop_at - time.monotonic()
+        left = self.settings.deadline - time.monotonic()
         if left < MIN_SECONDS:
             raise OutOfTime
         limits = sandbox.Limits(minutes * 60, self.settings.memory, max_wall_seconds=left)
@@ -320,46 +333,47 @@ class Workspace:
             [program or self.script, *arguments], cwd, sandbox.clean_environment(*own[1:]), limits,
             [*own, cwd, *writable], readable, self.hidden, progress)
         self.result.runs.append({
-            "part": self.part, "command": self.rows.prefix + label, "code": outcome.code, "stopped": outcome.stopped,
-            "seconds": round(outcome.seconds, 2), "cpu_seconds": round(outcome.cpu_seconds, 2),
-            "peak_memory": outcome.peak, "output_tail": outcome.tail})
-        if outcome.stopped == "time" and self.settings.stop_at - time.monotonic() < MIN_SECONDS:
-            raise OutOfTime  # stopped by the whole, not by its own limit: no fault of the script
+            "part": self.part, "command": self.rows.prefix + label, "code": outcome.exit_code,
+            "stopped": outcome.stopped, "seconds": round(outcome.seconds, 2),
+            "cpu_seconds": round(outcome.cpu_seconds, 2), "peak_memory": outcome.peak_memory,
+            "output_tail": outcome.output_tail})
+        if outcome.stopped == "time" and self.settings.deadline - time.monotonic() < MIN_SECONDS:
+            raise OutOfTime  # stopped by the deadline, not by its own limit: not the script's fault
         if outputs is not None:
             self.check_outputs(label, outcome, outputs, cwd)
         self.on_progress(self.result)
         return outcome
 
     def check_outputs(self, label, outcome, outputs, cwd):
-        """Rows on how a command ended and whether it wrote its outputs; what is no regular file is removed."""
+        """Adds rows on how a command ended and whether it wrote its outputs; removes irregular files."""
         failure = outcome.failure.replace(f"{self.folder}/", "")
         self.rows.check(label, not failure, failure,
-                        f"{sandbox.duration(outcome.seconds)}, {outcome.peak / 1e9:.1f} GB")
+                        f"{sandbox.duration(outcome.seconds)}, {outcome.peak_memory / 1e9:.1f} GB")
         for path in outputs:
             size = path.stat().st_size if is_regular(path) else 0
             if size or not failure or os.path.lexists(path):
-                found = "an empty file" if is_regular(path) else "no regular file" + self.others(path, cwd)
+                found = ("an empty file" if is_regular(path) else
+                         "no regular file" + self.describe_other_files(path, cwd))
                 self.rows.check(path.name, size > 0, f"{label}: expected {path.name} in the "
-                                f"{folder_in_words(path, cwd)}, found {found}", f"{size / 1e6:.2f} MB")
+                                f"{folder_name(path, cwd)}, found {found}", f"{size / 1e6:.2f} MB")
             if not is_regular(path) and os.path.lexists(path):
                 path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
 
-    def others(self, path, cwd):
-        """In words, what a command wrote in place of a file."""
+    def describe_other_files(self, path, cwd):
+        """Text on the files that a command wrote instead of an expected one."""
         expected = {*MODELS[self.part], *(output_name for _, _, output_name, _ in TESTS[self.part])}
         files = [other for folder in {cwd, path.parent} for other in sorted(folder.iterdir())
                  if other.name not in expected or other.parent != path.parent]
-        names = ", ".join(f"{one_line(other.name)} in the {folder_in_words(other, cwd)}"
-                          for other in files[:3])
+        names = ", ".join(f"{one_line(other.name)} in the {folder_name(other, cwd)}" for other in files[:3])
         return f", but {names}: is the name hard-coded?" if files else ""
 
 
-def folder_in_words(path, cwd):
+def folder_name(path, cwd):
     return "current folder" if path.parent == cwd else "model's folder"
 
 
-def table(rows):
-    """The rows as aligned text."""
+def format_checks(rows):
+    """Formats rows as aligned text."""
     return text_table([("part", "check", "status", "value", "detail"),
                        *((row.part, row.check, row.status, row.value, row.detail) for row in rows)])
 

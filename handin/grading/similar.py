@@ -1,26 +1,26 @@
-"""Pairs of scripts that resemble each other, by copydetect: winnowed fingerprints of the tokens, whatever the names
-(Schleimer et al. 2003, doi:10.1145/872757.872770)."""
+"""Pairs of similar scripts, by copydetect: winnowed fingerprints of the tokens, ignoring names (Schleimer et al. 2003,
+doi:10.1145/872757.872770)."""
 import io
 import itertools
 
 from handin.grading import submissions
 from handin.grading.contract import SCRIPTS
 
-TOKENS, WINDOW = 25, 1  # copydetect's defaults: length of a fingerprint, and how many give one
+TOKENS, WINDOW = 25, 1  # copydetect's defaults: length of a fingerprint, and fingerprints of a window
 THRESHOLD = 0.5         # share of common tokens; different solutions of the assignment had at most 0.35, copies 1
 
 
-def similar_scripts(handed_in):
+def similar_scripts(found):
     """[(name, other name, share of common tokens)] of pairs of one part among {name: Submission}, the most similar
     first."""
     sources = {part: {} for part in SCRIPTS}
-    for name, submission in handed_in.items():
+    for name, submission in found.items():
         try:
-            with submissions.opened(submission) as folder:
+            with submissions.open_submission(submission) as folder:
                 for part, path in submissions.find_scripts(folder).items():
                     if not isinstance(path, str):
                         sources[part][name] = path.read_text("utf-8", "replace")
-        except Exception:  # graded as one that has no script
+        except Exception:  # graded as a submission without a script
             continue
     return sorted((pair for part in sources.values() for pair in similar_pairs(part)), key=lambda pair: -pair[2])
 
@@ -31,6 +31,6 @@ def similar_pairs(sources):
     from copydetect import CodeFingerprint, compare_files
     prints = {name: CodeFingerprint("script.py", TOKENS, WINDOW, fp=io.StringIO(source))
               for name, source in sources.items()}
-    shares = ((one, other, float(max(compare_files(prints[one], prints[other])[1])))
-              for one, other in itertools.combinations(sorted(prints), 2))
+    shares = ((first, second, float(max(compare_files(prints[first], prints[second])[1])))
+              for first, second in itertools.combinations(sorted(prints), 2))
     return [pair for pair in shares if pair[2] >= THRESHOLD]

@@ -1,5 +1,5 @@
-"""What a class handed in: zips and folders below a folder, such as an export of Gradescope, Moodle or Canvas. Whatever
-was handed in becomes a Submission, so that each student gets a row."""
+"""The submissions of a class: zips and folders below a folder, such as an export of Gradescope, Moodle or Canvas. Each
+becomes a Submission, whatever it contains, so that each student gets a row."""
 import contextlib
 import dataclasses
 import re
@@ -12,23 +12,23 @@ from common.files import read_bytes
 from common.text import one_line
 from handin import forms
 from handin.grading.contract import MODELS, SCRIPTS, part_of_script
-from handin.grading.script import temporary_folder
+from handin.grading.script import is_regular, temporary_folder
 
-PARTS = {name: part for part, name in SCRIPTS.items()}
+PART_OF_SCRIPT = {name: part for part, name in SCRIPTS.items()}
 MAX_MEMBERS, MAX_BYTES = 1000, 10 ** 9  # of a zip, unpacked
 MAX_SCRIPT, MAX_PDF = 2 * 10 ** 6, 3 * 10 ** 7  # bytes
-ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".xz")
-NEEDED = (".py", ".txt", ".pdf", ".ipynb", ".pth", ".pt", ".pkl", ".zip")  # of a zip with too much in it
-MODEL_ENDINGS = (".pth", ".pkl")
+ARCHIVE_SUFFIXES = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".xz")
+NEEDED_SUFFIXES = (".py", ".txt", ".pdf", ".ipynb", ".pth", ".pt", ".pkl", ".zip")  # unpacked of a too large zip
+MODEL_SUFFIXES = (".pth", ".pkl")
 METADATA = "submission_metadata.yml"  # of an export of Gradescope
-# Names in downloads of all submissions, of Moodle and of Canvas, which puts the files of all students into one folder
+# Names in downloads from Moodle and from Canvas, which puts the files of all students into one folder
 DOWNLOADS = (re.compile(r"(?P<name>[^/]+)_(?P<id>[0-9]+)_assignsubmission_(?:file|onlinetext)_?(?P<file>[^/]*)"),
              re.compile(r"(?P<name>[^_/]+)_(?:LATE_)?(?P<id>[0-9]+)_[0-9]+_(?P<file>[^/]+)"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """Who handed in, as far as an export says; `id` is that of Moodle or Canvas."""
+    """A student, as far as known from an export; `id` is that of Moodle or Canvas."""
     name: str = ""
     email: str = ""
     sid: str = ""
@@ -37,8 +37,8 @@ class Student:
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """A zip, a folder or another file, which may not exist; its students; when it was handed in, as in the export; or
-    the files ((name, path), ...) of a student that a download has put into one folder with those of others."""
+    """A zip, a folder or another file, which may be missing; its students; its time, as in the export; or the files
+    ((name, path), ...) of a student that a download has put into one folder with those of others."""
     path: Path
     students: tuple = ()
     time: str = ""
@@ -53,26 +53,21 @@ class Submission:
 
 # ------------------------------------------------------------------------------------------------------------- finding
 
-def visible(path):
+def is_visible(path):
     """False for files and folders that operating systems and editors add: .DS_Store, ._x, __MACOSX ..."""
     return not path.name.startswith((".", "__MACOSX", "__pycache__"))
 
 
-def is_plain(path):
-    """Whether a path is a file and no link, which may lead anywhere."""
-    return path.is_file() and not path.is_symlink()
-
-
 def is_script(path):
-    return path.suffix.lower() == ".py" and path.is_file() and visible(path)
+    return path.suffix.lower() == ".py" and path.is_file() and is_visible(path)
 
 
 def is_archive(path):
-    return path.suffix.lower() in ARCHIVES and path.is_file() and visible(path)
+    return path.suffix.lower() in ARCHIVE_SUFFIXES and path.is_file() and is_visible(path)
 
 
 def find_submissions(folder, ignored=()):
-    """{unique name: Submission} of what lies below a folder, `ignored` paths left out: each entry of Gradescope's
+    """{unique name: Submission} of the items below a folder, except `ignored` paths: each entry of Gradescope's
     metadata, else each archive, folder with a script, empty folder, and loose script or notebook. Raises InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of submissions, found "
@@ -88,7 +83,7 @@ def find_submissions(folder, ignored=()):
         name = label = (f"{students[0].name}_{students[0].id}" if path in downloads else
                         one_line(path.relative_to(folder).as_posix()))
         number = 1
-        while label in submissions:  # names that differ in white space only
+        while label in submissions:  # names that differ only in whitespace
             number += 1
             label = f"{name} ({number})"
         submissions[label] = Submission(path, students, time, downloads.get(path, ()))
@@ -98,22 +93,22 @@ def find_submissions(folder, ignored=()):
 
 
 def _download_files(folder, ignored):
-    """{first path: ((name, path), ...)} of the files that lie in a folder under their students' names."""
+    """{first path: ((name, path), ...)} of the files in a folder that are named after their students."""
     files = {}
     for path in sorted(folder.iterdir()):
-        match = _download(path.name)
-        if match and match["file"] and path.is_file() and visible(path) and path.resolve() not in ignored:
+        match = _match_download(path.name)
+        if match and match["file"] and path.is_file() and is_visible(path) and path.resolve() not in ignored:
             files.setdefault((match["name"], match["id"]), []).append((match["file"], path))
-    return {found[0][1]: tuple(found) for found in files.values()}
+    return {student[0][1]: tuple(student) for student in files.values()}
 
 
 def _submission_paths(folder, ignored, top=False):
     """Paths of the submissions below a folder that no metadata describes."""
-    everything = [path for path in sorted(folder.iterdir()) if visible(path)]
-    with_files = {path.name.replace("_onlinetext", "_file") for path in everything} & {path.name for path in everything}
-    everything = [path for path in everything if "_assignsubmission_onlinetext" not in path.name
+    items = [path for path in sorted(folder.iterdir()) if is_visible(path)]
+    with_files = {path.name.replace("_onlinetext", "_file") for path in items} & {path.name for path in items}
+    items = [path for path in items if "_assignsubmission_onlinetext" not in path.name
                   or path.name.replace("_onlinetext", "_file") not in with_files]  # Moodle's second folder of a student
-    children = [path for path in everything if path.resolve() not in ignored]
+    children = [path for path in items if path.resolve() not in ignored]
     if not top and any(map(is_script, children)):
         return [folder]
     files = [path for path in children if is_archive(path)
@@ -121,17 +116,17 @@ def _submission_paths(folder, ignored, top=False):
     folders = [path for path in children if path.is_dir()]
     if not top and not files and not any(
             is_script(path) or is_archive(path) for child in folders for path in child.rglob("*")):
-        return [folder] if children == everything else []
+        return [folder] if children == items else []
     return files + [path for child in folders for path in _submission_paths(child, ignored)]
 
 
 def read_metadata(folder):
     """{path of a submission: (its students, time)} of Gradescope's metadata in a folder or, if there is none, in the
-    folders in it; broken entries are left out. Raises InputError for a file that is no YAML."""
+    folders in it; malformed entries are skipped. Raises InputError for a file that is not YAML."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Reads Ruby's objects as what they hold."""
+        """Reads Ruby's objects as plain mappings, sequences and scalars."""
 
     def untagged(loader, suffix, node):
         construct = {yaml.MappingNode: loader.construct_mapping, yaml.SequenceNode: loader.construct_sequence}
@@ -147,26 +142,27 @@ def read_metadata(folder):
         if not isinstance(entries, dict):
             raise InputError(f"{path}: expected Gradescope's metadata, found no entries")
         for name, entry in entries.items():
-            place, entry = path.parent / str(name), entry if isinstance(entry, dict) else {}
-            if path.parent == folder or str(name).startswith("submission_"):  # no student's own file
+            submission, entry = path.parent / str(name), entry if isinstance(entry, dict) else {}
+            if path.parent == folder or str(name).startswith("submission_"):  # not a student's own file
                 students = entry.get(":submitters")
-                students = [one for one in students if isinstance(one, dict)] if isinstance(students, list) else []
-                if place.parent == path.parent and place.name not in ("", ".."):
+                students = students if isinstance(students, list) else []
+                students = [student for student in students if isinstance(student, dict)]
+                if submission.parent == path.parent and submission.name not in ("", ".."):
                     created = entry.get(":created_at")
                     created = created.get("utc", created.get("time")) if isinstance(created, dict) else created  # Rails
-                    metadata[place] = tuple(
-                        Student(*(one_line(str(one.get(f":{key}") or "")) for key in ("name", "email", "sid")))
-                        for one in students), one_line(str(created or ""))
+                    metadata[submission] = tuple(
+                        Student(*(one_line(str(student.get(f":{key}") or "")) for key in ("name", "email", "sid")))
+                        for student in students), one_line(str(created or ""))
     return metadata
 
 
 def _student_in(path):
-    """The student whom the path of a Moodle or Canvas download names, as a tuple of one or none."""
-    match = _download(path.parts[0])
+    """The student named in the path of a Moodle or Canvas download, as a tuple of one or none."""
+    match = _match_download(path.parts[0])
     return (Student(name=one_line(match["name"]), id=match["id"]),) if match else ()
 
 
-def _download(name):
+def _match_download(name):
     """The match of a name in a download of Moodle or Canvas, or None."""
     return next(filter(None, (pattern.fullmatch(name) for pattern in DOWNLOADS)), None)
 
@@ -174,8 +170,8 @@ def _download(name):
 # ------------------------------------------------------------------------------------------------------------- reading
 
 @contextlib.contextmanager
-def opened(submission, parent=""):
-    """The folder with the files of a submission; those of a zip are unpacked for the time. Raises InputError."""
+def open_submission(submission, parent=""):
+    """The folder with the files of a submission; a zip is unpacked temporarily. Raises InputError."""
     with temporary_folder(parent) as folder:
         path = submission.path
         if submission.files:
@@ -194,8 +190,8 @@ def opened(submission, parent=""):
 
 
 def unpack(path, folder, nested=True):
-    """Unpacks a zip and, if `nested`, a single zip in it, or copies a loose script. Raises InputError for what no
-    honest one holds."""
+    """Unpacks a zip and, if `nested`, a single zip in it, or copies a loose script. Raises InputError for
+    contents that no honest one has."""
     if is_script(path):
         shutil.copy(str(path), str(folder))
         return
@@ -211,12 +207,12 @@ def unpack(path, folder, nested=True):
                 member.filename = member.filename.replace("\\", "/")
             leaving = [member.filename for member in members if member.filename.startswith("/")
                        or ".." in member.filename.split("/")]
-            members = [member for member in members if all(map(visible, map(Path, Path(member.filename).parts)))]
+            members = [member for member in members if all(map(is_visible, map(Path, Path(member.filename).parts)))]
             if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_BYTES:
-                members = [member for member in members if member.filename.lower().endswith(NEEDED)]
+                members = [member for member in members if member.filename.lower().endswith(NEEDED_SUFFIXES)]
             total = sum(member.file_size for member in members)
             if leaving:
-                raise ValueError(f"a path that leads out of its folder: {one_line(leaving[0])}")
+                raise ValueError(f"a path outside its folder: {one_line(leaving[0])}")
             if len(members) > MAX_MEMBERS or total > MAX_BYTES:
                 raise ValueError(f"{len(members)} files of {total / 1e6:.0f} MB, more than {MAX_MEMBERS} or "
                                  f"{MAX_BYTES / 1e6:g} MB")
@@ -231,19 +227,19 @@ def unpack(path, folder, nested=True):
 
 
 def find_scripts(folder):
-    """{part: path of its script, or what is wrong, a text}: bird.py and vae.py or, lacking these, a file named like it
-    or one that writes the outputs of the part; of several the one in the highest folder. Raises InputError for none."""
-    files = [path for path in sorted(folder.rglob("*")) if is_plain(path)
-             and all(map(visible, map(Path, path.relative_to(folder).parts)))]
+    """{part: path of its script, or a text on the problem}: bird.py and vae.py or, if missing, a file with a similar
+    name or one that writes the outputs of the part; of several the one in the top folder. Raises InputError."""
+    files = [path for path in sorted(folder.rglob("*")) if is_regular(path)
+             and all(map(is_visible, map(Path, path.relative_to(folder).parts)))]
     scripts, found = [path for path in files if is_script(path) and path.stat().st_size < MAX_SCRIPT], {}
-    for name, part in PARTS.items():
+    for name, part in PART_OF_SCRIPT.items():
         named = [path for path in scripts if re.match(rf"{name[:-3]}(?![a-z])", path.name.lower())
                  and part_of_script(path.read_bytes()) in (part, None)]
         found[part] = [path for path in named if path.name == name] or named
     others = [path for path in scripts if not any(path in paths for paths in found.values())]
     for path in others:
         part = part_of_script(path.read_bytes())
-        if part and not any(path.name in PARTS for path in found[part]):
+        if part and not any(path.name in PART_OF_SCRIPT for path in found[part]):
             found[part].append(path)
     for part, paths in found.items():
         depth = min((len(path.parts) for path in paths), default=0)
@@ -261,19 +257,18 @@ def find_scripts(folder):
 
 
 def find_entries(folder):
-    """Entry numbers in the group.txt files below a folder, whatever stands between or within them."""
+    """Entry numbers in the group.txt files below a folder, with any text around and blanks or hyphens within them."""
     contents = [path.read_bytes()[:2000] for path in sorted(folder.rglob("*.txt"))
-                if path.name.lower().startswith("group") and is_plain(path)]
+                if path.name.lower().startswith("group") and is_regular(path)]
     text = " ".join(content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "replace")
                     for content in contents)
     return list(dict.fromkeys(re.findall(forms.ENTRY, re.sub(r"[\s-]", "", text).upper())))[:4]
 
 
 @dataclasses.dataclass(frozen=True)
-class Forms:
-    """What the files next to a script say: entry numbers; the model's link; what is wrong with the layout and the text
-    files; why there is no report, a PDF with as many pages as allowed; and what is wrong with its text. Each is a line,
-    "" for nothing."""
+class SubmissionFiles:
+    """The files next to a script: entry numbers; the model's link; problems with the layout and the text files; why
+    there is no report, a PDF with as many pages as allowed; and problems with its text. Each is a line, "" for none."""
     entries: tuple
     link: str
     layout: str
@@ -281,46 +276,46 @@ class Forms:
     report_text: str
 
 
-def read_forms(folder, script, part, zipped):
-    """Forms of a submission in `folder`: in a zip there is to be one folder, which an export may have unpacked."""
-    place, problems, link = script.parent, [], ""
-    entries = find_entries(place) or find_entries(folder)
+def check_files(folder, script, part, zipped):
+    """SubmissionFiles in `folder`: a zip must contain one folder, which an export may have unpacked."""
+    parent, problems, link = script.parent, [], ""
+    entries = find_entries(parent) or find_entries(folder)
     if script.name != SCRIPTS[part]:
         problems.append(f"expected {SCRIPTS[part]}, found {one_line(script.name)}")
-    if len(script.relative_to(folder).parts) > 2 or zipped and place == folder:
-        problems.append(f"expected one folder, found the script {'deeper' if place != folder else 'at the top'}")
+    if len(script.relative_to(folder).parts) > 2 or zipped and parent == folder:
+        problems.append(f"expected one folder, found the script {'deeper' if parent != folder else 'at the top'}")
     try:
-        if is_plain(place / "group.txt"):
-            problems += forms.entry_problems(forms.read_entries(place / "group.txt")[:9], "group.txt")
-        if is_plain(place / "model_path.txt"):
-            link = forms.read_link(place / "model_path.txt")
+        if is_regular(parent / "group.txt"):
+            problems += forms.entry_problems(forms.read_entries(parent / "group.txt")[:9], "group.txt")
+        if is_regular(parent / "model_path.txt"):
+            link = forms.read_link(parent / "model_path.txt")
             problems += forms.link_problems(link, "model_path.txt")
     except InputError as error:
-        problems.append(str(error).replace(f"{place}/", ""))
-    wanted = {"model_path.txt", "group.txt"}
-    missing = sorted(wanted - {path.name for path in place.iterdir()})
-    more = [path.name for path in sorted(place.iterdir()) if path.is_file() and visible(path)
-            and path.name not in wanted and path.suffix not in (".py", ".pdf", *MODEL_ENDINGS)]
-    problems += [f"{what}: {', '.join(names[:5])}"
-                 for what, names in (("missing", missing), ("unexpected files", more)) if names]
+        problems.append(str(error).replace(f"{parent}/", ""))
+    required = {"model_path.txt", "group.txt"}
+    missing = sorted(required - {path.name for path in parent.iterdir()})
+    more = [path.name for path in sorted(parent.iterdir()) if path.is_file() and is_visible(path)
+            and path.name not in required and path.suffix not in (".py", ".pdf", *MODEL_SUFFIXES)]
+    problems += [f"{title}: {', '.join(names[:5])}"
+                 for title, names in (("missing", missing), ("unexpected files", more)) if names]
     pdfs = [path for path in sorted(folder.rglob("*.pdf"))
-            if visible(path) and is_plain(path) and path.stat().st_size < MAX_PDF]
+            if is_visible(path) and is_regular(path) and path.stat().st_size < MAX_PDF]
     faults = [forms.report_problems(part, path.read_bytes(), entries, path.name) for path in pdfs]
     best = min(faults, key=len) if faults else ["expected a PDF, found none"]
     lost = [fault for fault in best if "expected a PDF" in fault or "pages" in fault]
     layout, missing, text = (one_line("; ".join(lines), 300) for lines in (
         problems, lost, [fault for fault in best if fault not in lost]))
-    return Forms(tuple(entries), link, layout, missing, text)
+    return SubmissionFiles(tuple(entries), link, layout, missing, text)
 
 
 def find_models(folder, path, part, entries, models):
-    """Paths of the submitted models of a part, [] if not all are there: in MODELS/ENTRY/, else in the submitted folder,
-    in one named as the zip, or next to a zip that lies alone."""
-    places = [Path(models, entry) for entry in ("_".join(entries), *entries) if entry] if models else []
-    places += [folder, *sorted(child for child in folder.rglob("*") if child.is_dir())]
+    """Paths of the submitted models of a part, [] unless all exist: in MODELS/ENTRY/, else in the submitted folder, in
+    one with the name of the zip, or next to a zip without other zips."""
+    folders = [Path(models, entry) for entry in ("_".join(entries), *entries) if entry] if models else []
+    folders += [folder, *sorted(child for child in folder.rglob("*") if child.is_dir())]
     if not path.is_dir():
-        places.append(path.with_suffix(""))
+        folders.append(path.with_suffix(""))
         if path.parent.is_dir() and len(list(filter(is_archive, path.parent.iterdir()))) == 1:
-            places.append(path.parent)
-    candidates = ([place / name for name in MODELS[part]] for place in places)
-    return next((files for files in candidates if all(map(is_plain, files))), [])
+            folders.append(path.parent)
+    candidates = ([parent / name for name in MODELS[part]] for parent in folders)
+    return next((files for files in candidates if all(map(is_regular, files))), [])

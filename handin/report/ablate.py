@@ -1,9 +1,9 @@
-"""The table "effect of model optimisation": bird.py trained as it is and without one technique at a time.
+"""The table "effect of model optimisation": bird.py trained unchanged and without one technique at a time.
 
-All trainings have the same number of epochs, unless early stopping ends them; without --epochs it is what the time
-allows, estimated from one epoch of the baseline. Accuracy and F1 are those of photos that took no part in training:
-those of TEST or, without it, a fifth of TRAIN. FIGURES/ablation.json is rewritten after each training: a second call
-with the same data and settings resumes where the first one stopped.
+All training runs have the same number of epochs, unless stopped early; without --epochs it is what the time allows,
+estimated from one epoch of the baseline. Accuracy and F1 are of photos that were not trained on: those of TEST or,
+without it, a fifth of TRAIN. FIGURES/ablation.json is rewritten after each training run: a second call with the same
+data and settings resumes where the first one stopped.
 """
 import dataclasses
 import hashlib
@@ -19,13 +19,14 @@ import torch
 from tqdm import tqdm
 
 import bird
-from common.errors import InputError, bad_input_of
+from common.command_line import number
+from common.errors import InputError, convert_input_errors
 from common.files import read_json, write_files
 from handin.grading.scores import all_scores, read_birds
 
 EXAMPLE = "python -m handin ablate birds/train --minutes 60 --seeds 2 --out figures"
 
-# What changes: fields of bird.Config, other names of bird.py; "last" keeps the last epoch's weights
+# Changed fields of bird.Config and other names of bird.py; "last" keeps the last epoch's weights
 VARIANTS = {
     "baseline": {},
     "no augmentation": {"crop_scale": 1.0, "crop_ratio": 1.0, "rotate": 0.0, "hflip": 0.0, "color_jitter": 0.0,
@@ -50,11 +51,11 @@ VARIANTS = {
     "no center crop at test": {"TEST_VIEWS": ((1.0, False), (1.0, True))},
     "no flipped view at test": {"TEST_VIEWS": ((0.8, False),)},
 }
-USUAL = list(VARIANTS)[:10]
+DEFAULT_VARIANTS = list(VARIANTS)[:10]
 
 
 @dataclasses.dataclass
-class Photos:
+class AblationData:
     """A bird.PhotoDataset, and the indices of the photos to train on and of those to score."""
     dataset: bird.PhotoDataset
     classes: list
@@ -63,7 +64,7 @@ class Photos:
 
 
 def read_photos(train, test, image_size):
-    """Photos of TRAIN, and of TEST or a fifth of TRAIN to be scored. Raises InputError."""
+    """AblationData of TRAIN, and of TEST or a fifth of TRAIN for the scores. Raises InputError."""
     classes, photos = bird.list_photos(train)
     extra = [] if test is None else zip(*read_birds(test, classes))
     paths, labels = zip(*photos, *extra) if photos else ((), ())
@@ -76,11 +77,11 @@ def read_photos(train, test, image_size):
     if len(test_idx) == 0 or len(np.unique(labels[train_idx])) < 2:
         raise InputError(f"{test or train}: expected readable photos of at least two classes to learn and some to "
                          f"score, found {len(train_idx)} and {len(test_idx)}")
-    return Photos(bird.PhotoDataset(decoded, labels), classes, train_idx, test_idx)
+    return AblationData(bird.PhotoDataset(decoded, labels), classes, train_idx, test_idx)
 
 
 def train_variant(photos, name, seed, epochs, image_size, device, on_epoch=lambda: None):
-    """One training; returns {"accuracy", "f1" (average F1), "epochs", "minutes"}, scores on the photos at test_idx."""
+    """One training run; returns {"accuracy", "f1" (average F1), "epochs", "minutes"}, scores of the photos test_idx."""
     fields = {field.name for field in dataclasses.fields(bird.Config)}
     changes = {key: value for key, value in VARIANTS[name].items() if key in fields}
     others = {key: value for key, value in VARIANTS[name].items() if key not in fields and key != "last"}
@@ -104,14 +105,14 @@ def train_variant(photos, name, seed, epochs, image_size, device, on_epoch=lambd
             "minutes": (time.monotonic() - start) / 60}
 
 
-def affordable_epochs(photos, trainings, seconds, image_size, device):
-    """Epochs per training that fit into `seconds`, from 1 to those of the config. Times one epoch of the baseline."""
+def affordable_epochs(photos, n_runs, seconds, image_size, device):
+    """Epochs per training run that fit into `seconds`, 1 to those of the config. Times one epoch of the baseline."""
     epoch = 60 * train_variant(photos, "baseline", 0, 1, image_size, device)["minutes"]
-    return max(1, min(bird.Config.epochs, int(0.95 * (seconds - epoch) / (epoch * trainings))))
+    return max(1, min(bird.Config.epochs, int(0.95 * (seconds - epoch) / (epoch * n_runs))))
 
 
-def table(runs):
-    """Rows of the table from the runs: a dict per variant, in the order of VARIANTS, without those not yet trained:
+def summarize(runs):
+    """Rows of the table from the runs: a dict per variant, in the order of VARIANTS, except those not yet trained:
     "accuracy", "f1", "epochs" and "minutes" are means, "accuracy_sd" and "f1_sd" None for one seed."""
     rows = []
     for name in sorted({run["variant"] for run in runs}, key=list(VARIANTS).index):
@@ -127,42 +128,43 @@ def table(runs):
 
 def markdown(results):
     """The table as text."""
-    def both(row, key):
+    def mean_sd(row, key):
         return f"{row[key]:.4f}" + ("" if row[f"{key}_sd"] is None else f" ± {row[f'{key}_sd']:.4f}")
 
     return "\n".join([
         "| training | accuracy | average F1 | epochs | minutes | seeds |", "|---|---|---|---|---|---|",
-        *(f"| {row['variant']} | {both(row, 'accuracy')} | {both(row, 'f1')} | {row['epochs']:.0f} | "
+        *(f"| {row['variant']} | {mean_sd(row, 'accuracy')} | {mean_sd(row, 'f1')} | {row['epochs']:.0f} | "
           f"{row['minutes']:.1f} | "
           f"{len(row['seeds'])} |" for row in results["rows"]),
-        f"\nOn {results['photos']} photos that took no part in training; F1 = (macro + micro) / 2; {results['epochs']} "
+        f"\nOn {results['photos']} photos that were not trained on; F1 = (macro + micro) / 2; {results['epochs']} "
         f"epochs at {results['image_size']} px; mean ± standard deviation over seeds; {results['device']}."])
 
 
 def add_arguments(parser):
     parser.add_argument("train", metavar="TRAIN", help="class folders of photos")
     parser.add_argument("test", metavar="TEST", nargs="?", help="class folders to score (default: a fifth of TRAIN)")
-    parser.add_argument("--minutes", type=float, default=60.0, help="for all trainings together (default 60)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings per variant (default 1)")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", default=USUAL,
+    parser.add_argument("--minutes", type=number(float, 0, strict=True), default=60.0,
+                        help="for all training runs together (default 60)")
+    parser.add_argument("--seeds", type=number(int, 1), default=1, metavar="N",
+                        help="training runs per variant (default 1)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", default=DEFAULT_VARIANTS,
                         help=f"'all' or some of: {', '.join(VARIANTS)}")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of every training (default: what the time allows)")
-    parser.add_argument("--image-size", type=int, metavar="PX", default=96, help="side of the crops (default 96)")
+    parser.add_argument("--epochs", type=number(int, 1), metavar="N",
+                        help="of every training run (default: what the time allows)")
+    parser.add_argument("--image-size", type=number(int, 32, 1024), metavar="PX", default=96,
+                        help="side of the crops (default 96)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best available)")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER", help="default: figures")
 
 
-@bad_input_of(bird)
+@convert_input_errors(bird)
 def run(args):
-    """Trains what is missing; returns 0, or 1 when the time was not enough for all."""
+    """Trains the missing variants; returns 0, or 1 if the time was not sufficient for all."""
     end = time.monotonic() + 60 * args.minutes
     names = list(VARIANTS) if args.variants == ["all"] else list(dict.fromkeys(["baseline", *args.variants]))
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise InputError(f"ablate: expected variants of --help, found '{unknown[0]}'")
-    if min(args.minutes, args.seeds, args.epochs or 1) <= 0 or not 32 <= args.image_size <= 1024:
-        raise InputError("ablate: expected --minutes, --seeds and --epochs above 0 and --image-size from 32 to 1024, "
-                         f"found {args.minutes}, {args.seeds}, {args.epochs} and {args.image_size}")
     device = bird.pick_device(args.device)
     photos = read_photos(args.train, args.test, args.image_size)
     settings = {"data": [str(Path(path).resolve()) for path in (args.train, args.test) if path],
@@ -174,22 +176,22 @@ def run(args):
         results = read_json(path, "an earlier ablation")
         if {**results, **settings, "epochs": args.epochs or results.get("epochs")} != results:
             raise InputError(f"{path}: expected an ablation of the same photos, size and epochs to resume, found "
-                             "another; move it away or name another --out")
-    wanted = [(name, seed) for seed in range(args.seeds) for name in names]
+                             "another; move it or choose another --out")
+    required = [(name, seed) for seed in range(args.seeds) for name in names]
     done = {(run["variant"], run["seed"]): run["minutes"] for run in results["runs"]}
-    missing = [key for key in wanted if key not in done]
+    missing = [key for key in required if key not in done]
     if missing and results["epochs"] is None:
         results["epochs"] = affordable_epochs(photos, len(missing), end - time.monotonic(), args.image_size, device)
     with tqdm(total=len(missing) * (results["epochs"] or 0), unit="epoch", file=sys.stderr, disable=None) as bar:
-        for number, (name, seed) in enumerate(missing):
-            if end - time.monotonic() < 60 * max(done.values(), default=0):  # this one might not end in time
-                print(f"ablate: {len(missing) - number} trainings remain; call again to continue", file=sys.stderr)
+        for n_done, (name, seed) in enumerate(missing):
+            if end - time.monotonic() < 60 * max(done.values(), default=0):  # the next might not end in time
+                print(f"ablate: {len(missing) - n_done} training runs remain; call again to continue", file=sys.stderr)
                 break
             bar.set_description(f"{name}, seed {seed}")
             found = train_variant(photos, name, seed, results["epochs"], args.image_size, device, bar.update)
             done[name, seed] = found["minutes"]
             results["runs"].append({"variant": name, "seed": seed, **found})
-            results["rows"] = table(results["runs"])
+            results["rows"] = summarize(results["runs"])
             write_files({str(path): (json.dumps(results, indent=1) + "\n").encode()})
     print(markdown(results))
-    return int(not done.keys() >= set(wanted))
+    return int(not done.keys() >= set(required))

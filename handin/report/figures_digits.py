@@ -1,6 +1,6 @@
-"""The pictures and the numbers of part II: reconstructions, manifold, latents, mixture, SSIM, the page latent.html.
+"""The figures and the numbers of part II: reconstructions, manifold, latents, mixture, SSIM, the page latent.html.
 
-Each `*_figure` takes arrays and returns a matplotlib Figure; `draw_all` makes them all from the saved files.
+Each `*_figure` takes arrays and returns a matplotlib Figure; `draw_all` creates all of them from the saved files.
 """
 import itertools
 import math
@@ -11,69 +11,47 @@ import torch
 
 import vae
 from common.errors import InputError
-from common.files import read_json
 from common.plots import PALETTE, class_styles
-from common.stats import proportion_interval
-from common.text import one_line
+from common.stats import wilson_interval
 from handin.grading.scores import all_scores, mean_ssim, one_minus_mse, read_digits
-from handin.report import latent_page
-from handin.report.plots import COLUMN, PAGE, new_figure
-from handin.report.results import DigitResults
+from handin.report import latent_page, results
+from handin.report.plots import COLUMN, PAGE, epochs_figure, layer_rows, new_figure
 
-SHOWN = 15  # validation images in the figure of reconstructions: all of the course's
-MEANS = {"xlabel": "encoder's mean $z_1$ (no unit)", "ylabel": "encoder's mean $z_2$ (no unit)"}
+N_RECONSTRUCTIONS = 15  # validation images in the figure of reconstructions: all of the course's
+LATENT_AXES = {"xlabel": "encoder's mean $z_1$", "ylabel": "encoder's mean $z_2$"}
 
 
 def read_history(path, model):
-    """The record that vae.py's training leaves next to its model. Raises InputError if it is none, or that of another
-    model than this VAE."""
-    expected = "the history that vae.py's train writes next to its model"
-    record = read_json(path, expected)
-    try:
-        known, _ = record["model"], [record[key] for key in ("settings", "images", "device", "seconds")]
-        rows = [[float(row[key]) for key in ("epoch", "reconstruction", "KL", "SSIM")] for row in record["epochs"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: expected {expected}, found one without {one_line(error)}") from None
-    if not np.isfinite(rows).all():
-        raise InputError(f"{path}: expected {expected}, found values that are not finite")
-    if known != vae.fingerprint(model).tobytes().hex() or not rows:
-        raise InputError(f"{path}: expected the history of this model, found {'that of another' if rows else 'none'}")
+    """The history of a VAE. Raises InputError if it is invalid or that of another model."""
+    record = results.read_history(path, "vae.py", ("epoch", "reconstruction", "KL", "SSIM"),
+                                  ("model", "settings", "images", "device", "seconds"))
+    if record["model"] != vae.fingerprint(model).tobytes().hex() or not record["epochs"]:
+        raise InputError(f"{path}: expected the history of this model, found "
+                         f"{'that of another' if record['epochs'] else 'none'}")
     return record
 
 
 def layer_table(model):
     """[{"name", "shape", "parameters"}] of a VAE from image to reconstruction."""
-    k, rows = len(model.prior_means), [{"name": "image", "shape": [vae.PIXELS], "parameters": 0}]
-    for network in model.encoder, model.decoder:
-        if network is model.decoder:
-            rows += [{"name": "sample of z", "shape": [vae.LATENT_DIM], "parameters": 0},
-                     {"name": "z, sines and cosines" if model.frequencies.any() else "z and constants",
-                      "shape": [network[0].in_features], "parameters": 0}]
-        for layer in network:
-            if isinstance(layer, torch.nn.Linear):
-                rows.append({"name": "linear", "shape": [layer.out_features], "parameters": 0})
-            else:
-                rows[-1]["name"] += ", batch norm" if isinstance(layer, torch.nn.BatchNorm1d) else ", ReLU"
-            rows[-1]["parameters"] += sum(p.numel() for p in layer.parameters())
-        rows[-1]["name"] += ", sigmoid" if network is model.decoder else (
-            f": {k} class logit{'s' if k > 1 else ''}, mean, log-variance")
-    return rows
+    k, labels = len(model.prior_means), {"Linear": "linear", "BatchNorm1d": ", batch norm", "ReLU": ", ReLU"}
+    encoder, decoder = (layer_rows(network, [network[0].in_features], 1, labels)
+                        for network in (model.encoder, model.decoder))
+    encoder[-1]["name"] += f": {k} class logit{'s' if k > 1 else ''}, mean, log-variance"
+    decoder[-1]["name"] += ", sigmoid"
+    return [{"name": "image", "shape": [vae.PIXELS], "parameters": 0}, *encoder,
+            {"name": "sample of z", "shape": [vae.LATENT_DIM], "parameters": 0},
+            {"name": "z, sines and cosines" if model.frequencies.any() else "z and constants",
+             "shape": [model.decoder[0].in_features], "parameters": 0}, *decoder]
 
 
 def learning_curves_figure(rows):
     """Reconstruction error, KL divergence and SSIM of the training images against epochs, from a history's rows."""
-    figure = new_figure(PAGE, 1.9)
-    for axes, key, unit in zip(figure.subplots(1, 3), ("reconstruction", "KL", "SSIM"), (
-            "reconstruction (nats)", "KL divergence (nats)", "SSIM (no unit)")):
-        axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], color=PALETTE[0],
-                  marker="." if len(rows) < 15 else None)
-        axes.set(xlabel="epoch", ylabel=unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    return figure
+    return epochs_figure(rows, 1.9, {label: [(key, 1, {"color": PALETTE[0]})] for key, label in (
+        ("reconstruction", "reconstruction (nats)"), ("KL", "KL divergence (nats)"), ("SSIM", "SSIM"))})
 
 
 def elbo(model, digits):
-    """ELBO (N,) of a DigitDataset in nats per image, with one sample of z of each."""
+    """ELBO (N,) of a DigitDataset in nats per image, with one sample of z per image."""
     generator = torch.Generator().manual_seed(0)
 
     def each(x):
@@ -98,7 +76,7 @@ def elbo_gap(training, training_classes, test, test_classes):
     return [float(np.mean(gaps)), math.sqrt(sum(variances)) / len(digits)]
 
 
-def spread(labels, total, n):
+def evenly_spaced(labels, total, n):
     """Indices of n of `total` images, evenly spread and, where there are labels (total,), sorted by class."""
     order = np.arange(total) if labels is None else np.argsort(labels, kind="stable")
     return order[np.linspace(0, total - 1, min(n, total)).round().astype(int)]
@@ -107,18 +85,18 @@ def spread(labels, total, n):
 def reconstructions(model, digits, device="cpu"):
     """Of a DigitDataset, from the encoder's means and then from the refined latents: a pair of reconstructions
     (N, 28, 28) in [0, 1], and a pair of their SSIM (N,)."""
-    truth, made = digits[:][0].numpy(), [vae.reconstruct(model, digits, refined, device) for refined in (False, True)]
-    return made, [np.array([mean_ssim(x[None], y[None]) for x, y in zip(truth, part)]) for part in made]
+    truth, pair = digits[:][0].numpy(), [vae.reconstruct(model, digits, refined, device) for refined in (False, True)]
+    return pair, [np.array([mean_ssim(x[None], y[None]) for x, y in zip(truth, part)]) for part in pair]
 
 
-def reconstructions_figure(originals, made, similarities):
-    """Two pairs of rows of n images (n, 28, 28), as the assignment's show_reconstruction draws them: the originals
-    above what model(x) returns, and above the refined reconstructions, `made` a pair of arrays; below each its SSIM,
+def reconstructions_figure(originals, reconstructed, similarities):
+    """Two pairs of rows of n images (n, 28, 28), as in the assignment's show_reconstruction: the originals above
+    model(x), and above the refined reconstructions, `reconstructed` a pair of arrays; below each its SSIM,
     `similarities` a pair of arrays (n,)."""
     n = len(originals)
     figure = new_figure(PAGE, 4 * PAGE / max(n, 6) + 0.5, tight=True)
-    rows = (("original", originals, None), ("model(x)", made[0], similarities[0]), ("original", originals, None),
-            ("refined", made[1], similarities[1]))
+    rows = (("original", originals, None), ("model(x)", reconstructed[0], similarities[0]),
+            ("original", originals, None), ("refined", reconstructed[1], similarities[1]))
     for row, (name, images, values) in zip(figure.subplots(4, n, squeeze=False), rows):
         row[0].set_ylabel(name)
         for i, (axes, image) in enumerate(zip(row, images)):
@@ -135,7 +113,7 @@ def grid_values():
 
 
 @torch.no_grad()
-def manifold(model, first, second):
+def decode_grid(model, first, second):
     """Images (R, C, 28, 28) in [0, 1] that a VAE decodes from the grid of latents first (C,) x second (R,): [row,
     column] has z_1 = first[column] and z_2 = second[row], as in the assignment's plot_2d_manifold."""
     z = np.stack(np.meshgrid(first, second), axis=-1).reshape(-1, 2)
@@ -152,15 +130,15 @@ def mahalanobis(mixture, points):
 def describe_manifold(model, mixture, labels, values):
     """{"cells": {digit: number of cells of the grid values (R,) x values that the mixture, labels (K,), assigns to it},
     "between": number of cells more than 3 standard deviations from every component, "axes": [{"digit", "slant",
-    "ink"}]}: slant in degrees to the right and mean pixel, in [0, 1], of what is decoded 2 standard deviations from a
-    component's mean to either side along its long axis."""
+    "ink"}]}: slant in degrees to the right and mean pixel, in [0, 1], of the images decoded 2 standard deviations from
+    a component's mean to either side along its long axis."""
     grid, axes = np.stack(np.meshgrid(values, values), axis=-1).reshape(-1, 2), []
     digits = labels[mixture.predict(grid)]
     for mean, covariance, digit in zip(mixture.means_, mixture.covariances_, labels.tolist()):
         variances, directions = np.linalg.eigh(covariance)
-        away = 2 * math.sqrt(variances[1]) * directions[:, 1]
+        offset = 2 * math.sqrt(variances[1]) * directions[:, 1]
         with torch.no_grad():
-            ends = model.decode(torch.from_numpy(np.stack([mean - away, mean + away])).float()).numpy()
+            ends = model.decode(torch.from_numpy(np.stack([mean - offset, mean + offset])).float()).numpy()
         ends = sorted((slant(image.reshape(vae.SIDE, vae.SIDE)), float(image.mean())) for image in ends)
         axes.append({"digit": digit, "slant": [end[0] for end in ends], "ink": [end[1] for end in ends]})
     return {"cells": {str(digit): int((digits == digit).sum()) for digit in labels.tolist()},
@@ -175,7 +153,7 @@ def slant(image):
 
 
 def manifold_figure(images):
-    """The images (R, C, 28, 28) of `manifold` as the assignment's plot_2d_manifold shows them."""
+    """The images (R, C, 28, 28) of `decode_grid` as in the assignment's plot_2d_manifold."""
     rows, columns, side = images.shape[:3]
     figure = new_figure(COLUMN, COLUMN)
     axes = figure.add_subplot()
@@ -186,21 +164,21 @@ def manifold_figure(images):
 
 
 def _scatter(means, classes, labels, predicted):
-    """A figure and axes with latent means (N, 2) in the colours of their classes (N,), which are true or `predicted`
-    by the mixture; colours are given to its labels (K,), too, so that all pictures have the same."""
+    """A figure and axes with latent means (N, 2) in the colors of their classes (N,), which are true or `predicted` by
+    the mixture; its labels (K,) have colors, too, so that all figures use the same ones."""
     figure = new_figure(COLUMN, 3.7)
-    axes = figure.add_subplot(**MEANS, aspect="equal")
+    axes = figure.add_subplot(**LATENT_AXES, aspect="equal")
     size, alpha = (9, 0.8) if len(means) < 3000 else (2, 0.5)
-    for name, (colour, marker) in class_styles(np.union1d(labels, classes)).items():
-        if name in classes:  # rasterised, since a PDF viewer needs seconds for thousands of marks
-            axes.scatter(*means[classes == name].T, s=size, color=colour, marker=marker, alpha=alpha, linewidths=0,
+    for name, (color, marker) in class_styles(np.union1d(labels, classes)).items():
+        if name in classes:  # rasterized, since PDF viewers are slow with thousands of markers
+            axes.scatter(*means[classes == name].T, s=size, color=color, marker=marker, alpha=alpha, linewidths=0,
                          rasterized=True)
-            axes.scatter([], [], s=14, color=colour, marker=marker, linewidths=0,
+            axes.scatter([], [], s=14, color=color, marker=marker, linewidths=0,
                          label=f"{'predicted' if predicted else 'digit'} {name}")
     return figure, axes
 
 
-def _frame(figure, axes, points, share, columns):
+def _set_limits_and_legend(figure, axes, points, share, columns):
     """Sets limits around points (N, 2) with a margin of this share of the longer side, and the legend above."""
     low, high = points.min(0), points.max(0)
     margin = share * (high - low).max() + 1e-6
@@ -211,9 +189,9 @@ def _frame(figure, axes, points, share, columns):
 
 
 def latents_figure(means, classes, mixture, labels, test=None, predicted=False):
-    """Latent means (N, 2) in the colours of their classes (N,), which are true or `predicted` by the mixture; behind
+    """Latent means (N, 2) in the colors of their classes (N,), which are true or `predicted` by the mixture; behind
     them the regions that the mixture predicts to be each digit, labels (K,). `test` is the pair of means and true
-    classes of the test images: those that the mixture misclassifies get a ring."""
+    classes of the test images: those that the mixture misclassifies are circled."""
     figure, axes = _scatter(means, classes, labels, predicted)
     reach = grid_values()[-1]
     corners = reach * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
@@ -222,7 +200,7 @@ def latents_figure(means, classes, mixture, labels, test=None, predicted=False):
         axes.scatter(*test[0][wrong].T, s=30, facecolors="none", edgecolors="black", linewidths=0.8,
                      label=f"misclassified ({wrong.sum()} of {len(wrong):,} test images)")
     axes.plot(*corners.T, ":", color="0.3", linewidth=0.8, label="the assignment's grid")
-    _frame(figure, axes, np.vstack([means, corners, *([] if test is None else test[:1])]), 0.06, 2)
+    _set_limits_and_legend(figure, axes, np.vstack([means, corners, *([] if test is None else test[:1])]), 0.06, 2)
     x, y = (np.linspace(*limits, 400) for limits in (axes.get_xlim(), axes.get_ylim()))
     component = mixture.predict(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)).reshape(len(y), len(x))
     styles = class_styles(np.union1d(labels, classes))
@@ -232,7 +210,7 @@ def latents_figure(means, classes, mixture, labels, test=None, predicted=False):
 
 
 def mixture_figure(means, classes, mixture, labels, val_means, predicted=False):
-    """The mixture over latent means (N, 2), coloured as in `latents_figure`: ellipses at 1, 2 and 3 standard deviations
+    """The mixture over latent means (N, 2), colored as in `latents_figure`: ellipses at 1, 2 and 3 standard deviations
     and the mean of each component with its digit, labels (K,), and weight; crosses are the labelled images,
     val_means (M, 2), from whose class means EM started."""
     from matplotlib.patches import Ellipse
@@ -246,20 +224,20 @@ def mixture_figure(means, classes, mixture, labels, val_means, predicted=False):
             axes.add_patch(Ellipse(mean, length, height, angle=angle, fill=False, edgecolor="black", linewidth=width))
         reach = 3 * np.sqrt(np.diag(covariance))
         corners += [[mean + reach, mean - reach]]
-        away = 1 if mean[1] >= middle else -1
-        axes.annotate(f"digit {label}\nweight {weight:.2f}", mean + [0, away * reach[1]], xytext=(0, 3 * away),
-                      textcoords="offset points", ha="center", va="bottom" if away > 0 else "top")
+        offset = 1 if mean[1] >= middle else -1
+        axes.annotate(f"digit {label}\nweight {weight:.2f}", mean + [0, offset * reach[1]], xytext=(0, 3 * offset),
+                      textcoords="offset points", ha="center", va="bottom" if offset > 0 else "top")
     axes.scatter(*val_means.T, s=18, marker="x", color="black", linewidths=0.9, label=f"labelled ({len(val_means)})")
     axes.plot(*mixture.means_.T, "+", color="black", markersize=7, markeredgewidth=1.2, label="mean")
     axes.set(title="ellipses: 1, 2 and 3 standard deviations")
-    return _frame(figure, axes, np.vstack(corners), 0.14, 3)  # room for what is written next to the ellipses
+    return _set_limits_and_legend(figure, axes, np.vstack(corners), 0.14, 3)  # room for the text next to the ellipses
 
 
 def ssim_figure(similarities, classes, labels):
     """Histogram of the SSIM (N,) of each image and its refined reconstruction, by class (N,) unless that is None, in
-    the colours that the latents have next to the mixture's labels (K,); and the mean."""
+    the colors of the latents, given the mixture's labels (K,); and the mean."""
     figure = new_figure(COLUMN, 2.4)
-    axes = figure.add_subplot(xlabel="SSIM of the refined reconstruction (no unit)", ylabel="images")
+    axes = figure.add_subplot(xlabel="SSIM of the refined reconstruction", ylabel="images")
     low = min(0.95, math.floor(20 * similarities.min()) / 20)
     bins = np.linspace(low, 1, 1 + max(10, round((1 - low) * 40)))
     if classes is None:
@@ -280,8 +258,8 @@ def ssim_figure(similarities, classes, labels):
 
 def component_pairs(mixture, labels, truth=None, predicted=None):
     """[{"digits": [a, b], "distance", "meets", "misclassified"}] of each pair of components: the Mahalanobis distance
-    of their means by the mean of their covariances; the least of 1, 2 and 3 standard deviations at which their ellipses
-    meet, or None; and how many of a were predicted as b and of b as a, None without true labels (N,)."""
+    of their means by the mean of their covariances; the smallest of 1, 2 and 3 standard deviations at which their
+    ellipses overlap, or None; and how many of a were predicted as b and of b as a, None without true labels (N,)."""
     found, turn = [], np.linspace(0, 2 * np.pi, 720)
     circle, cholesky = np.stack([np.cos(turn), np.sin(turn)]), np.linalg.cholesky(mixture.covariances_)
     for i, j in itertools.combinations(range(len(labels)), 2):
@@ -297,8 +275,8 @@ def component_pairs(mixture, labels, truth=None, predicted=None):
 
 
 def shares_within(mixture, means):
-    """Shares of latent means (N, 2) within 1, 2 and 3 standard deviations (Mahalanobis) of the component that they are
-    assigned to; 0.39, 0.86 and 0.99 for normal distributions in two dimensions."""
+    """Shares of latent means (N, 2) within 1, 2 and 3 standard deviations (Mahalanobis) of their
+    component; 0.39, 0.86 and 0.99 for normal distributions in two dimensions."""
     distance = mahalanobis(mixture, means)[np.arange(len(means)), mixture.predict(means)]
     return [float((distance <= radius).mean()) for radius in (1, 2, 3)]
 
@@ -306,7 +284,7 @@ def shares_within(mixture, means):
 def draw_all(val, test, train, model_path, history_path, mixture_path, device):
     """Figures {name: Figure}, pages {file name: bytes}, DigitResults and remarks (lines for the user) of part II, from
     the labelled digits, those of the test, the training images or None, a model, the history next to it, and its
-    mixture. Labels of the training images only colour them. Raises InputError, also vae.py's."""
+    mixture. Labels of the training images only color them. Raises InputError, also vae.py's."""
     model = vae.load_checkpoint(model_path)
     history = read_history(history_path or f"{os.path.splitext(model_path)[0]}_history.json", model)
     mixture, labels = vae.load_mixture(mixture_path, model)
@@ -321,53 +299,53 @@ def draw_all(val, test, train, model_path, history_path, mixture_path, device):
     if sorted(labels.tolist()) != known:
         raise InputError(f"{mixture_path}: expected a mixture of the digits {known} of {val}, found one of "
                          f"{sorted(labels.tolist())}")
-    made, similarities = reconstructions(model, digits, device)
-    first = spread(val_classes, len(val_classes), SHOWN)
-    val_made, val_similarities = reconstructions(model, val_digits, device)
-    model.to("cpu")  # test_classifier's place, and grids are small
+    reconstructed, similarities = reconstructions(model, digits, device)
+    first = evenly_spaced(val_classes, len(val_classes), N_RECONSTRUCTIONS)
+    val_reconstructed, val_similarities = reconstructions(model, val_digits, device)
+    model.to("cpu")  # as in test_classifier, and grids are small
     means, val_means, shown_means = (vae.encode_means(model, part) for part in (digits, val_digits, shown_digits))
     predicted, labelled, unknown = labels[mixture.predict(means)], classes is not None, shown_classes is None
-    bounds = {"test": elbo(model, digits), **({} if train is None else {"training": elbo(model, shown_digits)})}
+    elbos = {"test": elbo(model, digits), **({} if train is None else {"training": elbo(model, shown_digits)})}
     gap = None if train is None or unknown or not labelled else elbo_gap(
-        bounds["training"], shown_classes, bounds["test"], classes)
+        elbos["training"], shown_classes, elbos["test"], classes)
     if unknown:
         shown_classes = labels[mixture.predict(shown_means)]
     values = grid_values()
     figures = {
         "digits_learning_curves": learning_curves_figure(history["epochs"]),
         "digits_reconstructions": reconstructions_figure(
-            val_images[first], *([part[first] for part in pair] for pair in (val_made, val_similarities))),
-        "digits_manifold": manifold_figure(manifold(model, values, values)),
+            val_images[first], *([part[first] for part in pair] for pair in (val_reconstructed, val_similarities))),
+        "digits_manifold": manifold_figure(decode_grid(model, values, values)),
         "digits_latents": latents_figure(shown_means, shown_classes, mixture, labels,
                                          (means, classes) if labelled else None, unknown),
         "digits_mixture": mixture_figure(shown_means, shown_classes, mixture, labels, val_means, unknown),
         "digits_ssim": ssim_figure(similarities[1], classes, labels)}
-    strip = spread(classes, len(images), latent_page.STRIP)
+    strip = evenly_spaced(classes, len(images), latent_page.N_STRIP_IMAGES)
     refined = vae.refine(model, digits[strip][0].flatten(1)).numpy()
     page = latent_page.page_bytes(
         model, mixture, labels, latent_page.Points(shown_images, shown_means, shown_classes),
         latent_page.Points(val_images, val_means, val_classes),
-        latent_page.Reconstructed(images[strip], classes[strip] if labelled else None, means[strip], refined,
-                                  *(part[strip] for part in similarities)),
-        values[-1], trained_on=train is not None, predicted=unknown)
-    results = DigitResults(
+        latent_page.TestImages(images[strip], classes[strip] if labelled else None, means[strip], refined,
+                               *(part[strip] for part in similarities)),
+        values[-1], from_training=train is not None, predicted=unknown)
+    numbers = results.DigitResults(
         classes=labels.tolist(), images=len(images), scores=all_scores(classes, predicted) if labelled else None,
-        accuracy_interval=proportion_interval((classes == predicted).sum(), len(classes)) if labelled else None,
+        accuracy_interval=wilson_interval((classes == predicted).sum(), len(classes)) if labelled else None,
         validation=all_scores(val_classes, labels[mixture.predict(val_means)]), labelled_images=len(val_classes),
         validation_ssim={str(digit): float(val_similarities[1][val_classes == digit].mean()) for digit in known},
         manifold=describe_manifold(model, mixture, labels, values),
         ssim=float(similarities[1].mean()), ssim_sd=float(similarities[1].std()),
         ssim_from_mean=float(similarities[0].mean()),
-        one_minus_mse=one_minus_mse(images, made[1]),
+        one_minus_mse=one_minus_mse(images, reconstructed[1]),
         inside_grid=float((np.abs(means) <= values[-1]).all(1).mean()), aggregate_mean=means.mean(0).tolist(),
         aggregate_covariance=np.cov(means.T, ddof=0).tolist(), scatter_of="test" if train is None else "training",
         scatter_images=len(shown_images), pairs=component_pairs(mixture, labels, classes, predicted),
         within=shares_within(mixture, shown_means),
         layers=layer_table(model), parameters=sum(p.numel() for p in model.parameters()),
         history=history["epochs"], training_images=history["images"], minutes=history["seconds"] / 60,
-        device=history["device"], elbo={name: float(values.mean()) for name, values in bounds.items()}, elbo_gap=gap,
+        device=history["device"], elbo={name: float(values.mean()) for name, values in elbos.items()}, elbo_gap=gap,
         settings={**history["settings"], "components": len(model.prior_means), "frequencies": vae.FREQUENCIES,
                   "separation": vae.SEPARATION, "radius": vae.RADIUS, "prior_std": model.prior_std.item()})
     remarks = [] if labelled else [f"{test}: no labels of {len(images):,} images: accuracy, precision, recall and F1 "
                                    "left out"]
-    return figures, {"latent.html": page}, results, remarks
+    return figures, {"latent.html": page}, numbers, remarks

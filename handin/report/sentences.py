@@ -1,12 +1,12 @@
-"""What the reports say in words about numbers: each function returns one or more sentences, or a list of them."""
+"""Sentences of the reports about their numbers: each function returns one or more sentences, or a list of them."""
 import math
 
-from handin.report.plots import shortened
+from handin.report.plots import truncate
 
-CURVE_GAP = 0.05   # accuracy, by which training may be ahead of validation without a word about overfitting
-CURVE_RISE = 0.02  # of the lowest validation loss, a change that counts
-MAP_CHANGE = 0.05  # of a map's mass in the central quarter, a change that counts
-CONVERGED = 0.01   # of the ELBO, a change that counts
+CURVE_GAP = 0.05   # accuracy of training minus validation above which the network overfits
+CURVE_RISE = 0.02  # of the lowest validation loss, a relevant change
+MAP_CHANGE = 0.05  # of a map's mass in the central quarter, a relevant change
+CONVERGED = 0.01   # of the ELBO, a relevant change
 NORMAL = (0.3935, 0.8647, 0.9889)    # within 1, 2, 3 standard deviations of a normal distribution in the plane
 TOLERANCES = (0.03, 0.03, 0.01)      # of these
 
@@ -18,7 +18,7 @@ def listed(items):
 
 
 def signed(number, places):
-    """A number as text, with a minus sign in place of a hyphen and no negative zero."""
+    """A number as text, with a minus sign instead of a hyphen and no negative zero."""
     return f"{round(number, places) + 0.0:.{places}f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -27,45 +27,47 @@ def percent(share, places=1):
     return f"{100 * share:.{places}f} %"
 
 
-def counted(n, what):
-    """Such as "1 image" and "2 images"."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def pluralize(n, noun):
+    """Text such as "1 image" and "2 images"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 # --------------------------------------------------------------------------------------------------------------- birds
 
-def curves(rows, best_epoch, planned, time_limited, patience, n_validation):
-    """What the learning curves show, from the rows of a history; `n_validation` is the number of validation photos, 0
-    if there were too few photos for a set of their own."""
+def learning_curves(rows, best_epoch, planned, time_limited, patience, n_validation):
+    """Interpretation of the learning curves, from the rows of a history; `n_validation` is the number of validation
+    photos, 0 if there were too few photos for a separate set."""
     kept, last = next(row for row in rows if row["epoch"] == best_epoch), rows[-1]
     gap, later = kept["train_accuracy"] - kept["val_accuracy"], last["epoch"] - best_epoch
     if n_validation:
         share = (kept["val_accuracy"] * n_validation + 2) / (n_validation + 4)  # Agresti & Coull: not 0 for no mistake
         error = math.sqrt(share * (1 - share) / (n_validation + 4))
-        text = (f"In epoch {best_epoch} the network recognises {percent(kept['train_accuracy'])} of the training "
-                f"photos, which are augmented, and {percent(kept['val_accuracy'])} of the validation photos (standard "
-                f"error {percent(error)}): ")
-        text += ("it overfits, although the training photos are harder." if gap > max(CURVE_GAP, 2 * error) else
+        text = (f"At epoch {best_epoch}, accuracy is {percent(kept['train_accuracy'])} on the augmented training "
+                f"photos and {percent(kept['val_accuracy'])} on the validation photos (standard error "
+                f"{percent(error)}): ")
+        text += ("the network overfits, although the augmented training photos are harder."
+                 if gap > max(CURVE_GAP, 2 * error) else
                  "the curves show no overfitting, but the training photos are harder, which can hide some.")
     else:
-        text = "There were too few photos for a validation set of their own: overfitting cannot be seen."
+        text = "There were too few photos for a separate validation set, so overfitting cannot be assessed."
     change = last["val_loss"] / max(kept["val_loss"], 1e-9) - 1
     if later and abs(change) > CURVE_RISE:
         text += (f" The validation loss {'rises' if change > 0 else 'falls'} by {percent(abs(change), 0)} in the "
-                 f"{counted(later, 'further epoch')}.")
+                 f"{pluralize(later, 'further epoch')}.")
     elif later:
         text += (f" The validation loss changes by less than {percent(CURVE_RISE, 0)} in the "
-                 f"{counted(later, 'further epoch')}.")
+                 f"{pluralize(later, 'further epoch')}.")
     elif len(rows) > 1:
-        text += " The last epoch is the best one: the validation loss has not begun to rise."
+        text += " The last epoch is the best: the validation loss has not started to rise."
     if len(rows) < planned:
-        text += (f" The time limit shortened the schedule from {planned} to {counted(len(rows), 'epoch')}."
-                 if time_limited else f" Early stopping ended the training: {patience} epochs brought no lower loss.")
+        text += (f" The time limit shortened the schedule from {planned} to {pluralize(len(rows), 'epoch')}."
+                 if time_limited else
+                 f" Early stopping ended training after {patience} epochs without a lower validation loss.")
     return text
 
 
 def lowest_and_highest(per_class):
-    """The classes of the lowest and of the highest F1, all of those that share it, of the classes with test photos."""
+    """The classes with the lowest and with the highest F1, including ties, of the classes with test photos."""
     by_f1 = sorted((row for row in per_class if row["photos"]), key=lambda row: row["f1"])
     text = {row["class"]: f"{row['f1']:.3f}" for row in by_f1}
     if len(set(text.values())) == 1:
@@ -73,14 +75,14 @@ def lowest_and_highest(per_class):
     worst = text[by_f1[min(2, len(by_f1) - 2)]["class"]]
     lowest, highest = ([row["class"] for row in by_f1 if holds(text[row["class"]])] for holds in (
         lambda f1: f1 <= worst and f1 != text[by_f1[-1]["class"]], lambda f1: f1 == text[by_f1[-1]["class"]]))
-    lowest = (listed(f"{shortened(name, 26)} ({text[name]})" for name in lowest) if len(lowest) <= 5 else
+    lowest = (listed(f"{truncate(name, 26)} ({text[name]})" for name in lowest) if len(lowest) <= 5 else
               f"{len(lowest)} classes (up to {worst})")
-    best = listed(shortened(name, 26) for name in highest) if len(highest) <= 3 else f"{len(highest)} classes"
+    best = listed(truncate(name, 26) for name in highest) if len(highest) <= 3 else f"{len(highest)} classes"
     return f"Lowest F1: {lowest}. Highest: {best} ({text[highest[0]]})."
 
 
 def effects(rows, photos):
-    """A sentence for each row of ablation.json, the first of which is the baseline, all scored on so many photos."""
+    """A sentence for each row of ablation.json, the first of which is the baseline, scored on this number of photos."""
     base, sentences = rows[0], ["–"]
     for row in rows[1:]:
         change, error = row["accuracy"] - base["accuracy"], standard_error(base, row, photos)
@@ -93,15 +95,15 @@ def effects(rows, photos):
 
 def standard_error(base, row, photos):
     """Standard error of the difference in accuracy of two rows: that over seeds or, if it is larger or there is a
-    single seed, that of two independent shares of so many photos (which is too large for the same photos)."""
-    of_photos = math.sqrt(sum(one["accuracy"] * (1 - one["accuracy"]) for one in (base, row)) / photos)
+    single seed, that of two independent proportions of this number of photos (too large for the same photos)."""
+    of_photos = math.sqrt(sum(part["accuracy"] * (1 - part["accuracy"]) for part in (base, row)) / photos)
     if None in (base["accuracy_sd"], row["accuracy_sd"]):
         return of_photos
-    return max(of_photos, math.hypot(*(one["accuracy_sd"] / len(one["seeds"]) ** 0.5 for one in (base, row))))
+    return max(of_photos, math.hypot(*(part["accuracy_sd"] / len(part["seeds"]) ** 0.5 for part in (base, row))))
 
 
 def ablation_conclusion(rows, photos, ablation_epochs, epochs):
-    """What follows from the table for the model that is handed in, which was trained for so many epochs."""
+    """Conclusions from the table for the submitted model, which was trained for this number of epochs."""
     changes = {row["variant"]: (row["accuracy"] - rows[0]["accuracy"], standard_error(rows[0], row, photos))
                for row in rows[1:]}
     if not changes:
@@ -115,102 +117,103 @@ def ablation_conclusion(rows, photos, ablation_epochs, epochs):
             text.append(f"{subject} the accuracy by more than two standard errors{against}.")
     text = text or ["No row differs from the first in accuracy by more than two standard errors."]
     if min(len(row["seeds"]) for row in rows) == 1:
-        text.append("For rows with a single seed the errors leave out the variation between seeds.")
+        text.append("For rows with a single seed the errors do not include the variation between seeds.")
     if ablation_epochs != epochs:
-        text.append(f"The model that is handed in was trained for {epochs} epochs, not for {ablation_epochs}: whether "
-                    "the effects are the same there was not measured.")
+        text.append(f"The submitted model was trained for {epochs} epochs, not for {ablation_epochs}: whether the "
+                    "effects are the same there was not measured.")
     return " ".join(text)
 
 
-def maps(rows):
-    """A sentence for each class, {"class", "right", "wrong"} of BirdResults.grad_cam, about what its maps cover."""
+def cam_sentences(rows):
+    """A sentence for each class, {"class", "right", "wrong"} of BirdResults.grad_cam, about the areas of its maps."""
     sentences = []
     for row in rows:
         right, wrong = row["right"], row["wrong"]
         if right is None:
-            sentences.append("No recognised photo has a map." if wrong else "No photo has a map.")
+            sentences.append("No correctly classified photo has a map." if wrong else "No photo has a map.")
             continue
-        text = ("Towards the centre" if right["centre"] >= 0.35 else "Even" if right["centre"] >= 0.2 else
-                "Towards the border")
+        text = "Central" if right["centre"] >= 0.35 else "Uniform" if right["centre"] >= 0.2 else "Peripheral"
         if wrong:
             change, wider = wrong["centre"] - right["centre"], wrong["entropy"] - right["entropy"]
             changes = [words for words, holds in (
                 ("less central", change <= -MAP_CHANGE), ("more central", change >= MAP_CHANGE),
                 ("wider", wider >= 0.02), ("narrower", wider <= -0.02)) if holds]
-            text += f". {counted(wrong['photos'], 'misclassified photo')}: {listed(changes) if changes else 'the same'}"
+            text += (f". {pluralize(wrong['photos'], 'misclassified photo')}: "
+                     f"{listed(changes) if changes else 'the same'}")
         sentences.append(f"{text}.")
     return sentences
 
 
 def maps_conclusion(rows):
-    """How the maps of misclassified photos differ from those of recognised ones, over the classes that have both."""
+    """How the maps of misclassified photos differ from those of correctly classified ones, over classes with both."""
     both = [(row["right"], row["wrong"]) for row in rows if row["right"] and row["wrong"]]
     if not both:
-        return "No class has maps of both recognised and misclassified photos to compare."
-    right, wrong = (sum(one["centre"] for one in side) / len(both) for side in zip(*both))
+        return "No class has maps of both correctly classified and misclassified photos to compare."
+    right, wrong = (sum(maps["centre"] for maps in side) / len(both) for side in zip(*both))
     change = wrong - right
     found = ("about the same" if abs(change) < MAP_CHANGE else
-             "the mistakes come with more central maps" if change > 0 else "the mistakes come with less central maps")
+             "the maps of mistakes are more central" if change > 0 else "the maps of mistakes are less central")
     classes = f"{len(both)} classes that have" if len(both) > 1 else "one class that has"
-    photos = counted(sum(one["photos"] for _, one in both), "photo")
+    photos = pluralize(sum(maps["photos"] for _, maps in both), "photo")
     return (f"In the {classes} both, the central quarter holds on average {percent(right, 0)} of the map of a "
-            f"recognised photo and {percent(wrong, 0)} of that of a misclassified one ({photos}): {found}.")
+            f"correctly classified photo and {percent(wrong, 0)} of that of a misclassified one ({photos}): {found}.")
 
 
 # -------------------------------------------------------------------------------------------------------------- digits
 
 def learning(rows, planned, elbo, gap):
-    """What the learning curves show, from the rows of a history, the number of epochs planned, DigitResults.elbo and
-    its elbo_gap."""
-    first, last, bound = rows[0], rows[-1], [-row["reconstruction"] - row["KL"] for row in rows]
+    """Interpretation of the learning curves, from the rows of a history, the planned number of epochs,
+    DigitResults.elbo and its elbo_gap."""
+    first, last, elbo_values = rows[0], rows[-1], [-row["reconstruction"] - row["KL"] for row in rows]
 
-    def course(name, before, after, places, unit=""):
+    def trend(name, before, after, places, unit=""):
         if len(rows) == 1 or signed(before, places) == signed(after, places):
             return f"{name} is {signed(after, places)}{unit}"
         return (f"{name} {'rises' if after > before else 'falls'} from {signed(before, places)} to "
                 f"{signed(after, places)}{unit}")
 
-    courses = [course("the ELBO of the training images", bound[0], bound[-1], 1, " nats"),
-               course("the KL divergence", first["KL"], last["KL"], 1, " nats"),
-               course("the SSIM", first["SSIM"], last["SSIM"], 3)]
-    text = f"In {counted(len(rows), 'epoch')} {listed(courses)}."
+    trends = [trend("the ELBO of the training images", elbo_values[0], elbo_values[-1], 1, " nats"),
+              trend("the KL divergence", first["KL"], last["KL"], 1, " nats"),
+              trend("the SSIM", first["SSIM"], last["SSIM"], 3)]
+    text = f"In {pluralize(len(rows), 'epoch')} {listed(trends)}."
     if len(rows) >= 10:
-        gain = bound[-1] - bound[-1 - len(rows) // 10]
+        gain = elbo_values[-1] - elbo_values[-1 - len(rows) // 10]
         text += f" In the last tenth of the epochs the ELBO changes by {signed(gain, 1)} nats" + (
-            ": it has nearly converged." if abs(gain) < CONVERGED * abs(bound[-1]) else
+            ": it has nearly converged." if abs(gain) < CONVERGED * abs(elbo_values[-1]) else
             ": more epochs may help.")
     if len(rows) < planned:
-        text += f" The time limit shortened the schedule from {planned} to {counted(len(rows), 'epoch')}."
+        text += f" The time limit shortened the schedule from {planned} to {pluralize(len(rows), 'epoch')}."
     if "training" in elbo:
         text += (f" After training the ELBO is {signed(elbo['training'], 1)} nats for the training images and "
                  f"{signed(elbo['test'], 1)} for the test images.")
     if gap:
         text += f" With equal shares of the digits the gap is {signed(gap[0], 1)} ± {gap[1]:.1f} (standard error): "
-        text += ("the network overfits: it fits its training images better than others."
+        text += ("the model overfits."
                  if gap[0] > max(2 * gap[1], CONVERGED * abs(elbo["training"])) else "no overfitting is visible.")
     return text
 
 
 def separation(pairs):
-    """Whether the components are apart: the distances of their means, and whether their ellipses meet."""
+    """Whether the components are separated: the distances of their means, and whether their ellipses overlap."""
     nearest = min(pairs, key=lambda pair: pair["distance"])
     text = (f"The two nearest components, those of {listed(nearest['digits'])}, are {nearest['distance']:.1f} standard "
             "deviations apart (Mahalanobis distance of the means). ")
-    meeting = {radius: [listed(pair["digits"]) for pair in pairs if pair["meets"] == radius] for radius in (1, 2, 3)}
-    if not any(meeting.values()):
-        return text + "Not even the ellipses at 3 standard deviations meet: the clusters are separated."
-    return text + "".join(f"The ellipses at {counted(radius, 'standard deviation')} meet for {', '.join(names)}. "
-                          for radius, names in meeting.items() if names) + (
-        "The clusters overlap." if meeting[1] or meeting[2] else "The clusters overlap only at their borders.")
+    overlapping = {radius: [listed(pair["digits"]) for pair in pairs if pair["meets"] == radius]
+                   for radius in (1, 2, 3)}
+    if not any(overlapping.values()):
+        return text + "Not even the ellipses at 3 standard deviations overlap: the clusters are separated."
+    return text + "".join(f"The ellipses at {pluralize(radius, 'standard deviation')} overlap for {', '.join(names)}. "
+                          for radius, names in overlapping.items() if names) + (
+        "The clusters overlap." if overlapping[1] or overlapping[2] else "The clusters overlap only at their borders.")
 
 
 def gaussians(within, images):
-    """Whether the clusters follow the mixture's Gaussians, from the shares of so many images `within` 1, 2 and 3
-    standard deviations."""
+    """Whether the clusters follow the mixture's Gaussians, from the shares of this number of images `within` 1, 2
+    and 3 standard deviations."""
     shares, normal = (listed(map(percent, part)) for part in (within, NORMAL))
-    text = (f"{shares} of the images lie within 1, 2 and 3 standard deviations of their component; for a 2-D "
+    text = (f"{shares} of the images are within 1, 2 and 3 standard deviations of their component; for a 2-D "
             f"Gaussian it would be {normal}. ")
-    apart = [f"{'more' if share > expected else 'fewer'} images within {counted(radius, 'standard deviation')}"
+    apart = [f"{'more' if share > expected else 'fewer'} images within {pluralize(radius, 'standard deviation')}"
              for radius, (share, expected, tolerance) in enumerate(zip(within, NORMAL, TOLERANCES), 1)
              if abs(share - expected) > max(tolerance, 2 * math.sqrt(expected * (1 - expected) / images))]
     if not apart:
@@ -222,7 +225,7 @@ def mistakes(pairs, images, wrong):
     """Which digits the classifier confuses, with the number of misclassified images."""
     counts = {f"{a} and {b}": sum(pair["misclassified"]) for pair in pairs for a, b in [pair["digits"]]}
     if not wrong:
-        return f"None of {counted(images, 'test image')} is misclassified."
+        return f"None of {pluralize(images, 'test image')} is misclassified."
     text = f"{wrong:,} of {images:,} test images {'is' if wrong == 1 else 'are'} misclassified"
     others, most = wrong - sum(counts.values()), max(counts.values())
     names = [name for name, count in counts.items() if count == most]
@@ -235,7 +238,7 @@ def mistakes(pairs, images, wrong):
 
 
 def manifold(found, components):
-    """What the grid of decoded latents shows, from DigitResults.manifold; `components` of the model's prior."""
+    """Description of the grid of decoded latents, from DigitResults.manifold; `components` of the model's prior."""
     shares = {digit: n for digit, n in found["cells"].items() if n}
     total, missing = sum(shares.values()), [digit for digit, n in found["cells"].items() if not n]
     assigned = listed(f"{n} to {digit}" for digit, n in shares.items())
@@ -243,14 +246,14 @@ def manifold(found, components):
     if missing:
         text += f" The grid does not pass through the cluster of {listed(missing)}."
     if found["between"]:
-        text += (f" {counted(found['between'], 'cell')} lie{'s' if found['between'] == 1 else ''} more than 3 standard "
-                 "deviations from every component: ")
+        text += (f" {pluralize(found['between'], 'cell')} {'is' if found['between'] == 1 else 'are'} more than 3 "
+                 "standard deviations from every component: ")
         text += ("there the decoder, which moves z towards the nearest mean of the prior, repeats the border of that "
-                 "cluster, and the pictures jump from one digit to the next." if components > 1 else
-                 "there the decoder passes from one digit to another.")
+                 "cluster, and the images jump from one digit to the next." if components > 1 else
+                 "there the decoded images change from one digit to another.")
     else:
-        text += " Every cell lies within 3 standard deviations of a component."
-    changes = [f"for the {row['digit']} the slant to the right goes from {signed(row['slant'][0], 0)}° to "
+        text += " Every cell is within 3 standard deviations of a component."
+    changes = [f"for the {row['digit']} the slant to the right changes from {signed(row['slant'][0], 0)}° to "
                f"{signed(row['slant'][1], 0)}° and the mean pixel from {row['ink'][0]:.3f} to {row['ink'][1]:.3f}"
                for row in found["axes"]]
     return (f"{text} Along the long axis of each cluster, from 2 standard deviations on one side of the mean to 2 on "
@@ -268,18 +271,18 @@ def reconstruction(by_digit):
             f"worst ({low:.3f}).")
 
 
-def of_birds(results, ablation):
-    """{name: sentences} that the template shows of the BirdResults and of ablation.json or None."""
+def bird_sentences(results, ablation):
+    """{name: sentences} of the template from the BirdResults and ablation.json or None."""
     rows, photos, settings = (ablation or {}).get("rows", []), (ablation or {}).get("photos", 0), results.settings
-    return {"curves": curves(results.history, results.best_epoch, settings["epochs"], results.time_limited,
+    return {"curves": learning_curves(results.history, results.best_epoch, settings["epochs"], results.time_limited,
                              settings["patience"], results.validation_photos),
             "classes": lowest_and_highest(results.per_class), "effects": effects(rows, photos) if rows else [],
             "conclusion": ablation_conclusion(rows, photos, ablation["epochs"], results.epochs) if rows else "",
-            "maps": maps(results.grad_cam), "maps_conclusion": maps_conclusion(results.grad_cam)}
+            "maps": cam_sentences(results.grad_cam), "maps_conclusion": maps_conclusion(results.grad_cam)}
 
 
-def of_digits(results):
-    """{name: sentences} that the template shows of the DigitResults."""
+def digit_sentences(results):
+    """{name: sentences} of the template from the DigitResults."""
     wrong = results.scores and round((1 - results.scores["accuracy"]) * results.images)
     return {"learning": learning(results.history, results.settings["epochs"], results.elbo, results.elbo_gap),
             "reconstruction": reconstruction(results.validation_ssim), "separation": separation(results.pairs),
