@@ -130,7 +130,8 @@ def test_the_networks_are_those_of_the_description():
         *(layer for n, m in widths[:0:-1] for layer in (nn.ConvTranspose2d(m, n, 4, 2, 1), nn.ReLU())),
         nn.ConvTranspose2d(32, 3, 4, 2, 1), nn.Tanh()])
     assert texts(quantized.encoder) == texts([nn.Conv2d(3, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1)])
-    assert quantized.quantizer.codebook.shape == (128, 64) and quantized.quantizer.commitment_cost == 0.25
+    codebook, cost = quantized.quantizer.codebook, quantized.quantizer.commitment_cost
+    assert codebook.shape == (128, 64) and codebook.abs().max() <= 1 / 128 and cost == 0.25
     assert isinstance(classifier.layers, ResNet) and classifier.layers.fc.out_features == 7
     assert texts(mlp.layers) == texts([nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 7)])
     assert [network.lr for network in (model, quantized, classifier, mlp)] == [2e-4, 1e-3, 1e-3, 1e-3]
