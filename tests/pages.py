@@ -2,21 +2,13 @@
 import html.parser
 
 
-class _Tags(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-
 def read_page(path):
     """(text, [(tag, {attribute: value})]) of an HTML file, whose images are all embedded."""
-    text, tags = path.read_text(encoding="utf-8"), _Tags()
-    tags.feed(text)
-    assert all(attributes["src"].startswith("data:image/") for attributes in images_of(tags.found))
-    return text, tags.found
+    text, tags, parser = path.read_text(encoding="utf-8"), [], html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(text)
+    assert all(attributes["src"].startswith("data:image/") for attributes in images_of(tags))
+    return text, tags
 
 
 def images_of(tags):
