@@ -302,9 +302,10 @@ def conclusions(study, trained, results):
               f"other noise, the mean pairwise L2 is {report.join_numbers([prior])}.", metrics.agrees_with_trend(
                   "rises", (fixed[-2], prior), (prior, fixed[-1])) or False, "frozen_64"),
         Claim("FID with the untrained feature extractor: 0.00",
-              f"With untrained features the FID of samples is {low:.2g}.", low < 0.005),
+              f"With untrained features the FID of samples is {low:.2g}.", low < 0.005, "samples"),
         Claim("A score of 0.00 is clearly not realistic", f"With trained features the FID of samples is {high:.3g}, "
-              f"that of training images {real:.3g}.", None if results["features"]["weak"] else high > 2 * real)]
+              f"that of training images {real:.3g}.", None if results["features"]["weak"] else high > 2 * real,
+              "samples")]
     apart = {row: abs(numbers["losses"][row]["mean"] / value - 1)
              for row, value in results["published"].get("losses", {}).items() if row in numbers["losses"]}
     if apart:

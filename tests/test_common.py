@@ -9,7 +9,8 @@ from common.text import one_line, text_table
 @pytest.mark.parametrize("text, line", [
     ("two\nlines\tof\x00text\x1b[31m, red\x1b[0m", "two lines of text, red"),
     (ValueError("what it says"), "what it says"), (ValueError(), "ValueError"), ("", ""),
-    ("word " * 100, "word " * 39 + "..."), ("w" * 300, "w" * 197 + "...")])
+    ("word " * 100, "word " * 39 + "..."),
+    ("the-name-of-a-file " * 15, "the-name-of-a-file " * 10 + "..."), ("w" * 300, "w" * 197 + "...")])
 def test_anything_becomes_one_line_of_200_characters(text, line):
     assert one_line(text) == line and len(line) <= 200
 

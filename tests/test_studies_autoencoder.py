@@ -53,7 +53,8 @@ def _claims(ae, vae, loss, kl, weak=False):
                                   for kind, found in (("AE", ae), ("VAE", vae))}])
     results = {"numbers": {"described": numbers}, "features": {"weak": weak}, "real": {"fid": 0.5}}
     model = types.SimpleNamespace(curve={"test_loss": loss, "test_kl": kl}.get)
-    found = autoencoder.conclusions(types.SimpleNamespace(seeds=[0], settings=autoencoder.Settings()), {
+    found = autoencoder.conclusions(types.SimpleNamespace(
+        seeds=[0], variants={"described": autoencoder.Settings()}), {
         ("described", 0, kind): model for kind in ("AE", "VAE")}, results)
     return [claim.agrees for claim in found], [claim.found for claim in found]
 
@@ -110,7 +111,8 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
                   "summed over the pixels", "weigh 784 times as much"):
         assert shown in studied.text
     assert [claim["published"][:7] for claim in found["conclusions"]] == [
-        "AE loss", "KL Dive", "AE achi", "[AE] la", "VAE Lat", "AE Late"]
+        "AE loss", "KL Dive", "AE achi", "[AE] la", "VAE Lat", "AE Late"] * 2
+    assert [claim["found"].split(": ")[0] for claim in found["conclusions"]] == ["described"] * 6 + ["bce"] * 6
     for claim in found["conclusions"]:  # in the table, and below the figure that it is about
         assert studied.text.count(claim["found"]) >= 2
 

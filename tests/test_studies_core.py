@@ -67,7 +67,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     small_training.train(tmp_path, 2)
     checkpoint, exploded = tmp_path / "checkpoints/net.ckpt", tmp_path / "exploded"
     whole, bombed = checkpoint.read_bytes(), torch.load(str(checkpoint), weights_only=True)
-    bombed["about"]["bomb"] = Bomb(exploded)
+    bombed["metadata"]["bomb"] = Bomb(exploded)
     every, held, few = small_training.images(99, 1), small_training.images(31, 2), small_training.images(60, 1)
     inverted = dataclasses.replace(every, pixels=255 - every.pixels)
     relabelled = dataclasses.replace(every, labels=2 - every.labels)

@@ -16,7 +16,6 @@ from refusals import Bomb
 from small_studies import labelled
 
 from common.errors import InputError
-from common.text import one_line
 from studies import data
 
 
@@ -264,13 +263,6 @@ def test_a_typing_error_in_a_name_gets_a_hint(drawn, tmp_path, monkeypatch):
                                      f"nothing there{hint}")
     _save_photos(tmp_path / "mnist", *drawn)
     assert len(data.read("mnist", 28, 1)["train"]) == 60
-
-
-def test_long_messages_are_cut_between_words():
-    long = "the-name-of-a-file " * 5
-    for text, expected in (("a  b\nc", "a b c"), ("", "ValueError"), (long * 3, long * 2 + "..."),
-                           ("a" * 300, "a" * 193 + "...")):
-        assert one_line(ValueError(text)) == expected
 
 
 def test_bad_sources_give_one_clear_line_and_no_pickle_is_loaded(drawn, sources, tmp_path, monkeypatch):

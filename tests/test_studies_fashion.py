@@ -112,7 +112,7 @@ def test_frames_show_the_current_batch_which_is_that_of_all_beta(draw, tmp_path,
     labels, seen = np.arange(60) % 3, {}
     images = small_studies.labelled(draw(labels, 3), labels)
 
-    class Watch(Callback):
+    class SampleCallback(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             with torch.no_grad():
                 seen[trainer.global_step] = *batch, module.eval().encode(batch[0])
@@ -125,7 +125,7 @@ def test_frames_show_the_current_batch_which_is_that_of_all_beta(draw, tmp_path,
             "vae", fashion.VAE(2, beta), images, images, epochs=3, batch_size=12, seed=5, callbacks=[snapshots, *more])
         return model, snapshots.frames
 
-    (model, frames), (_, other) = train(0.5, Watch()), train(4.0)
+    (model, frames), (_, other) = train(0.5, SampleCallback()), train(4.0)
     assert [(step, frame["epoch"], frame["batch"], frame["batches"]) for step, frame in frames.items()] == [
         (0, 1, 0, 5), (1, 1, 1, 5), (2, 1, 2, 5), (4, 1, 4, 5), (6, 2, 1, 5), (10, 2, 5, 5), (15, 3, 5, 5)]
     for step, frame in frames.items():
@@ -140,9 +140,9 @@ def test_frames_show_the_current_batch_which_is_that_of_all_beta(draw, tmp_path,
 
 
 def test_a_gif_has_about_forty_frames_closer_together_at_first():
-    watch = fashion.LatentSnapshotCallback()
-    watch.on_train_start(types.SimpleNamespace(estimated_stepping_batches=2820), None)
-    steps = sorted(set(watch.steps))
+    snapshots = fashion.LatentSnapshotCallback()
+    snapshots.on_train_start(types.SimpleNamespace(estimated_stepping_batches=2820), None)
+    steps = sorted(set(snapshots.steps))
     assert 36 <= len(steps) <= 44 and steps[:6] == [1, 2, 3, 4, 5, 6] and steps[-1] == 2820
     ratios = [after / before for before, after in zip(steps[20:], steps[21:])]
     assert max(ratios) / min(ratios) < 1.02
@@ -241,7 +241,7 @@ def test_conclusions_are_undecided_where_the_numbers_cannot_decide():
 
 def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     found, numbers, text = studied.results, studied.results["numbers"], studied.text
-    assert found["few"]["classes"] == ["0", "1", "2"] and found["few"]["held_out"] == 48
+    assert found["beta_data"]["classes"] == ["0", "1", "2"] and found["beta_data"]["held_out"] == 48
     assert set(numbers["beta"]) == {"0.5", "1.0"}
     for beta, each in ((1.0, numbers["vae"]), *((float(beta), each) for beta, each in numbers["beta"].items())):
         for part in ("training", "held-out"):

@@ -11,7 +11,9 @@ import torch
 from pages import images_of, read_page
 from PIL import Image
 
+from common import plots
 from studies import figures, report
+from studies.report import Claim
 
 LONG = [f"Grallaria_cucullata-{i} of the Andes, a male" for i in range(20)]  # 40 letters and more
 POINTS = np.random.default_rng(0).normal(size=(60, 2))
@@ -69,7 +71,7 @@ def assert_no_text_is_cut_or_covered(figure):
 
 
 def test_ten_colours_are_told_apart_by_the_colour_blind_too():
-    rgb = np.array([[int(colour[i:i + 2], 16) for i in (1, 3, 5)] for colour in figures.PALETTE]) / 255
+    rgb = np.array([[int(colour[i:i + 2], 16) for i in (1, 3, 5)] for colour in plots.PALETTE]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     assert len(rgb) == 10 and (1.05 / (linear @ TO_XYZ[1] + 0.05)).min() > 2  # contrast with white, as WCAG has it
     for sight, matrix in MACHADO.items():
@@ -78,7 +80,7 @@ def test_ten_colours_are_told_apart_by_the_colour_blind_too():
         lab = np.stack([116 * root[:, 1] - 16, 500 * (root[:, 0] - root[:, 1]), 200 * (root[:, 1] - root[:, 2])], 1)
         distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1000 * np.eye(10)
         assert distance.min() > (25 if sight == "normal" else 17), sight
-    assert len(set(figures.MARKERS)) == len(figures.PALETTE) == 10  # so that a marker and a colour tell 100 classes
+    assert len(set(plots.MARKERS)) == len(plots.PALETTE) == 10  # so that a marker and a colour tell 100 classes
 
 
 def test_images_are_drawn_in_whole_multiples_of_their_pixels():
@@ -176,7 +178,7 @@ def test_held_out_curves_are_dashed_in_the_colour_of_training():
     loss, kl = figure.axes
     assert [line.get_linestyle() for line in loss.lines] == ["-", "--", "-", "--"]
     colours = [line.get_color() for line in [*loss.lines, *kl.lines]]
-    assert colours == [figures.PALETTE[i] for i in (0, 0, 1, 1, 2, 0, 3)]
+    assert colours == [plots.PALETTE[i] for i in (0, 0, 1, 1, 2, 0, 3)]
     assert (loss.get_ylabel(), kl.get_ylabel()) == ("nats", "bits")
     assert kl.lines[2].get_xdata().tolist() == [5, 7] and [*loss.lines[0].get_xdata()] == [1, 2]
     assert legend_names(figure) == ["training AE", "held-out AE", "training", "held-out", "training VAE", "AE", "hold"]
@@ -246,7 +248,7 @@ def test_latents_share_their_axes_and_circles_and_tsne_has_no_ticks():
         assert axes.get_xlim() == axes.get_ylim() == (-3.5, 3.5) and axes.get_xlabel() == "$z_1$"
         assert [patch.radius for patch in axes.patches] == [1, 2] and len(axes.get_xticks()) > 3
         assert [(line.get_color(), line.get_marker()) for line in axes.lines] == [
-            *zip(figures.PALETTE[:3], figures.MARKERS)]
+            *zip(plots.PALETTE[:3], plots.MARKERS)]
     assert np.ptp([axes.get_window_extent().size for axes in figure.axes]) < 0.1
     assert [axes.get_ylabel() for axes in figure.axes] == ["$z_2$", ""] and figure.axes[1].get_title() == ""
     assert (figure.axes[0].lines[1].get_xydata() == POINTS[20:40]).all()
@@ -295,7 +297,7 @@ def test_a_gif_has_its_frames_and_durations():
                                      ["a", "b", "c"], 4, f"epoch {n}") for n in (1, 2, 3))
 
     for signature in ("", "by hand"):
-        made = figures.picture(signature, "moving", frames(), "caption", "discussion")
+        made = figures.picture(signature, [], "moving", frames(), "caption", "discussion")
         with Image.open(io.BytesIO(made.content)) as gif:
             shown = [gif.seek(i) or gif.info["duration"] for i in range(gif.n_frames)]
             assert shown == [200, 200, 2000] and gif.info["loop"] == 0 and gif.size == made.size
@@ -303,9 +305,12 @@ def test_a_gif_has_its_frames_and_durations():
         assert [*made.frames] == [figures.png_bytes(frame, signature) for frame in frames()]
         first = imageio.imread(made.content, index=0).astype(int)
         assert abs(first - imageio.imread(made.frames[0])).mean() < 1  # 256 colours
-    still = figures.picture("", "still", next(frames()), "caption")
-    assert still.kind == "png" and len(still.frames) == 0 and still.discussion == ""
-    assert figures.picture("", "one", [next(frames())], "caption").kind == "gif"
+    claims = [Claim("published", f"It {verb}.", True, name) for verb, name in (
+        ("falls", "still"), ("rises", "moving"), ("ends", "still"))]
+    still = figures.picture("", claims, "still", next(frames()), "caption")
+    assert still.kind == "png" and len(still.frames) == 0 and still.discussion == "It falls. It ends."
+    assert figures.picture("", claims, "moving", next(frames()), "", "More.").discussion == "It rises. More."
+    assert figures.picture("", [], "one", [next(frames())], "caption").kind == "gif"
 
 
 @pytest.fixture(scope="module")
@@ -313,10 +318,10 @@ def page(tmp_path_factory):
     """The folder of a report of all that one can hold, with wide tables, long words and letters that HTML knows."""
     folder, image = tmp_path_factory.mktemp("report") / "new", drawn(4, 3)
     pictures = [
-        figures.picture("by <hand>", "rows", figures.rows_figure({"original": image}), 'four "images" <here> & more',
-                        "what <follows>"),
-        figures.picture("", "wide", figures.curves_figure({"a": {"x": [1.0]}, "b": {"x": [2.0]}}), "wide"),
-        figures.picture("", "moving", [figures.grid_figure({"a": image[:2]})] * 2, "a GIF")]
+        figures.picture("by <hand>", [], "rows", figures.rows_figure({"original": image}),
+                        'four "images" <here> & more', "what <follows>"),
+        figures.picture("", [], "wide", figures.curves_figure({"a": {"x": [1.0]}, "b": {"x": [2.0]}}), "wide"),
+        figures.picture("", [], "moving", [figures.grid_figure({"a": image[:2]})] * 2, "a GIF")]
     results = {"quick": True, "seeds": [0], "device": "cpu", "threads": 1, "precision": "32-true",
                "command": "word" * 60, "settings": {"widths": [128, 64], "lr": 1e-3}, "versions": {"python": "3"},
                "data": {"source": ["a<b.npz"], "train": 48_000, "held_out": 12, "held_out_by": "its own",

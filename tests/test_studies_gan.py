@@ -100,7 +100,7 @@ def test_features_are_used_where_they_tell_the_controls_from_images(paintings, t
         return torch.stack(edges, 1).sqrt() if tells else torch.arange(len(x))[:, None].float()
 
     reference = gan.Reference(study, extract)
-    assert reference.tells is tells and list(reference.controls)[0] == "training images"
+    assert reference.reliable is tells and list(reference.controls)[0] == "training images"
     precisions = [each["precision"] for each in reference.controls.values()]
     assert len(precisions) == 4 and (max(precisions[1:]) < 0.5 * precisions[0]) is tells
     found = reference.measure(reference.trained)
@@ -122,16 +122,16 @@ def _judged(losses=AGREES, weak=False, **changes):
     numbers = metrics.summarise([gan.measure_model(types.SimpleNamespace(curve=curves.get, seconds=1.0),
                                                    types.SimpleNamespace(measured=measured))])
     real = {"fid": 1.0, "precision": 0.7, "recall": 0.7, "diversity": 40.0, "sharpness": 0.1, "chroma": 0.15}
-    found = gan.conclusions(None, None, {"numbers": {"described": numbers}, "features": {"weak": weak}, "real": real})
-    assert all(claim.found.startswith("described: ") for claim in found)
-    return [claim.agrees for claim in found], [claim.found.split(": ", 1)[1] for claim in found]
+    claims = gan.conclusions(types.SimpleNamespace(variants=["described"]), None, {
+        "numbers": {"described": numbers}, "features": {"weak": weak}, "real": real})
+    return [claim.agrees for claim in claims], [claim.found for claim in claims]
 
 
 def test_the_documents_conclusions_are_judged_by_the_numbers():
     verdicts, found = _judged()
     assert verdicts == [True] * 5
-    assert found[0] == "generator loss 2.20 in the first fifth of epochs, 1.02 in the last."
-    assert found[1].startswith("discriminator loss 1.21 in the last fifth of epochs, relative standard deviation 0.008")
+    assert found[0] == "Generator loss 2.20 in the first fifth of epochs, 1.02 in the last."
+    assert found[1].startswith("Discriminator loss 1.21 in the last fifth of epochs, relative standard deviation 0.008")
     assert "(training images 40.0), recall 0.500 (training images 0.700)" in found[2]
     assert found[4] == "FID 90.0 when first measured, 40.0 last."
 
@@ -157,7 +157,7 @@ def test_checkpoints_keep_settings_and_last_frame_and_are_sampled(studied, tmp_p
     assert set(studied.models) == {"features", *(f"gan_{variant}_seed{i}" for variant in VARIANTS for i in (0, 1))}
     for variant, seed in itertools.product(VARIANTS, (0, 1)):
         path = studied.folder / f"checkpoints/gan_{variant}_seed{seed}.ckpt"
-        model, kept = studied.models[path.stem], torch.load(str(path), weights_only=True)["callbacks"]["Watch"]
+        model, kept = studied.models[path.stem], torch.load(str(path), weights_only=True)["callbacks"]["SampleCallback"]
         assert model.settings == _settings(**{**gan.QUICK, **TINY, "epochs": 3, "convolutional": variant == "dcgan"})
         assert model.latent == 100 and torch.equal(model.samples(64, seed)[:16], kept["frames"][-1])
     sampling.main("sample", [str(path), "--out", str(tmp_path / "a.png"), "--n", "9"])
@@ -169,11 +169,11 @@ def test_the_frames_of_the_gif_are_dense_where_the_training_starts(studied, pain
     monkeypatch.setattr(gan.figures, "grid_figure", lambda groups, *_, title="", **__: title)
     (train, test, _), model, made = data.read_split([paintings], 8, 3), gan.GAN(_settings(side=8)), {}
     model.history = [{"train_generator": 1.0, "train_discriminator": 1.0}] * 100
-    watch = types.SimpleNamespace(frames=torch.zeros(100, 16, 3, 8, 8),
-                                  measured=studied.results["measured"]["described 0"])
+    callback = types.SimpleNamespace(frames=torch.zeros(100, 16, 3, 8, 8),
+                                     measured=studied.results["measured"]["described 0"])
     study = types.SimpleNamespace(train=train, test=test, args=types.SimpleNamespace(seed=0),
                                   variants={"described": None}, settings=_settings(epochs=100))
-    gan.pictures(study, {"models": {("described", 0): (model, watch)}}, studied.results,
+    gan.pictures(study, {"models": {("described", 0): (model, callback)}}, studied.results,
                  lambda name, figure, *_: made.update({name: figure}))
     shown = [int(title.split("epoch ")[1]) for title in made["evolution"]]
     steps = np.diff(shown)
@@ -182,7 +182,7 @@ def test_the_frames_of_the_gif_are_dense_where_the_training_starts(studied, pain
 
 
 def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
-    found, tell = studied.results, studied.results["features_tell"]
+    found, tell = studied.results, studied.results["features_reliable"]
     assert found["data"]["train"] == 224 and found["data"]["held_out"] == found["real"]["images"] == 56
     assert "transformations" in found["features"]["task"] and found["features"]["guessing"] == 1 / 8
     for variant in VARIANTS:

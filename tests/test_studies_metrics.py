@@ -10,6 +10,7 @@ import small_studies
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from common import stats
 from common.errors import InputError
 from studies import metrics, training
 
@@ -54,8 +55,8 @@ def test_measures_agree_with_values_worked_by_hand():
     assert metrics.silhouette(z, y) == pytest.approx((2 * (1 - 1 / 10.5) + 2 * (1 - 1 / 9.5)) / 4)
     assert metrics.silhouette(z, y * 0) is None and metrics.silhouette(z, torch.arange(4)) is None
     assert metrics.knn_accuracy(z, y, torch.tensor([[2.0], [9], [9.5]]), torch.tensor([0, 1, 0]), k=1) == 2 / 3
-    assert metrics.proportion_interval(8, 10) == pytest.approx([0.490162, 0.943318], abs=1e-6)  # Wilson 1927
-    assert metrics.proportion_interval(0, 10)[0] == 0 and metrics.proportion_interval(10, 10)[1] == 1
+    assert stats.wilson_interval(8, 10) == pytest.approx([0.490162, 0.943318], abs=1e-6)  # Wilson 1927
+    assert stats.wilson_interval(0, 10)[0] == 0 and stats.wilson_interval(10, 10)[1] == 1
     assert metrics.summarise([{"a": {"b": 1.0, "c": None}}, {"a": {"b": 3.0, "c": 2.0}}]) == {"a": {
         "b": {"mean": 2, "sd": math.sqrt(2), "values": [1, 3]}, "c": {"mean": None, "sd": None, "values": [None, 2]}}}
     assert metrics.summarise([1.0])["sd"] is None

@@ -269,7 +269,7 @@ def test_sampling_reports_bad_input_in_one_line(studied, tmp_path, capsys, monke
                           "nan": {**good, "state_dict": nan}}.items():
         torch.save(content, name)
     for name in ("os.path", "studies.vq.Nothing", "studies.old.Nothing"):
-        torch.save({**good, "about": {**good["about"], "model": name}}, name)
+        torch.save({**good, "metadata": {**good["metadata"], "model": name}}, name)
     for words, said in (
             ("sample none", "none: expected a checkpoint, found: No such file"),
             ("sample text", "text: expected a checkpoint of a study, as in its folder "),
@@ -309,7 +309,7 @@ def test_two_sources_train_the_vae_together_if_they_do_not_overlap(photos, tmp_p
     assert found["classes"] == ["all"] and numbers["vae"]["components"]["mean"] == 20
     assert {"many: N(0, I), own features", "one: mixture, own features"} <= set(numbers["fid"])
     assert "many: mixture, own features" not in numbers["fid"]
-    assert training.read_checkpoint(tmp_path / "checkpoints/vae_described_seed0.ckpt")["about"]["images"] == 288
+    assert training.read_checkpoint(tmp_path / "checkpoints/vae_described_seed0.ckpt")["metadata"]["images"] == 288
     claims = [claim for claim in found["conclusions"] if "accuracy" in claim["published"]]
     assert [claim["agrees"] for claim in claims] == [True] * 3
     assert all("any classifier of one class" in claim["found"] for claim in claims)
