@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from refusals import Bomb, refuser
+from refusals import Bomb, refuser, saved
 
 
 @pytest.fixture
@@ -191,8 +191,11 @@ def test_the_mixture_that_the_bad_ones_change_is_good(call, data, trained, tmp_p
         assert call(data.test, "test_classifier", trained.model, "good.pkl").code == 0
 
 
-def test_model_and_mixture_in_one_file(refuse, data):
+def test_model_and_mixture_in_one_file_and_a_model_of_complex_weights(refuse, data, trained, folder):
     refuse("both", data.train, data.val, "train", "both", "both", "--epochs", "1", "--device", "cpu", "--quiet")
+    state = torch.load(str(trained.model), weights_only=True)
+    (folder / "broken.pth").write_bytes(saved({name: part.to(torch.complex64) for name, part in state.items()}))
+    refuse("broken.pth", data.test, "test_reconstruction", "broken.pth")
 
 
 @pytest.mark.parametrize("error", [
