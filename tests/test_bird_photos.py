@@ -1,4 +1,5 @@
 """Photos as they come: every format, mode, size and orientation; broken ones; what is no photo."""
+import dataclasses
 import io
 import json
 import os
@@ -355,11 +356,15 @@ def test_photos_are_decoded_at_most_a_few_batches_ahead(bird, bird_untrained, mo
     assert len(decoded) == 60 and len(ahead) == 15 and max(ahead) <= 12
 
 
-def test_unreadable_photos_are_left_out_of_training_with_a_warning(bird_call, bird_draw, broken, bird_fast, tmp_path):
+def test_training_leaves_unreadable_photos_out(bird, bird_call, bird_draw, broken, bird_fast, monkeypatch, tmp_path):
+    """With a warning; and early stopping, here after one epoch, is reported."""
+    monkeypatch.setattr(bird, "Config", dataclasses.make_dataclass("Config", [("patience", int, 0)],
+                                                                   bases=(bird.Config,), frozen=True))
     bird_draw(broken, {f"{name}/{i}.jpg": kind for kind, name in enumerate("abc") for i in range(4)}, seed=3)
-    found = bird_call(broken, "train", "bird.pth", *bird_fast, "--epochs", "1", "--image-size", "32")
+    found = bird_call(broken, "train", "bird.pth", *bird_fast, "--image-size", "32")
     (line,) = found.err.splitlines()
     assert found.code == 0 and line.startswith("bird.py: warning: ")
+    assert "early stopping after 1 epochs, 0 without a lower validation loss" in found.out
     assert all(name in line for name in UNREADABLE)
     split = json.loads((tmp_path / "bird_history.json").read_text())["split"]
     assert sorted(split["unreadable"]) == UNREADABLE

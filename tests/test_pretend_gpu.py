@@ -29,7 +29,7 @@ def on(device, *words, cwd, env):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_birds(device, bird_script, bird_call, bird_data, environment, tmp_path):
-    flags = ("--epochs", "10", "--image-size", "32", "--threads", "1")
+    flags = ("--epochs", "8", "--image-size", "32", "--threads", "1")
     made = on(device, bird_script, bird_data.train, "train", "bird.pth", *flags, "+",
               bird_script, bird_data.test, "test", "bird.pth", cwd=tmp_path, env=environment)
     assert f"on {device.split(':')[0]}:0 in float32" in made.stdout  # --device auto has found it
