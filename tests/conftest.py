@@ -138,35 +138,38 @@ def trained(once, alone, data):
     return once("trained", train)
 
 
-def _caller(script, capsys):
-    def call(*words):
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        threads, formatwarning = torch.get_num_threads(), warnings.formatwarning
-        capsys.readouterr()
-        try:
-            with warnings.catch_warnings():
-                warnings.resetwarnings()
-                for quiet in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
-                    warnings.simplefilter("ignore", quiet)
-                warnings.showwarning = lambda *parts, **_: sys.stderr.write(warnings.formatwarning(*parts[:4]))
-                code = script.main([str(word) for word in words])
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            warnings.formatwarning = formatwarning
-            torch.set_num_threads(threads)
-        out, err = capsys.readouterr()
-        return types.SimpleNamespace(code=code, out=out, err=err)
+def _caller(name):
+    """The fixture that is call(*words): it runs a command of the script in this process, in an empty folder; returns
+    its exit code, stdout, and stderr with the warnings as a user sees them. What `main` changes is restored."""
+    def call(request, capsys, monkeypatch, tmp_path):
+        script = request.getfixturevalue(name)
+        monkeypatch.chdir(tmp_path)
 
-    return call
+        def call(*words):
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            threads, formatwarning = torch.get_num_threads(), warnings.formatwarning
+            capsys.readouterr()
+            try:
+                with warnings.catch_warnings():
+                    warnings.resetwarnings()
+                    for quiet in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+                        warnings.simplefilter("ignore", quiet)
+                    warnings.showwarning = lambda *parts, **_: sys.stderr.write(warnings.formatwarning(*parts[:4]))
+                    code = script.main([str(word) for word in words])
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+                warnings.formatwarning = formatwarning
+                torch.set_num_threads(threads)
+            out, err = capsys.readouterr()
+            return types.SimpleNamespace(code=code, out=out, err=err)
+
+        return call
+
+    return pytest.fixture(call)
 
 
-@pytest.fixture
-def call(vae, capsys, monkeypatch, tmp_path):
-    """call(*words): runs the command in this process, in an empty folder; returns its exit code, stdout, and stderr
-    with the warnings as a user sees them. What `main` changes in the interpreter is restored."""
-    monkeypatch.chdir(tmp_path)
-    return _caller(vae, capsys)
+call, bird_call = _caller("vae"), _caller("bird")
 
 
 @pytest.fixture
@@ -178,8 +181,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-# --------------------------------------------------------------------------------------------------------------- birds
-
 def _draw_photo(kind, rng):
     """A PIL photo of 60 to 120 px: a disk, square, triangle or cross, each in its own color, on noise."""
     width, height = (int(side) for side in rng.integers(60, 121, 2))
@@ -189,15 +190,13 @@ def _draw_photo(kind, rng):
     left, top, right, bottom = box = (x - radius, y - radius, x + radius, y + radius)
     color = ((220, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))[kind]
     color = tuple(int(value + rng.integers(-25, 26)) for value in color)
-    if kind == 0:
-        ink.ellipse(box, fill=color)
-    elif kind == 1:
-        ink.rectangle(box, fill=color)
+    if kind < 2:
+        (ink.ellipse, ink.rectangle)[kind](box, fill=color)
     elif kind == 2:
         ink.polygon([(left, bottom), (right, bottom), (x, top)], fill=color)
     else:
-        ink.line((left, top, right, bottom), fill=color, width=10)
-        ink.line((left, bottom, right, top), fill=color, width=10)
+        for line in (box, (left, bottom, right, top)):
+            ink.line(line, fill=color, width=10)
     return photo
 
 
@@ -223,7 +222,7 @@ def _write_birds(folder):
     _draw_photos(folder / "unseen", {f"{name}/{form.format(i)}": kind for kind, name in enumerate(BIRD_CLASSES)
                                      for i, form in enumerate(forms)}, seed=2)
     return types.SimpleNamespace(folder=folder, train=folder / "photos", test=folder / "unseen", classes=BIRD_CLASSES,
-                                 counts=counts, frequent=2)
+                                 counts=counts)
 
 
 @session
@@ -260,13 +259,6 @@ def bird_untrained(bird, tmp_path_factory):
     model = bird.BirdClassifier(["a", "b", "c"], [2, 5, 3], 32)
     (folder / "bird.pth").write_bytes(bird.serialized(model.state_dict()))
     return folder / "bird.pth"
-
-
-@pytest.fixture
-def bird_call(bird, capsys, monkeypatch, tmp_path):
-    """`call` for bird.py."""
-    monkeypatch.chdir(tmp_path)
-    return _caller(bird, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
-"""What it means that a script refuses its input, the same for both."""
+"""What it means that a script refuses its input, the same for both; what it left in a folder."""
 import io
+import os
+import re
+from pathlib import Path
 
 import torch
 
@@ -28,6 +31,24 @@ def saved(content, **options):
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
     return buffer.getvalue()
+
+
+def files(folder):
+    return sorted(os.listdir(str(folder)))
+
+
+def touch(folder, names):
+    """Empty files in the folder, each with the folders above it."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def read_labels(path):
+    """The labels of a bird.csv or vae.csv."""
+    content = Path(str(path)).read_bytes()
+    assert re.fullmatch(rb"Predicted_Label\n(\d+\n)*", content)
+    return [int(line) for line in content.split()[1:]]
 
 
 def contents(folder):

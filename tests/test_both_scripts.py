@@ -17,7 +17,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from refusals import SENTINEL, Bomb, FullDisk, contents, refused, refuser, saved
+from refusals import SENTINEL, Bomb, FullDisk, contents, files, refused, refuser, saved
 
 FAST = "--epochs 2 --threads 1 --device cpu"
 COMMANDS = {  # the words, with {places} of inputs and of one output; that output's default name
@@ -65,26 +65,17 @@ def command(request, scripts, folder):
 
 @pytest.fixture(params=SCRIPTS)
 def loading(request, scripts, folder):
-    """For each script a command that reads a model."""
     return Command(SCRIPTS[request.param], scripts, folder)
 
 
-# ------------------------------------------------------------------------------------------------------- good commands
-
-def _files(folder):
-    return sorted(os.listdir(str(folder)))
-
-
-def test_graders_commands_write_their_files_and_nothing_on_stderr(
-        trained, alone, bird_trained, bird_alone, bird_data):
+def test_commands_write_their_files_and_nothing_on_stderr(trained, alone, bird_trained, bird_alone, bird_data):
     for process in (*trained.processes, *bird_trained.processes):
         assert (process.returncode, process.stderr) == (0, "")
-    assert _files(trained.folder) == ["gmm_params.pkl", "vae.csv", "vae.pth", "vae_history.json",
-                                      "vae_reconstructed.npz"]
-    assert _files(bird_trained.models) == ["bird.pth", "bird_history.json"]
-    assert _files(bird_trained.folder) == ["bird.csv"]
-    assert (_files(alone.parent), _files(bird_alone.parent)) == (["vae.py"], ["bird.py"])
-    assert _files(bird_data.folder) == ["photos", "unseen"]
+    for folder, expected in (
+            (trained.folder, ["gmm_params.pkl", "vae.csv", "vae.pth", "vae_history.json", "vae_reconstructed.npz"]),
+            (bird_trained.models, ["bird.pth", "bird_history.json"]), (bird_trained.folder, ["bird.csv"]),
+            (alone.parent, ["vae.py"]), (bird_alone.parent, ["bird.py"]), (bird_data.folder, ["photos", "unseen"])):
+        assert files(folder) == expected
 
 
 @pytest.mark.parametrize("kind, most", [("bird", 30_000_000), ("vae", 20_000_000)])
@@ -106,42 +97,33 @@ def test_model_files_are_plain_state_dicts(scripts, bird_trained, trained, kind,
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)
-def test_flags_anywhere_mode_first_and_an_old_table_replaced(
-        scripts, bird_data, bird_trained, data, trained, tmp_path, kind):
+def test_flags_anywhere_and_an_old_table_replaced(scripts, bird_data, bird_trained, data, trained, tmp_path, kind):
     words, kept = {"bird": (("test", bird_data.test, "--output", "mine.csv", bird_trained.model), bird_trained.csv),
                    "vae": (("test_classifier", data.test, "--output", "mine.csv", trained.model, trained.mixture),
                            trained.csv)}[kind]
     (tmp_path / "mine.csv").write_text("old\n" * 1000)
     found = scripts[kind].call("--quiet", *words)
-    assert (found.code, found.out, found.err) == (0, "", "")
-    assert _files(tmp_path) == ["mine.csv"]
+    assert (found.code, found.out, found.err) == (0, "", "") and files(tmp_path) == ["mine.csv"]
     assert (tmp_path / "mine.csv").read_bytes() == kept.read_bytes()
 
 
-@pytest.mark.parametrize("kind, line, mode, files", [
-    ("vae", "a b train c d", "train", "a b c d"),
-    ("vae", "train a b c d", "train", "a b c d"),
-    ("vae", "train b train c d", "train", "train b c d"),  # a file of that name: the documented order first
-    ("vae", "train train train c d", "train", "train train c d"),
-    ("vae", "a test_reconstruction c", "test_reconstruction", "a c"),
-    ("vae", "test_reconstruction a c", "test_reconstruction", "a c"),
-    ("vae", "train test_reconstruction c", "test_reconstruction", "train c"),
-    ("vae", "test_classifier a c d", "test_classifier", "a c d"),
-    ("vae", "test_classifier test_classifier c d", "test_classifier", "test_classifier c d"),
-    ("bird", "photos train m.pth", "train", "photos m.pth"),
-    ("bird", "train photos m.pth", "train", "photos m.pth"),
-    ("bird", "test photos m.pth", "test", "photos m.pth"),
-    ("bird", "test test m.pth", "test", "test m.pth"),
-    ("bird", "train test m.pth", "test", "train m.pth"),
-    ("bird", "test train m.pth", "train", "test m.pth"),
-    ("bird", "photos test train", "test", "photos train"),
-    ("bird", "/a/train test /b/test", "test", "/a/train /b/test"),
-    ("bird", "--seed 3 photos --quiet test m.pth", "test", "photos m.pth"),
-])
-def test_mode_after_the_data_or_in_first_place(scripts, kind, line, mode, files):
-    args = scripts[kind].module.parse_arguments(line.split())
-    assert args.mode == mode
-    assert ([args.dataset, args.model] if kind == "bird" else args.files) == files.split()
+@pytest.mark.parametrize("kind, mode, paths, lines", [
+    ("vae", "train", "a b c d", ["a b train c d", "train a b c d"]),
+    ("vae", "train", "train train c d", ["train train train c d"]),  # files of that name: the documented order first
+    ("vae", "test_reconstruction", "a c", ["a test_reconstruction c", "test_reconstruction a c"]),
+    ("vae", "test_reconstruction", "train c", ["train test_reconstruction c"]),
+    ("vae", "test_classifier", "a c d", ["test_classifier a c d"]),
+    ("vae", "test_classifier", "test_classifier c d", ["test_classifier test_classifier c d"]),
+    ("bird", "train", "photos m.pth", ["photos train m.pth", "train photos m.pth"]),
+    ("bird", "test", "photos m.pth", ["test photos m.pth", "--seed 3 photos --quiet test m.pth"]),
+    ("bird", "test", "test m.pth", ["test test m.pth"]), ("bird", "test", "train m.pth", ["train test m.pth"]),
+    ("bird", "train", "test m.pth", ["test train m.pth"]), ("bird", "test", "photos train", ["photos test train"]),
+    ("bird", "test", "/a/train /b/test", ["/a/train test /b/test"])])
+def test_mode_after_the_data_or_in_first_place(scripts, kind, mode, paths, lines):
+    for line in lines:
+        args = scripts[kind].module.parse_arguments(line.split())
+        found = [args.dataset, args.model] if kind == "bird" else args.files
+        assert (args.mode, found) == (mode, paths.split()), line
 
 
 @pytest.mark.parametrize("kind, words", [
@@ -154,8 +136,7 @@ def test_help_shows_the_commands(scripts, capsys, kind, words):
         scripts[kind].call("--help")
     out, err = capsys.readouterr()
     assert not end.value.code and err == ""
-    for word in (*words, "--epochs", "--device", "--seed"):
-        assert word in out
+    assert all(word in out for word in (*words, "--epochs", "--device", "--seed"))
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)
@@ -165,13 +146,10 @@ def test_write_files_replaces_all_of_a_file_and_follows_a_link(scripts, tmp_path
     content = b"new" if kind == "bird" else lambda file: file.write(b"new")
     scripts[kind].module.write_files({str(tmp_path / "link"): content})
     assert os.path.islink(str(tmp_path / "link")) and (tmp_path / "real").read_bytes() == b"new"
-    assert _files(tmp_path) == ["link", "real"]
+    assert files(tmp_path) == ["link", "real"]
 
-
-# -------------------------------------------------------------------------------------------------------------- places
 
 def test_an_output_that_cannot_be_written(command):
-    """Found before the training starts."""
     (command.folder / "folder").mkdir()
     os.symlink("missing/file", str(command.folder / "dangling"))
     for place in ("missing/file", "folder", f"{command.output}/file", "dangling", *([""] if command.trains else [])):
@@ -181,19 +159,7 @@ def test_an_output_that_cannot_be_written(command):
     assert command.refuse(command.output, *command.words()).out == ""
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder(command):
-    folder = command.folder / "read-only"
-    folder.mkdir()
-    folder.chmod(0o500)
-    try:
-        command.refuse("read-only", *command.words(out=folder / "file"))
-    finally:
-        folder.chmod(0o700)
-
-
 def test_an_output_is_neither_an_input_nor_the_script(command, monkeypatch):
-    """Also under another name."""
     (command.folder / "script.py").write_bytes(SENTINEL)
     monkeypatch.setattr(command.script.module, "__file__", str(command.folder / "script.py"))
     given = {name: command.script.inputs[name] for name in command.inputs if command.script.inputs[name].is_file()}
@@ -214,16 +180,9 @@ def test_a_missing_input(command):
         command.refuse("no file [31m", *command.words(**{name: "no\nfile\x1b[31m"}))  # on one line
 
 
-# --------------------------------------------------------------------------------------------------------------- model
-
-def _file(form):
-    """An archive without a model."""
+def _npz():
     buffer = io.BytesIO()
-    if form == "npz":
-        np.savez(buffer, data=np.zeros(3))
-    else:
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.addfile(tarfile.TarInfo("storages"))
+    np.savez(buffer, data=np.zeros(3))
     return buffer.getvalue()
 
 
@@ -238,7 +197,6 @@ BAD_MODELS = {  # of a good state and the name of one of its entries
     "empty file": lambda state, last: b"",
     "text": lambda state, last: b"this is no model\n",
     "truncated": lambda state, last: saved(state)[:100_000],
-    "truncated at the end": lambda state, last: saved(state)[:-200],
     "an empty dict": lambda state, last: saved({}),
     "another architecture": lambda state, last: saved(torch.nn.Linear(784, 2).state_dict()),
     "one layer missing": lambda state, last: saved({key: state[key] for key in state if key != last}),
@@ -250,17 +208,15 @@ BAD_MODELS = {  # of a good state and the name of one of its entries
     "negative variances": lambda state, last: saved(_with(state, "running_var", lambda old: -1 - old)),
     "words for weights": lambda state, last: saved(_with(state, last, "zero")),
     "a list": lambda state, last: saved([1, 2, 3]),
-    "a tensor": lambda state, last: saved(torch.zeros(3)),
-    "nothing": lambda state, last: saved(None),
     "a whole module": lambda state, last: saved(torch.nn.Linear(3, 3)),
-    **{f"a {form}": lambda state, last, form=form: _file(form) for form in ("npz", "tar")},
-    "a pickle of arrays": lambda state, last: pickle.dumps({"a": np.zeros(3)}, protocol=4),
+    "an npz": lambda state, last: _npz(),
+    "a tar": lambda state, last: tarfile.TarInfo("storages").tobuf() + bytes(9728),
     "a hostile pickle": lambda state, last: pickle.dumps(Bomb("marker"), protocol=2),
-    "a hostile pickle, protocol 4": lambda state, last: pickle.dumps(Bomb("marker"), protocol=4),
     "a hostile model": lambda state, last: saved(Bomb("marker")),
     "a hostile state": lambda state, last: saved({**state, "extra": Bomb("marker")}),
     "a hostile model of the old format": lambda state, last: saved(Bomb("marker"),
                                                                    _use_new_zipfile_serialization=False),
+    "nothing changed, which is fine": lambda state, last: saved(_with(state, last, lambda old: old + 0)),
 }
 
 
@@ -268,15 +224,12 @@ BAD_MODELS = {  # of a good state and the name of one of its entries
 def test_a_bad_model(loading, name):
     state = torch.load(str(loading.script.inputs["model"]), weights_only=True)
     (loading.folder / "broken.pth").write_bytes(BAD_MODELS[name](state, LAST[loading.kind]))
+    if "fine" in name:
+        assert loading.script.call(*loading.words(model="broken.pth")).code == 0
+        return
     found = loading.refuse("broken.pth", *loading.words(model="broken.pth"))
     assert not (loading.folder / "marker").exists()
     assert "weights_only" not in found.err and "trust" not in found.err  # torch's message advises to run the file
-
-
-def test_the_model_that_the_bad_ones_change_is_good(loading):
-    state = torch.load(str(loading.script.inputs["model"]), weights_only=True)
-    (loading.folder / "good.pth").write_bytes(saved(_with(state, LAST[loading.kind], lambda old: old + 0)))
-    assert loading.script.call(*loading.words(model="good.pth")).code == 0
 
 
 def test_a_damaged_model_is_read_or_refused(loading):
@@ -296,19 +249,8 @@ def test_a_damaged_model_is_read_or_refused(loading):
     assert refusals > 10
 
 
-def test_a_hostile_model_in_another_process(loading, run):
-    """Where no capturing of this suite hides a second line on stderr."""
-    (loading.folder / "broken.pth").write_bytes(pickle.dumps(Bomb("marker"), protocol=4))
-    before = contents(loading.folder)
-    process = run(loading.script.path, *loading.words(model="broken.pth"), cwd=loading.folder)
-    refused(types.SimpleNamespace(code=process.returncode, err=process.stderr), "broken.pth")
-    assert process.stdout == "" and contents(loading.folder) == before
-
-
-# ----------------------------------------------------------------------------------------------------------- arguments
-
 def test_bad_arguments(command):
-    """A word too few or too many, an unknown flag, numbers out of range or not numbers at all."""
+    """A word too few or too many, an unknown flag, numbers out of range or not numbers at all, a bad device."""
     words = command.words(**{name: f"my_{name}" for name in command.inputs})
     words = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
     (mode,) = [place for place, word in enumerate(words) if word.startswith(("train", "test"))]
@@ -317,28 +259,24 @@ def test_bad_arguments(command):
              *(words[:place] + words[place + 1:] for place in range(len(words))),
              *([*words, *flags.split(" ")] for flags in (
                  "--unknown", "-x", "--unknown 3", "--epochs", "--epochs ", "--epochs 0", "--epochs -1", "--epochs 2.5",
-                 "--epochs many", "--seed -1", "--seed x", "--threads 0", "--minutes 0", "--minutes nan"))]
+                 "--epochs many", "--seed -1", "--seed x", "--threads 0", "--minutes 0", "--minutes nan")),
+             *([*command.words(), "--device", device] for device in (
+                 "nonsense", "cuda:99", "cpu:x", "", "meta", ":", "cuda:", "CPU!"))]
     for line in wrong:
         command.refuse(f"{command.kind}.py", *line)
     for flag in ("--seed", "--threads"):
         assert "at least" not in command.refuse(flag, *words, flag, 2 ** 32).err
 
 
-def test_a_bad_device(command):
-    for device in ("nonsense", "cuda:99", "cpu:x", "", "meta", ":", "cuda:", "CPU!"):
-        command.refuse(f"{command.kind}.py", *command.words(), "--device", device)
-
-
-# ---------------------------------------------------------------------------------------------- full disks and signals
-
-def test_a_full_disk(loading):
-    """No file may have more than ten bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+@pytest.mark.parametrize("command, limit", [("bird test", 10), ("vae train", 100_000), (SCRIPTS["vae"], 100_000)],
+                         indirect=["command"])
+def test_a_disk_that_fills_up_in_the_middle_of_a_file(command, limit):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
-        loading.refuse(loading.output, *loading.words())
+        command.refuse(command.output, *command.words(), "--quiet")
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("command, name", [
@@ -375,7 +313,6 @@ def test_ctrl_c_while_the_libraries_load_is_one_line(loading, run, tmp_path):
 
 
 def test_a_closed_pipe_is_no_traceback(loading, environment):
-    """As in `... | head -1`."""
     read, write = os.pipe()
     os.close(read)
     process = subprocess.run([sys.executable, str(loading.script.path), *loading.words()], cwd=str(loading.folder),
@@ -385,43 +322,34 @@ def test_a_closed_pipe_is_no_traceback(loading, environment):
     assert (loading.folder / loading.output).read_bytes() != SENTINEL
 
 
-# ------------------------------------------------------------------------------------------------------------- sources
-
 ALLOWED = {"bird": {"torch", "torchvision", "numpy", "PIL", "sklearn", "skimage", "matplotlib", "scipy"},
            "vae": {"torch", "numpy", "scipy"}}
+BANNED = ("torchvision.models", "torch.hub", "torch.utils.model_zoo", "urllib", "http", "socket", "ftplib", "requests",
+          "timm")
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
 
-@pytest.fixture(params=SCRIPTS)
-def source(request, scripts):
-    """(script, its text, its tree as Python 3.8, the names that it imports)."""
-    text, imported = scripts[request.param].path.read_text(), []
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_sources_keep_the_rules_of_the_assignment(scripts, kind):
+    """Python 3.8, imports that the grader has, no ready-made network, nothing from the internet, the seed 0; importing
+    the script only defines."""
+    text, imported = scripts[kind].path.read_text(), []
     tree = ast.parse(text, feature_version=(3, 8))
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    for node in tree.body[1:]:  # after the docstring
+        assert "__main__" in ast.dump(node.test) if isinstance(node, ast.If) else isinstance(node, DEFINITIONS)
+        assert kind == "vae" or not isinstance(node, ast.Assign) or "Call" not in ast.dump(node)
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names]
-    return request.param, text, tree, imported
-
-
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="needs sys.stdlib_module_names")
-def test_imports_are_what_the_grader_has(source):
-    kind, _, _, imported = source
     for name in imported:
-        assert name.split(".")[0] in sys.stdlib_module_names | ALLOWED[kind] or name.startswith("sklearn.metrics"), name
-
-
-def test_no_ready_made_network_and_nothing_from_the_internet(source):
-    _, text, tree, imported = source
-    for name in imported:
-        assert not name.startswith(("torchvision.models", "torch.hub", "torch.utils.model_zoo", "urllib", "http",
-                                    "socket", "ftplib", "requests", "timm")), name
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not names & {"models", "hub", "model_zoo", "load_state_dict_from_url", "pretrained", "urlopen"}
-    assert "http" not in text
-
-
-def test_torch_is_seeded_with_0(source):
+        assert not name.startswith(BANNED), name
+        if sys.version_info >= (3, 10):
+            assert name.split(".")[0] in sys.stdlib_module_names | ALLOWED[kind], name
+    assert "http" not in text and not {node.attr for node in nodes if isinstance(node, ast.Attribute)} & {
+        "models", "hub", "model_zoo", "load_state_dict_from_url", "pretrained", "urlopen"}
     wanted = ast.dump(ast.parse("torch.manual_seed(0)").body[0].value)
-    assert any(ast.dump(node) == wanted for node in ast.walk(source[2]) if isinstance(node, ast.Call))
+    assert any(ast.dump(node) == wanted for node in nodes if isinstance(node, ast.Call))

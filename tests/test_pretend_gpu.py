@@ -1,5 +1,8 @@
 """The commands on a pretended GPU (see pretend_gpu.py): devices of tensors, resuming, the limits of MPS."""
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +20,8 @@ TINY = ("--epochs", "3", "--image-size", "32", "--threads", "1")
 
 
 def on(device, *words, cwd, env):
-    """The finished process of scripts, or of -m modules, on a pretended device, or on "cpu"."""
-    words = [sys.executable, *([] if device == "cpu" else [str(PRETEND), device]), *map(str, words)]
+    """The finished process of scripts, or of -m modules, on a pretended device."""
+    words = [sys.executable, str(PRETEND), device, *map(str, words)]
     done = subprocess.run(words, cwd=str(cwd), env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -26,7 +29,7 @@ def on(device, *words, cwd, env):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_birds(device, bird_script, bird_call, bird_data, environment, tmp_path):
-    flags = ("--epochs", "10", "--image-size", "32", "--threads", "1")
+    flags = ("--epochs", "8", "--image-size", "32", "--threads", "1")
     made = on(device, bird_script, bird_data.train, "train", "bird.pth", *flags, "+",
               bird_script, bird_data.test, "test", "bird.pth", cwd=tmp_path, env=environment)
     assert f"on {device.split(':')[0]}:0 in float32" in made.stdout  # --device auto has found it
@@ -35,36 +38,66 @@ def test_birds(device, bird_script, bird_call, bird_data, environment, tmp_path)
     assert min(scores) > 0.6, scores
 
 
-@pytest.mark.parametrize("before, after", [("cuda:7.5", "cuda:7.5"), ("cpu", "cuda:7.5"), ("cuda:8.0", "cpu")])
-def test_resume_of_birds(before, after, bird_script, bird_few, environment, tmp_path):
-    """A stopped training is resumed, also on another device; on the same one with the same weights."""
-    pretended = [] if before == "cpu" else [str(PRETEND), before]
-    command = [sys.executable, "-u", *pretended, str(bird_script), str(bird_few), "train", "bird.pth", *TINY]
-    process = subprocess.Popen(command, cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("epoch   2/3"):  # logged after its checkpoint is written
-            process.kill()
-            break
-    process.wait()
-    process.stdout.close()
-    whole = ("+", bird_script, bird_few, "train", "whole.pth", *TINY) if before == after else ()
-    resumed = on(after, bird_script, bird_few, "train", "bird.pth", *TINY, "--resume", *whole, cwd=tmp_path,
+def test_a_killed_training_resumes_on_gpu_and_cpu(bird_script, bird_call, bird_few, environment, tmp_path):
+    words = (bird_script, bird_few, "train", "bird.pth", *TINY)
+    command = [sys.executable, "-u", str(PRETEND), "cuda:8.0", *map(str, words)]
+    with subprocess.Popen(command, cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stdout if line.startswith("epoch   2/3"))  # its checkpoint is written
+        process.kill()
+    shutil.copy(str(tmp_path / "bird_checkpoint.pth"), str(tmp_path / "cpu_checkpoint.pth"))
+    resumed = on("cuda:8.0", *words, "--resume", "+", bird_script, bird_few, "train", "whole.pth", *TINY, cwd=tmp_path,
+                 env=environment)
+    elsewhere = bird_call(bird_few, "train", "cpu.pth", *TINY, "--resume")
+    for out in (resumed.stdout, elsewhere.out):
+        assert "resumed after epoch" in out and "epoch   3/3" in out
+    assert (tmp_path / "whole.pth").read_bytes() == (tmp_path / "bird.pth").read_bytes()
+
+
+def test_a_training_stopped_on_the_cpu_resumes_on_a_gpu(bird, bird_call, bird_script, bird_few, environment,
+                                                        monkeypatch, tmp_path):
+    monkeypatch.setattr(bird, "print_line", lambda line: "epoch   2/3" in line and os.kill(os.getpid(), signal.SIGTERM))
+    assert bird_call(bird_few, "train", "bird.pth", *TINY).code == 143
+    resumed = on("cuda:7.5", bird_script, bird_few, "train", "bird.pth", *TINY, "--resume", cwd=tmp_path,
                  env=environment)
     assert "resumed after epoch" in resumed.stdout and "epoch   3/3" in resumed.stdout
-    if whole:
-        assert (tmp_path / "whole.pth").read_bytes() == (tmp_path / "bird.pth").read_bytes()
+
+
+NORM = "torch.nn.BatchNorm2d(2).to(d)(torch.rand(4, 2, 3, 3, device=d).contiguous(memory_format=torch.channels_last))"
+REFUSED = {  # code: error message
+    "cuda": {"torch.ones(3) + torch.ones(3, device=d)": "expected all tensors on cuda:0",
+             "torch.ones(3)[torch.arange(2, device=d)]": "expected all tensors on cuda:0",
+             "torch.ones(3, device=d).numpy()": "expected a tensor on the CPU for NumPy",
+             "torch.randn(3, device=d, generator=torch.Generator())": "expected a generator on cuda:0"},
+    "mps": {"torch.ones(3, device=d).double()": "expected another dtype on MPS",
+            NORM: "expected contiguous tensors on MPS"}}
+TAKEN = {  # code: its value
+    "cuda": {"(torch.ones(3, device=d) + torch.arange(3).to(d)).sum().item()": 6.0, f"{NORM}.device.type": "cuda",
+             "torch.arange(3, device=d)[torch.tensor([2])].tolist()": [2]},
+    "mps": {"(torch.ones(3, device=d) * torch.tensor(2.0)).cpu().tolist()": [2.0, 2.0, 2.0]}}
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_digits(device, script_path, data, environment, tmp_path):
-    """Trained by the command, and pseudo-labels of images that are not part of the graph."""
-    flags = ("--epochs", "2", "--threads", "1")
+    """The three commands; pseudo-labels of images that are not part of the graph; what a pretended GPU refuses."""
     kind = device.split(":")[0]
-    (tmp_path / "code.py").write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import torch, vae; vae.pseudo_labels(vae.load_digits("
-        f"{str(data.train)!r}), 3, torch.Generator(), torch.device({kind!r}, 0), graph_size=60)")
-    made = on(device, script_path, data.train, data.val, "train", "v.pth", "g.pkl", *flags, "+",
-              script_path, data.test, "test_reconstruction", "v.pth", "+",
+    (tmp_path / "code.py").write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch, vae
+d = torch.device({kind!r}, 0)
+vae.pseudo_labels(vae.load_digits({str(data.train)!r}), 3, torch.Generator(), d, graph_size=60)
+for code, value in {TAKEN[kind]!r}.items():
+    assert eval(code) == value, code
+for code, said in {REFUSED[kind]!r}.items():
+    try:
+        eval(code)
+    except (RuntimeError, TypeError) as error:
+        assert said in str(error), (code, error)
+    else:
+        raise AssertionError(code)
+""")
+    made = on(device, script_path, data.train, data.val, "train", "v.pth", "g.pkl", "--epochs", "2", "--threads", "1",
+              "+", script_path, data.test, "test_reconstruction", "v.pth", "+",
               script_path, data.test, "test_classifier", "v.pth", "g.pkl", "--device", kind, "+", "code.py",
               cwd=tmp_path, env=environment)
     assert f"on {kind}:0" in made.stdout
@@ -97,43 +130,10 @@ def test_a_gpu_that_does_not_work(bird, vae, monkeypatch):
     """Such as one that this torch has no kernels for: a warning for `auto`, an error for its own name."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for script in (bird, vae):
-        with pytest.warns(RuntimeWarning, match="cuda is (available but failed|there and does not work): ."):
+        with pytest.warns(RuntimeWarning, match="cuda is available but failed: ."):
             assert script.pick_device("auto") == torch.device("cpu")
         with pytest.raises(script.InputError, match="expected .*--device.*, found 'cuda'"):
             script.pick_device("cuda")
-
-
-NORM = "torch.nn.BatchNorm2d(2).to(d)(torch.rand(4, 2, 3, 3, device=d).contiguous(memory_format=torch.channels_last))"
-REFUSED = {  # code: error message
-    "cuda": {"torch.ones(3) + torch.ones(3, device=d)": "expected all tensors on cuda:0",
-             "torch.ones(3)[torch.arange(2, device=d)]": "expected all tensors on cuda:0",
-             "torch.ones(3, device=d).numpy()": "expected a tensor on the CPU for NumPy",
-             "torch.randn(3, device=d, generator=torch.Generator())": "expected a generator on cuda:0"},
-    "mps": {"torch.ones(3, device=d).double()": "expected another dtype on MPS",
-            NORM: "expected contiguous tensors on MPS"}}
-TAKEN = {  # code: its value
-    "cuda": {"(torch.ones(3, device=d) + torch.arange(3).to(d)).sum().item()": 6.0, f"{NORM}.device.type": "cuda",
-             "torch.arange(3, device=d)[torch.tensor([2])].tolist()": [2]},
-    "mps": {"(torch.ones(3, device=d) * torch.tensor(2.0)).cpu().tolist()": [2.0, 2.0, 2.0]}}
-
-
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_what_is_pretended(kind, environment, tmp_path):
-    """The pretended GPU refuses what a GPU refuses, and nothing else."""
-    (tmp_path / "code.py").write_text(f"""
-import torch
-d = torch.device('{kind}', 0)
-for code, value in {TAKEN[kind]!r}.items():
-    assert eval(code) == value, code
-for code, said in {REFUSED[kind]!r}.items():
-    try:
-        eval(code)
-    except (RuntimeError, TypeError) as error:
-        assert said in str(error), (code, error)
-    else:
-        raise AssertionError(code)
-""")
-    on(kind, "code.py", cwd=tmp_path, env=environment)
 
 
 @pytest.mark.parametrize("way_in", [

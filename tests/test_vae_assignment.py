@@ -1,6 +1,5 @@
 """The assignment's own snippets, word for word, on the trained model of this project."""
 # ruff: noqa: W291, W293
-import os
 from pathlib import Path
 
 import matplotlib
@@ -73,26 +72,6 @@ def plot_2d_manifold(vae, latent_dim=2, n=20, digit_size=28, device='cuda'):
     plt.show()
 """  # the line `digit = ...` is the one that the assignment leaves to write
 
-EVALUATE_GMM_PERFORMANCE = """
-def evaluate_gmm_performance(labels_true, labels_pred):
-  
-    accuracy = accuracy_score(labels_true, labels_pred)
-    precision_macro = precision_score(labels_true, labels_pred, average='macro')  # Macro precision
-    recall_macro = recall_score(labels_true, labels_pred, average='macro')  # Macro recall
-    f1_macro = f1_score(labels_true, labels_pred, average='macro')  # Macro F1
-
-    # Return metrics as a dictionary
-    return {
-        'accuracy': accuracy,
-        'precision_macro': precision_macro,
-        'recall_macro': recall_macro,
-        'f1_macro': f1_macro
-    }
-
-# Example usage:
-metrics = evaluate_gmm_performance(labels_val, gmm_pred_val)
-"""
-
 LOADING = """
 #Load model 
 PATH =load_model_path
@@ -103,7 +82,7 @@ model.eval()
 
 
 @pytest.fixture
-def names(vae, monkeypatch):
+def names(vae):
     """What the snippets expect to be defined: the trained model, torch, pyplot, here without windows."""
     import matplotlib.pyplot as plt
     found = {"torch": torch, "nn": nn, "plt": plt, "device": "cpu", "ModelClass": vae.VAE,
@@ -126,10 +105,14 @@ def val_loader(request, names, vae):
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
-def test_show_reconstruction(names, val_loader):
-    if len(val_loader.dataset[0][0]) == 784:  # the snippet's imshow cannot show a row of 784 pixels
-        with pytest.raises(TypeError):
-            exec(SHOW_RECONSTRUCTION, {**names, "val_loader": val_loader})
+def test_show_reconstruction_and_loss_function(names, val_loader):
+    x, _ = next(iter(val_loader))
+    recon_x, mu, logvar = names["vae"](x)
+    assert (recon_x.shape, mu.shape, logvar.shape) == ((15, 784), (15, 2), (15, 2))
+    exec(LOSS_FUNCTION, names)
+    loss = names["loss_function"](recon_x, x, mu, logvar)
+    assert loss.isfinite() and loss < 0.7 * names["loss_function"](torch.full((15, 784), 0.1), x, mu, logvar)
+    if x.shape == (15, 784):  # the snippet's imshow cannot show a row of 784 pixels
         return
     exec(SHOW_RECONSTRUCTION, {**names, "val_loader": val_loader})
     axes = names["plt"].gcf().axes
@@ -137,16 +120,6 @@ def test_show_reconstruction(names, val_loader):
     for original, drawn in zip(axes[:10], axes[10:]):
         error = (original.images[0].get_array() - drawn.images[0].get_array()) ** 2
         assert error.mean() < 0.02, "the reconstruction is another digit"
-
-
-def test_loss_function(names, val_loader):
-    exec(LOSS_FUNCTION, names)
-    x, _ = next(iter(val_loader))
-    recon_x, mu, logvar = names["vae"](x)
-    assert (recon_x.shape, mu.shape, logvar.shape) == ((15, 784), (15, 2), (15, 2))
-    loss = names["loss_function"](recon_x, x, mu, logvar)
-    blank = names["loss_function"](torch.full((15, 784), 0.1), x, mu, logvar)
-    assert loss.isfinite() and loss < 0.7 * blank
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
@@ -165,43 +138,17 @@ def test_plot_2d_manifold_shows_digits(names, vae):
     assert (best < 0.5).float().mean() <= 0.01
 
 
-def test_evaluate_gmm_performance(names):
-    from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
-    found = {**names, "accuracy_score": accuracy_score, "precision_score": precision_score,
-             "recall_score": recall_score, "f1_score": f1_score,
-             "labels_val": np.array([1, 4, 8, 8]), "gmm_pred_val": np.array([1, 4, 8, 4])}
-    exec(EVALUATE_GMM_PERFORMANCE, found)
-    assert set(found["metrics"]) == {"accuracy", "precision_macro", "recall_macro", "f1_macro"}
-    assert found["metrics"]["accuracy"] == 0.75
-
-
-def test_latents_of_the_training_images_are_spread_like_n_0_i(vae):
+def test_committed_model_classifies_and_its_latents_resemble_n_0_i(vae):
     """By the mixture that EM fitted to their means: mean 0, covariance I within 0.15, 75 % within the grid."""
-    mixture, labels = vae.load_mixture(str(MODELS / "gmm_params.pkl"), vae.load_checkpoint(str(MODELS / "vae.pth")))
-    assert labels.tolist() == [1, 4, 8]
-    mean = mixture.weights_ @ mixture.means_
-    moments = np.einsum("k,kij->ij", mixture.weights_, mixture.covariances_ + np.einsum(
-        "ki,kj->kij", mixture.means_, mixture.means_))
+    model = vae.load_checkpoint(str(MODELS / "vae.pth"))
+    mixture, labels = vae.load_mixture(str(MODELS / "gmm_params.pkl"), model)
+    drawn = model.decode(torch.tensor(mixture.means_, dtype=torch.float32)).detach().numpy()
+    assert (MODELS / "vae.pth").stat().st_size < 4_000_000 and drawn.shape == (3, 784) and drawn.max() > 0.5
+    assert labels.tolist() == vae.classify(model, mixture, labels, vae.DigitDataset(drawn)).tolist() == [1, 4, 8]
+    mean, points = mixture.weights_ @ mixture.means_, mixture.means_
+    moments = np.einsum("k,kij->ij", mixture.weights_, mixture.covariances_ + points[:, :, None] * points[:, None])
     assert mean == pytest.approx(0, abs=0.15)
     assert moments - np.outer(mean, mean) == pytest.approx(np.eye(2), abs=0.15)
     assert (np.abs(mixture.sample(20_000)[0]) <= 1.645).all(1).mean() >= 0.75
-    distance = np.linalg.norm(mixture.means_[:, None] - mixture.means_, axis=2) + 99 * np.eye(3)
+    distance = np.linalg.norm(points[:, None] - points, axis=2) + 99 * np.eye(3)
     assert distance.min() > 4 * np.sqrt(mixture.covariances_.max())  # clusters apart
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("DIGITS" not in os.environ, reason="DIGITS names no folder with the real digits")
-def test_trained_model_on_real_digits(vae):
-    """Scores and latents of 286 digits that the model was not trained on."""
-    from handin.grading.scores import average_f1, mean_ssim
-    model = vae.load_checkpoint(str(MODELS / "vae.pth"))
-    digits = vae.load_digits(os.path.join(os.environ["DIGITS"], "mnist_1_4_8_dev_test.npz"), labelled=True)
-    images = digits[range(len(digits))][0]
-    with torch.no_grad():
-        drawn, mu, _ = model(images)
-    assert mean_ssim(images.numpy(), drawn.numpy().reshape(-1, 28, 28)) > 0.74
-    assert mean_ssim(images.numpy(), vae.reconstruct(model, digits)) > 0.77
-    labels = vae.classify(model, *vae.load_mixture(str(MODELS / "gmm_params.pkl"), model), digits)
-    assert average_f1(digits.labels, labels) > 0.99
-    assert (mu.abs() <= 1.645).all(1).float().mean() >= 0.75
-    assert mu.mean(0).numpy() == pytest.approx(0, abs=0.25)  # of so few, one more or less of a class changes it

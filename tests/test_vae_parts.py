@@ -1,7 +1,6 @@
 """The parts of the model and its training, each against a reference or a property that defines it."""
 import dataclasses
 import math
-import time
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ def _generator(seed=0):
 
 @pytest.fixture(scope="module")
 def digits(vae, draw):
-    """64 drawn images of four shapes."""
     return vae.DigitDataset(draw(np.arange(64) % 4, 7))
 
 
@@ -31,17 +29,6 @@ def x(digits):
     """Their pixels, float32 (64, 784)."""
     return digits[range(64)][0].flatten(1)
 
-
-def _normal(mu, logvar):
-    return D.Independent(D.Normal(mu, (logvar / 2).exp()), 1)
-
-
-def _prior(model):
-    K, std = len(model.prior_means), model.prior_std.expand(len(model.prior_means), 2)
-    return D.MixtureSameFamily(D.Categorical(torch.ones(K)), D.Independent(D.Normal(model.prior_means, std), 1))
-
-
-# ---------------------------------------------------------------------------------------------------------------- loss
 
 @given(seed=seeds, contrast=st.sampled_from([0.0, 0.02, 0.3, 1.0]), noise=st.sampled_from([0.01, 0.3, 1.0]))
 def test_ssim_is_that_of_skimage(vae, x, seed, contrast, noise):
@@ -53,26 +40,15 @@ def test_ssim_is_that_of_skimage(vae, x, seed, contrast, noise):
 
 
 @given(seed=seeds, K=st.integers(1, 6))
-def test_kl_to_the_prior_bounds_the_kl_without_classes(vae, seed, K):
-    """KL(q(z|x) q(c|x) || p(z, c)) >= KL(q(z|x) || p(z)), with equality for one component; the latter by sampling."""
-    generator, model = _generator(seed), vae.VAE(K)
-    logits, mu, logvar = (torch.randn(4, size, generator=generator) for size in (K, 2, 2))
-    found, q = vae.kl_to_prior(model, 3 * logits, mu, logvar - 3), _normal(mu, logvar - 3)
-    z = q.sample((4000,))
-    sampled = q.log_prob(z) - _prior(model).log_prob(z)
-    margin = 6 * sampled.std(0) / 4000 ** 0.5 + 1e-3
-    assert (found >= sampled.mean(0) - margin).all()
-    if K == 1:
-        assert found.numpy() == pytest.approx(sampled.mean(0).numpy(), abs=float(margin.max()))
-
-
-@given(seed=seeds, K=st.integers(1, 6))
 def test_kl_to_the_prior_is_the_sum_over_the_classes(vae, seed, K):
-    """Each component's KL that of torch.distributions."""
     model, generator = vae.VAE(K), _generator(seed)
     logits, mu, logvar = (2 * torch.randn(6, size, generator=generator) for size in (K, 2, 2))
-    each = torch.stack([D.kl_divergence(_normal(mu, logvar), D.Independent(D.Normal(
-        mean.expand(6, 2), model.prior_std.expand(6, 2)), 1)) for mean in model.prior_means], dim=1)
+
+    def normal(mean, std):
+        return D.Independent(D.Normal(mean.expand(6, 2), std.expand(6, 2)), 1)
+
+    each = torch.stack([D.kl_divergence(normal(mu, (logvar / 2).exp()), normal(mean, model.prior_std))
+                        for mean in model.prior_means], dim=1)
     q = logits.softmax(1)
     expected = (q * each).sum(1) + D.kl_divergence(D.Categorical(q), D.Categorical(torch.ones(6, K)))
     assert vae.kl_to_prior(model, logits, mu, logvar).numpy() == pytest.approx(expected.numpy(), rel=1e-4)
@@ -83,12 +59,10 @@ def test_moment_distance_is_0_for_the_prior_and_sees_a_class_that_drifts(vae):
     logits, centers = 50 * F.one_hot(labels, 3).float(), model.prior_means[labels]
     mu = centers + model.prior_std * torch.randn(30_000, 2, generator=_generator()) * (1 - variance) ** 0.5
     logvar = torch.full((30_000, 2), math.log(variance)) + 2 * model.prior_std.log()
-    assert float(vae.moment_distance(model, logits, mu, logvar)) == pytest.approx(0, abs=0.01)
-    moved = mu + model.prior_std * 0.5 * (labels == 1)[:, None]
-    assert float(vae.moment_distance(model, logits, moved, logvar)) == pytest.approx(0.5, abs=0.05)
-    expected = 3 * 2 * (4 * (1 - variance) + variance - 1) ** 2
-    wider = 2 * mu - centers
-    assert float(vae.moment_distance(model, logits, wider, logvar)) == pytest.approx(expected, rel=0.05)
+    moved, wider = mu + model.prior_std * 0.5 * (labels == 1)[:, None], 2 * mu - centers
+    for latents, expected, within in ((mu, 0, 0.01), (moved, 0.5, 0.05),
+                                      (wider, 6 * (4 * (1 - variance) + variance - 1) ** 2, 1.7)):
+        assert float(vae.moment_distance(model, logits, latents, logvar)) == pytest.approx(expected, abs=within)
 
 
 @pytest.mark.parametrize("q", [0, 1e-6, 0.7, 1])
@@ -96,9 +70,8 @@ def test_generalized_cross_entropy(vae, q):
     """Cross-entropy for q = 0, mean absolute error for q = 1."""
     logits, labels = torch.randn(50, 4, generator=_generator()).double(), torch.arange(50) % 4
     p = logits.softmax(1)[torch.arange(50), labels]
-    expected = -p.log() if q < 1e-3 else (1 - p ** q) / q
     found = vae.generalized_cross_entropy(logits, F.one_hot(labels, 4).double(), q)
-    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-4)
+    assert found.numpy() == pytest.approx((-p.log() if q < 1e-3 else (1 - p ** q) / q).numpy(), rel=1e-4)
 
 
 def test_plain_loss_is_the_assignments(vae, x):
@@ -110,26 +83,21 @@ def test_plain_loss_is_the_assignments(vae, x):
         drawn = model.decode(model.reparameterize(mu, logvar, torch.randn(64, 2, generator=_generator())))
         bce = F.binary_cross_entropy(drawn, x, reduction="sum")
         kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
-    assert float(loss) == pytest.approx(float(bce + kl) / 64, rel=1e-5)
-    assert [float(terms[name]) for name in ("reconstruction", "KL")] == pytest.approx(
-        [float(bce) / 64, float(kl) / 64], rel=1e-4)
+    for found, expected in ((loss, bce + kl), (terms["reconstruction"], bce), (terms["KL"], kl)):
+        assert float(found) == pytest.approx(float(expected) / 64, rel=1e-5 if found is loss else 1e-4)
 
 
 def test_augmented_images_teach_the_encoder_alone(vae, x):
     def gradients(augmented):
         torch.manual_seed(0)
-        model = vae.VAE(3)
-        targets = torch.eye(3)[torch.arange(64) % 3]
+        model, targets = vae.VAE(3), torch.eye(3)[torch.arange(64) % 3]
         vae.training_loss(model, x, augmented, targets, vae.Config(), _generator())[0].backward()
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
     with_them, without = gradients(x.roll(1, 1)), gradients(None)
     for name, gradient in with_them.items():
-        assert gradient.abs().sum() > 0
-        assert torch.equal(gradient, without[name]) == name.startswith("decoder"), name
+        assert gradient.any() and torch.equal(gradient, without[name]) == name.startswith("decoder"), name
 
-
-# --------------------------------------------------------------------------------------------------------------- model
 
 @pytest.mark.parametrize("K", [1, 2, 3, 7, 20])
 def test_prior_has_mean_0_covariance_i_and_components_apart(vae, K):
@@ -192,8 +160,6 @@ def test_decoder_moves_z_to_within_radius_s_of_a_mean(vae, K):
     assert z.grad.isfinite().all()
 
 
-# -------------------------------------------------------------------------------------------------------- augmentation
-
 @pytest.mark.parametrize("still", [True, False])
 def test_augment_moves_each_image_its_own_way_and_repeatably(vae, x, still):
     config = dataclasses.replace(vae.Config(), **(vae.PLAIN if still else {}))
@@ -207,8 +173,6 @@ def test_augment_moves_each_image_its_own_way_and_repeatably(vae, x, still):
     else:
         assert len(torch.unique(first, dim=0)) == 20
 
-
-# ------------------------------------------------------------------------------------------------------------ training
 
 @pytest.fixture
 def rates():
@@ -233,10 +197,18 @@ def test_training_returns_the_stored_model_logs_and_schedules_lr(vae, digits, ra
         assert torch.equal(value, vae.stored_weights(model)[name].to(value.dtype)), name
 
 
-def test_minutes_shortens_the_whole_schedule(vae, call, data, rates):
-    start = time.monotonic()
-    found = call(data.train, data.val, "train", "a.pth", "a.pkl", "--epochs", "100000", "--minutes", "0.1")
-    assert found.code == 0 and 5 < time.monotonic() - start < 60
+def test_minutes_shortens_the_whole_schedule(vae, call, data, rates, monkeypatch):
+    """On a machine whose steps take 0.4 s."""
+    clock, loss = [0.0], vae.training_loss
+
+    def slow(*args):
+        clock[0] += 0.4
+        return loss(*args)
+
+    monkeypatch.setattr(vae.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(vae, "training_loss", slow)
+    found = call(data.train, data.val, "train", "a.pth", "a.pkl", "--epochs", "100000", "--minutes", "0.2")
+    assert found.code == 0 and 11 < clock[0] < 12.1
     assert found.err.count("the time limit shortened the schedule") == 1 and vae.load_checkpoint("a.pth")
     assert max(rates) > 0.8 * vae.Config.lr and rates[-1] < 0.01 * vae.Config.lr
 
@@ -261,8 +233,6 @@ def test_every_hyper_parameter_matters_and_can_be_left_out(vae, unchanged, chang
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-# -------------------------------------------------------------------------------------------------------- pseudo-labels
-
 def _moments(image):
     """Row and column of the center of an image (784,), in px, and its slant."""
     image = image.view(28, 28).double()
@@ -274,20 +244,10 @@ def _moments(image):
 
 @given(slant=st.floats(-0.7, 0.7), row=st.integers(-3, 3), column=st.integers(-3, 3))
 def test_deskew_removes_shear_and_centers(vae, slant, row, column):
-    """A bar that moves `slant` px sideways per row."""
     v, u = torch.meshgrid(torch.arange(28.0) - 13.5 - row, torch.arange(28.0) - 13.5 - column, indexing="ij")
     bar = ((2 - (u - slant * v).abs()).clamp(0, 1) * (7.5 - v.abs()).clamp(0, 1)).view(1, 784)
     assert _moments(bar[0])[2] == pytest.approx(slant, abs=0.05)
     assert _moments(vae.deskew(bar)[0]) == pytest.approx((0, 0, 0), abs=0.05)
-
-
-def test_similarity_features_give_cosine_similarities_of_two_views(vae, x):
-    found = vae.similarity_features(x)
-    for features, view in zip(found.transpose(0, 1), (x, vae.deskew(x))):
-        pooled = view.view(64, 14, 2, 14, 2).mean((2, 4)).flatten(1)
-        expected = F.cosine_similarity(pooled[:, None], pooled, dim=2)
-        assert (features @ features.t()).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
-    assert not vae.similarity_features(torch.zeros(2, 784)).any()
 
 
 @given(sizes=st.lists(st.integers(10, 40), min_size=2, max_size=4), seed=seeds)
@@ -322,12 +282,6 @@ def test_pseudo_labels_are_the_shapes_in_any_order(vae, draw, n, K, graph_size):
     assert _same_partition(kinds[order], _pseudo_labels(vae, images[order], K, graph_size=graph_size))
 
 
-def test_one_component_needs_no_pseudo_labels(vae, draw, monkeypatch):
-    for part in ("similarity_features", "spectral_clustering"):
-        monkeypatch.setattr(vae, part, None)
-    assert _pseudo_labels(vae, draw([0, 1, 2]), 1) == [0, 0, 0]
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_pseudo_labels_of_few_images_use_every_cluster(vae, n):
     assert len(set(_pseudo_labels(vae, np.random.default_rng(0).random((n, 784)), 3))) == min(n, 3)
@@ -353,8 +307,6 @@ def test_ten_images_thirty_times_each(vae, draw):
     assert (clusters == clusters[:, :1]).all() and len(np.unique(clusters)) == 2
     assert _one_epoch_is_finite(vae, images, 2)
 
-
-# ---------------------------------------------------------------------------------------------------------- prediction
 
 def test_refine_is_never_worse_than_the_mean_and_stays_near(vae, model, x):
     with torch.no_grad():
