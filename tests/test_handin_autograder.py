@@ -171,11 +171,9 @@ def test_what_is_wrong_is_said(files, score, name, said, output, graded):
 def test_when_time_runs_out_what_was_found_is_there(graded, monkeypatch):
     monkeypatch.setattr(gradescope.time, "monotonic", lambda real=time.monotonic: real() + 60 * shift[0])
     shift, run = [0], Sandbox.run
-
     def slow(self, arguments, *rest):
         shift[0] += 38.5 * (arguments[2] == "train")
         return run(self, arguments, *rest)
-
     monkeypatch.setattr(Sandbox, "run", slow)
     results, tests = graded({"all.zip": {"a/bird.py": BIRD, "a/bird.pth": "weights"}})
     assert results["score"] == 72  # 10 % each for two faults of the stand-in, which has no torch
@@ -264,7 +262,6 @@ def test_without_isolation_nothing_is_graded(monkeypatch):
         if name == "bwrap":
             raise InputError("no")
         return Sandbox()
-
     monkeypatch.setattr(gradescope.sandbox, "choose", choose)
     monkeypatch.setattr(gradescope, "STUDENT", "nobody-of-this-name")
     monkeypatch.delenv("AUTOGRADER", raising=False)
@@ -277,7 +274,6 @@ def test_without_isolation_nothing_is_graded(monkeypatch):
 def test_no_more_than_so_many_submissions_in_a_day_are_graded(lay_out, graded, tmp_path):
     def earlier(hour, score, **results):
         return {"submission_time": f"2026-03-01T{hour:02}:00:00.000000+05:30", "score": score, "results": results}
-
     before = {"tests": [{"name": "birds: average F1", "output": "0.9", "visibility": "after_published"}]}
     metadata = {"created_at": "2026-03-01T20:00:00.000000+05:30", "previous_submissions": [
         earlier(7, 5.0), earlier(8, 10.0), earlier(10, 30.5, **before), earlier(11, None),
@@ -409,7 +405,6 @@ def drive(tmp_path, monkeypatch):
 def test_what_a_link_gives_is_kept_with_its_hash_and_downloaded_once(server, tmp_path):
     def fetched(name, *names):
         return fetch.fetch(f"{server.url}/{name}", names or ("bird.pth",), tmp_path / ENTRY)
-
     for _ in range(2):
         (path,) = fetched("bird.pth")
         assert path.read_bytes() == MODEL
@@ -496,13 +491,11 @@ def test_a_class_with_links(server, given, tmp_path, handin):
     write_all(tmp_path / "class", {
         "good/bird.py": BIRD, "good/group.txt": ENTRY, "good/model_path.txt": f"{server.url}/bird.pth",
         "bad/bird.py": BIRD, "bad/group.txt": "2021CS10124", "bad/model_path.txt": f"{server.url}/nothing"})
-
     def grade():
         done = handin("grade", "--submissions", tmp_path / "class", "--csv", tmp_path / "grades.csv", *given["birds"],
                       "--fetch-models", tmp_path / "models")
         state = json.loads((tmp_path / "grades.json").read_text())
         return done.err, *(state[name]["results"][0] for name in ("good", "bad"))
-
     _, good, bad = grade()
     assert good["scores"]["retrained"]["average_f1"] == 1 and "retrained" not in bad["scores"]
     (row,) = [row for row in bad["rows"] if row["check"] == "model link"]

@@ -112,11 +112,9 @@ def test_one_part_that_is_unclear_costs_the_other_nothing(tmp_path):
 
 def test_forms_and_report_are_checked(tmp_path, pdf):
     place = write_all(tmp_path, {**WHOLE, "report.pdf": pdf}) / ENTRY
-
     def read(**files):
         write_all(tmp_path, files)
         return submissions.read_forms(tmp_path, place / "bird.py", "birds", True)
-
     assert read() == submissions.Forms((ENTRY,), "https://a.example/b", "", "", "")
     form = read(**{f"{ENTRY}/data.npz": "", f"{ENTRY}/group.txt": "2021cs10124"})
     assert form.entries == ("2021CS10124",) and "upper case" in form.layout and "data.npz" in form.layout
@@ -140,10 +138,8 @@ def test_submitted_models_are_found_where_they_lie(tmp_path):
         "flat/bird.pth", "models/2021CS10001/bird.pth"), ""))
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()
-
     def find(path, part="birds", entries=(), models=None):
         return submissions.find_models(path if path.is_dir() else unpacked, path, part, entries, models)
-
     assert find(alone / "submission.zip") == [alone / "bird.pth"] == find(alone)
     assert find(flat / "a.zip") == [flat / "a" / "bird.pth"]
     assert find(flat / "b.zip") == [] == find(alone, "digits")
@@ -310,11 +306,9 @@ def test_each_student_has_a_row_for_the_upload_and_none_without_identity(tmp_pat
     results = {"asha=ravi/zip": [result_of(students=students, layout=f"expected {ENTRY}")], "c": [result_of()]}
     rubric, table = marks.read_rubric(), tmp_path / "grades.csv"
     assert outputs.write(table, results, rubric, [], True, [("asha=ravi/zip", "c", 0.9)], results) == []
-
     def read(name):
         with open(str(tmp_path / name)) as file:
             return list(csv.DictReader(file))
-
     assert [(row["Email"], row["Total Score"]) for row in read("grades_gradescope_birds.csv")] == [
         ("asha@x.example", "82"), ("ravi@x.example", "82"), ("", "82")]
     assert [row["Identifier"] for row in read("grades_moodle_birds.csv")] == ["Participant 40", "Participant 41", ""]

@@ -1,10 +1,7 @@
 """The sentences of the reports: for each, numbers that make it and numbers that make the other one."""
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
 from handin.report import figures_digits, sentences
 
 
