@@ -1,10 +1,10 @@
 """Scripts such as peers hand in, tiny and quick: a right one for each part, and that one with a single mistake; and
 their data.
 
-Photos here are files that hold the name of their class. At test no peer needs torch, which takes seconds to import."""
+Photos here are files that hold the name of their class."""
 import io
-import types
 import zipfile
+from collections import namedtuple
 
 import numpy as np
 
@@ -35,27 +35,31 @@ def write_birds(folder):
             (folder / part / name).mkdir(parents=True)
             for index in range(number):
                 (folder / part / name / f"{index}{name}.jpg").write_text(name)
-    return types.SimpleNamespace(train=folder / "train", test=folder / "test")
+    return namedtuple("Birds", "train test")(folder / "train", folder / "test")
 
 
 def write_digits(folder):
     """Three files of stripes whose first pixel is the label, 1, 4 or 8, with an array of objects that nobody reads. The
     last test image is bright all over."""
-    rng, found = np.random.default_rng(0), types.SimpleNamespace()
+    rng = np.random.default_rng(0)
     for name, number in (("train", 60), ("val", 15), ("test", 40)):
         labels = np.array([1, 8, 4])[np.arange(number) % 3] if name != "test" else np.array([1, 8])[np.arange(40) % 2]
         clean = np.indices((28, 28)).sum(0) * labels[:, None, None] * 9 % 256
         images = np.clip(clean + rng.normal(0, 5, clean.shape), 0, 255).astype(np.uint8)
         images[:, 0, 0], images[-1, 1:] = labels, 255
         np.savez(str(folder / f"{name}.npz"), data=images, labels=labels.astype(np.int64), notes=np.array([{}]))
-        setattr(found, name, folder / f"{name}.npz")
-    return found
+    return namedtuple("Digits", "train val test")(*(folder / f"{name}.npz" for name in ("train", "val", "test")))
 
 
-BIRD = '''"""A comment is not code: torchvision.models, pretrained=True, plt.show()"""
+BIRD_TORCH = '''"""A comment is not code: torchvision.models, pretrained=True, plt.show()"""
 import os, sys
-
 SEED = 0
+if sys.argv[2:3] != ["test"]:
+    import torch
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
 
 def photos(folder):
     for label, name in enumerate(sorted(os.listdir(folder))):
@@ -65,14 +69,6 @@ def photos(folder):
 def classify(paths):
     names = sorted({open(path).read() for path in paths})
     return [names.index(open(path).read()) for path in paths]
-
-if sys.argv[2:3] != ["test"]:
-    import torch
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(4, 3)
 
 def train(path):
     torch.manual_seed(SEED)
@@ -87,19 +83,11 @@ if __name__ == "__main__":
     dataset, mode, model = sys.argv[1:4]
     train(model) if mode == "train" else test(dataset)
 '''
-
-VAE = '''import pickle, sys
+VAE_TORCH = '''import pickle, sys
 import numpy as np
-
 SEED = 0
-
-def write_labels(labels):
-    with open("vae.csv", "w") as file:
-        file.write("Predicted_Label\\n" + "".join(f"{label}\\n" for label in labels))
-
 if not sys.argv[2:3] or not sys.argv[2].startswith("test_"):
     import torch
-
     class VAE(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -109,6 +97,10 @@ def train(model, mixture):
     torch.manual_seed(SEED)
     torch.save(VAE().state_dict(), model)
     pickle.dump({"means": [1.0]}, open(mixture, "wb"))
+
+def write_labels(labels):
+    with open("vae.csv", "w") as file:
+        file.write("Predicted_Label\\n" + "".join(f"{label}\\n" for label in labels))
 
 if __name__ == "__main__":
     if len(sys.argv) == 6:
@@ -122,11 +114,19 @@ if __name__ == "__main__":
             write_labels(images[:, 0, 0])
 '''
 
-# In place of the torch of the right peers where a mistake shows without it: seconds saved
-WITHOUT_TORCH = {"torch.save(Net().state_dict(), path)": "open(path, 'wb').write(b'weights')",
-                 "torch.save(VAE().state_dict(), model)": "open(model, 'wb').write(b'weights')",
-                 "    torch.manual_seed(SEED)\n": "",
-                 "    import torch\n": "    class torch:\n        class nn:\n            Module = object\n"}
+
+def _without_torch(source):
+    for old, new in (("torch.save(Net().state_dict(), path)", "open(path, 'wb').write(b'weights')"),
+                     ("torch.save(VAE().state_dict(), model)", "open(model, 'wb').write(b'weights')"),
+                     ("    torch.manual_seed(SEED)\n", ""),
+                     ("    import torch\n", "    class torch:\n        class nn:\n            Module = object\n")):
+        source = source.replace(old, new)
+    return source
+
+
+# Without torch, which saves seconds. They break the rule on the seed, and their models are none.
+BIRD, VAE = _without_torch(BIRD_TORCH), _without_torch(VAE_TORCH)
+SOURCES = {"birds": BIRD, "digits": VAE}
 
 
 def changed(source, *replacements):
@@ -137,13 +137,8 @@ def changed(source, *replacements):
     return source
 
 
-def without_torch(source):
-    """The source with a training that imports no torch. It breaks the rule on the seed, and its model is no model."""
-    return changed(source, *((old, new) for old, new in WITHOUT_TORCH.items() if old in source))
-
-
 def first(function, *lines):
-    """The replacement that puts lines at the start of a function of BIRD."""
+    """The replacement that puts lines at the start of a function."""
     return f"def {function}:\n", "\n    ".join([f"def {function}:", *lines]) + "\n"
 
 
@@ -172,8 +167,13 @@ BIRD_MISTAKES = {  # check that must fail, words of its detail, replacements in 
     "memory": ("train", "GB of memory", first(TRAIN, "import time", "hog = bytearray(400_000_000)", "time.sleep(60)")),
     "writes into the data": ("test", "Read-only file system", first(TEST, "open(f'{folder}/2/index.json', 'w')")),
     "deletes a photo": ("train", "Read-only file system", first(TRAIN, "os.remove(next(photos(sys.argv[1]))[0])")),
+    "labels independent of the photos": ("row order", "no better than guessing", (
+        '    with open("bird.csv"', '    labels = [labels[:i].count(label) % 4 for i, label in enumerate(labels)]\n'
+        '    with open("bird.csv"')),
+    "one label": ("row order", "rows say 0", (f"[{LABEL}", "[0")),
     "damages the model": ("test", "Read-only file system", first(TEST, "open(sys.argv[3], 'a').write('x')")),
 }
+OF_WEAK_MODELS = ("no better than guessing", "rows say 0")
 DECODED, FIRST_PIXELS = "data=decoded.astype(np.float32)", "images[:, 0, 0]"
 VAE_MISTAKES = {  # the same for VAE
     "npz key": ("vae_reconstructed.npz key", "'images'", (DECODED, "images=decoded.astype(np.float32)")),
@@ -186,13 +186,6 @@ VAE_MISTAKES = {  # the same for VAE
     "sampled latent": ("order of images", "a sampled latent", (  # a warning, though its seed is fixed
         "decoded.astype", "np.clip(decoded + np.random.default_rng(0).normal(0, .1, images.shape), 0, 1).astype")),
 }
-WEAK = {  # weak models, which are no mistake: words of a warning, replacements in BIRD
-    "labels independent of the photos": ("no better than guessing", (  # as many of every label for each class
-        '    with open("bird.csv"', '    labels = [labels[:i].count(label) % 4 for i, label in enumerate(labels)]\n'
-        '    with open("bird.csv"')),
-    "one label": ("rows say 0", (f"[{LABEL}", "[0")),
-}
-
 CLASSIFY = "    labels = classify([path for path, _ in photos(folder)])\n"
 # Dishonest scripts: part, whether it finds the answers without a sandbox, replacements in BIRD or VAE
 CHEATS = {

@@ -29,11 +29,9 @@ from handin.grading.sandbox import Limits, Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY, MODEL = "2021CS10123", b"\x80weights"
-VAE = peers.without_torch(peers.VAE)
 BIRD = peers.changed(  # reads all that it is given
-    peers.without_torch(peers.BIRD),
-    ("dataset, mode, model = sys.argv[1:4]\n", "dataset, mode, model = sys.argv[1:4]\n    if mode == 'test':\n"
-     "        open(model, 'rb').read()\n    else:\n        classify([path for path, _ in photos(dataset)])\n"))
+    peers.BIRD, peers.first("test(folder)", "open(sys.argv[3], 'rb').read()"),
+    peers.first("train(path)", "classify([path for path, _ in photos(sys.argv[1])])"))
 RIGHT = {"bird.py": BIRD, "bird.pth": "weights"}
 NOW = "2026-03-02T20:00:00Z"
 RESULTS = {  # https://gradescope-autograders.readthedocs.io/en/latest/specs/
@@ -53,8 +51,7 @@ RESULTS = {  # https://gradescope-autograders.readthedocs.io/en/latest/specs/
 @pytest.fixture(scope="module")
 def given(peer_birds, peer_digits):
     """Words that give data of a part to a command."""
-    return {"birds": ["--birds", str(peer_birds.train), str(peer_birds.test)],
-            "digits": ["--digits", str(peer_digits.train), str(peer_digits.val), str(peer_digits.test)]}
+    return {"birds": ["--birds", *map(str, peer_birds)], "digits": ["--digits", *map(str, peer_digits)]}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +129,7 @@ def test_right_scripts_with_models_score_in_full(given, tmp_path, handin):
     path = tmp_path / "autograder.zip"
     assert handin("autograder", "--out", path, *given["birds"], *given["digits"]).code == 0
     handed_in = write_all(tmp_path / "in", {f"{ENTRY}/{name}": content for name, content in {
-        **RIGHT, "group.txt": ENTRY, "vae.py": VAE, "vae.pth": "weights", "gmm_params.pkl": "weights"}.items()})
+        **RIGHT, "group.txt": ENTRY, "vae.py": peers.VAE, "vae.pth": "weights", "gmm_params.pkl": "weights"}.items()})
     assert handin("autograder", "--try", path, handed_in, "--out", tmp_path / "results.json").code == 0
     results, tests = read_results(tmp_path / "results.json")
     assert tests["birds: average F1"]["score"] == 90 and tests["birds: report"]["score"] == 0
@@ -444,10 +441,10 @@ def test_a_server_that_sends_nothing_ends_the_download(server, monkeypatch):
     assert fetch.explain(found.value, server.url) == "the server sends nothing for 0.3 s"
 
 
-def test_a_file_that_is_too_large_is_not_kept(server, tmp_path):
+def test_a_file_that_is_too_large_is_not_kept(server, run, tmp_path):
     code = ("import sys; from handin.grading import fetch; fetch.MAX_BYTES = 2000; "
             f"sys.exit(fetch.main([{server.url + '/big'!r}, {str(tmp_path)!r}, 'bird.pth']))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), capture_output=True, text=True, check=False)
+    done = run("-c", code, cwd=ROOT)
     assert done.returncode == 1 and "expected at most 0.002 MB" in done.stderr
 
 

@@ -14,7 +14,7 @@ from handin.grading import classroom, marks, outputs, similar, submissions
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY = "2021CS10123"
-BIRD, VAE = peers.without_torch(peers.BIRD), peers.without_torch(peers.VAE)
+BIRD, VAE = peers.BIRD, peers.VAE
 WHOLE = {f"{ENTRY}/bird.py": BIRD, f"{ENTRY}/group.txt": ENTRY, f"{ENTRY}/model_path.txt": "https://a.example/b"}
 
 
@@ -159,7 +159,7 @@ def test_a_class_gets_rows_marks_and_pages_and_resumes(peer_birds, tmp_path, han
         "submission_metadata.yml": "both:\n  :submitters:\n  - :name: Asha <Rao>\n    :email: a@x.example\n"
                                    "gone:\n  :submitters:\n  - :name: Ravi\n"})
     command = ["grade", "--submissions", folder, "--csv", target, "--jobs", 2]
-    data = ["--birds", peer_birds.train, peer_birds.test]
+    data = ["--birds", *peer_birds]
     assert handin(*command, "--quick").code == 1
     assert all(row["grader_version"].startswith("quick") and not row["mark"] for row in rows_of(target).values())
     assert handin(*command, *data).code == 1

@@ -1,8 +1,6 @@
 """`python -m handin figures`: the pictures and numbers.json, from models trained on drawn shapes."""
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,13 +53,10 @@ def words(bird_trained, bird_data, trained, data, labelled):
 
 
 @pytest.fixture(scope="module")
-def made(words, environment, tmp_path_factory):
+def made(words, run, tmp_path_factory):
     """Both parts drawn into one folder, each by a process without a display: the folder, the processes, the numbers."""
-    out = tmp_path_factory.mktemp("made") / "new" / "figures"
-    surroundings = {name: value for name, value in environment.items()
-                    if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
-    done = [subprocess.run([sys.executable, "-m", "handin", *words(part), "--out", str(out)], cwd=str(ROOT),
-                           env={**surroundings, "PYTHONHASHSEED": seed}, capture_output=True, text=True, timeout=600)
+    out, no_display = tmp_path_factory.mktemp("made") / "new" / "figures", {"DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    done = [run("-m", "handin", *words(part), "--out", out, cwd=ROOT, PYTHONHASHSEED=seed, MPLBACKEND="", **no_display)
             for part, seed in (("birds", "0"), ("digits", "1"))]
     assert [process.returncode for process in done] == [0, 0], done
     return SimpleNamespace(out=out, processes=done, numbers=json.loads((out / "numbers.json").read_text()))
@@ -142,6 +137,11 @@ def test_the_numbers_of_the_birds_are_those_of_bird_csv(made, bird_trained, bird
     for row, name in zip(found["grad_cam"], names):
         counts = [(row[side] or {"photos": 0})["photos"] for side in ("right", "wrong")]
         assert row["class"] == name and sum(counts) == 6 and counts[0] == round(6 * recall[names.index(name)])
+    names, shapes, parameters = ([layer[key] for layer in found["layers"]] for key in ("name", "shape", "parameters"))
+    assert shapes == [[3, 48, 48], [64, 12, 12], [64, 12, 12], [128, 6, 6], [256, 3, 3], [512, 2, 2], [1024], [4]]
+    assert names[1:4:2] == ["conv 7 × 7, batch norm, stride 4", "residual block, batch norm, stride 2"]
+    assert names[6] == f"avg. and max pooling, dropout {history['settings']['dropout']:g}"
+    assert sum(parameters) == found["parameters"]
 
 
 def test_the_numbers_of_the_digits_are_those_of_the_graded_files(made, trained, data):
@@ -234,16 +234,6 @@ def _mixture(means, covariances):
 
 
 
-def test_the_table_of_layers_has_every_parameter_and_the_trained_size(bird_untrained):
-    model = bird.load_model(str(bird_untrained))
-    rows = figures_birds.layer_table(model, 0.27)
-    assert sum(row["parameters"] for row in rows) == sum(p.numel() for p in model.parameters())
-    assert [row["shape"] for row in rows] == [[3, 32, 32], [64, 8, 8], [64, 8, 8], [128, 4, 4], [256, 2, 2],
-                                              [512, 1, 1], [1024], [3]]
-    names = "conv 7 × 7, batch norm, stride 4", "residual block, batch norm, stride 2"
-    assert (rows[1]["name"], rows[3]["name"], rows[6]["name"]) == (*names, "avg. and max pooling, dropout 0.27")
-
-
 @pytest.mark.parametrize("degrees", [-30, 0, 20, 45])
 def test_the_slant_of_a_drawn_stroke(degrees):
     image, rows = np.zeros((28, 28)), np.arange(4, 24)
@@ -297,16 +287,6 @@ def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained, bird_data):
     found = figures_birds.grad_cam(model, photos.float() / 255, targets, batch=2)
     assert found.shape == (3, 96, 96) and found == pytest.approx(expected, abs=1e-3)
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_examples_are_right_and_wrong_ones_of_their_own_class():
-    rng = np.random.default_rng(0)
-    truth, predicted, usable = rng.integers(0, 3, 90), rng.integers(0, 2, 90), rng.random(90) < 0.8
-    chosen = figures_birds.choose_examples(truth, predicted, usable, 4, each=2)
-    assert [tuple(map(len, groups)) for groups in chosen] == [(2, 2), (2, 2), (0, 2), (0, 0)]
-    for k, (right, wrong) in enumerate(chosen):
-        assert all(usable[i] and truth[i] == k for i in right + wrong)
-        assert all(predicted[i] == k for i in right) and not any(predicted[i] == k for i in wrong)
 
 
 def test_the_manifold_is_the_assignments_grid_with_z2_downwards():
