@@ -25,27 +25,29 @@ from peers import write_all
 from common.errors import InputError
 from handin.__main__ import main
 from handin.grading import fetch, gradescope, sandbox
-from handin.grading.sandbox import Limits, Sandbox
+from handin.grading.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY, MODEL = "2021CS10123", b"\x80weights"
 BIRD = peers.changed(  # reads all that it is given
     peers.BIRD, peers.first("test(folder)", "open(sys.argv[3], 'rb').read()"),
     peers.first("train(path)", "classify([path for path, _ in photos(sys.argv[1])])"))
-RIGHT = {"bird.py": BIRD, "bird.pth": "weights"}
-NOW = "2026-03-02T20:00:00Z"
+FORMAT = {"enum": ["text", "html", "simple_format", "md", "ansi"]}
 RESULTS = {  # https://gradescope-autograders.readthedocs.io/en/latest/specs/
     "type": "object", "required": ["score", "tests"], "additionalProperties": False, "properties": {
         "score": {"type": "number", "minimum": 0}, "execution_time": {"type": "integer"}, "output": {"type": "string"},
-        "output_format": {"enum": ["text", "html", "simple_format", "md", "ansi"]},
-        "test_output_format": {"enum": ["text", "html", "simple_format", "md", "ansi"]},
-        "extra_data": {"type": "object"},
+        "output_format": FORMAT, "test_output_format": FORMAT, "extra_data": {"type": "object"},
         "leaderboard": {"type": "array", "items": {"required": ["name", "value"]}},
         "tests": {"type": "array", "items": {
             "type": "object", "required": ["name", "output"], "additionalProperties": False, "properties": {
                 "score": {"type": "number"}, "max_score": {"type": "number"}, "status": {"enum": ["passed", "failed"]},
                 "name": {"type": "string"}, "output": {"type": "string"}, "output_format": {"const": "text"},
                 "visibility": {"enum": ["hidden", "after_due_date", "after_published", "visible"]}}}}}}
+
+
+def right(*replacements):
+    """The files of a submission that is right, but for replacements in BIRD."""
+    return {"bird.py": peers.changed(BIRD, *replacements), "bird.pth": "weights"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,8 @@ def lay_out(tmp_path, archive):
         shutil.unpack_archive(str(archive), str(tmp_path / "source"), "zip")
         (tmp_path / "results").mkdir()
         write_all(tmp_path / "submission", files)
-        write_all(tmp_path, {"submission_metadata.json": json.dumps({"created_at": NOW, **metadata})})
+        metadata = {"created_at": "2026-03-02T20:00:00Z", **metadata}
+        write_all(tmp_path, {"submission_metadata.json": json.dumps(metadata)})
     return made
 
 
@@ -92,8 +95,6 @@ def read_results(path):
     assert results["score"] == pytest.approx(sum(points), abs=0.02) or results["extra_data"] == {"not_counted": True}
     return results, {test["name"]: test for test in results["tests"]}
 
-
-# ---------------------------------------------------------------------------------------------------------- autograder
 
 def test_the_zip_has_what_gradescope_needs(given, tmp_path, handin):
     path = tmp_path / "autograder.zip"
@@ -129,7 +130,7 @@ def test_right_scripts_with_models_score_in_full(given, tmp_path, handin):
     path = tmp_path / "autograder.zip"
     assert handin("autograder", "--out", path, *given["birds"], *given["digits"]).code == 0
     handed_in = write_all(tmp_path / "in", {f"{ENTRY}/{name}": content for name, content in {
-        **RIGHT, "group.txt": ENTRY, "vae.py": peers.VAE, "vae.pth": "weights", "gmm_params.pkl": "weights"}.items()})
+        **right(), "group.txt": ENTRY, "vae.py": peers.VAE, "vae.pth": "weights", "gmm_params.pkl": "weights"}.items()})
     assert handin("autograder", "--try", path, handed_in, "--out", tmp_path / "results.json").code == 0
     results, tests = read_results(tmp_path / "results.json")
     assert tests["birds: average F1"]["score"] == 90 and tests["birds: report"]["score"] == 0
@@ -147,14 +148,11 @@ def test_right_scripts_with_models_score_in_full(given, tmp_path, handin):
 
 
 @pytest.mark.parametrize("files, score, name, said, output", [
-    ({**RIGHT, "bird.py": peers.changed(BIRD, ("Predicted_Label", "Label"))}, 63, "bird.csv header",
-     "expected Predicted_Label", ""),
-    ({**RIGHT, "bird.py": f"{BIRD}\nif False:\n    import torchvision.models\n"}, 45, "no model zoo",
-     "torchvision.models", ""),
-    ({**RIGHT, "bird.py": peers.changed(BIRD, peers.first("test(folder)", "raise ValueError('no')"))}, 0, "test",
-     "ValueError: no", "could not be scored"),
+    (right(("Predicted_Label", "Label")), 63, "bird.csv header", "expected Predicted_Label", ""),
+    (right(("SEED =", "if False: import torchvision.models\nSEED =")), 45, "no model zoo", "torchvision.models", ""),
+    (right(peers.first("test(folder)", "raise ValueError('no')")), 0, "test", "ValueError: no", "could not be scored"),
     ({"bird.py": BIRD}, 0, "average F1", "no submitted model was scored", "hand in bird.pth"),
-    ({**RIGHT, "bird.py": "def f(:"}, 0, "syntax", "invalid syntax", gradescope.BROKEN.strip()),
+    (right(("SEED =", "def f(:")), 0, "syntax", "invalid syntax", gradescope.BROKEN.strip()),
     ({"b{1}.zip": b"PK no zip"}, 0, "bird.py", "b{1}.zip: expected a zip", ""),
     ({"notes.txt": "x"}, 0, "bird.py", "found notes.txt", ""),
     ({"bird.ipynb": "{}"}, 0, "bird.py", "hand in the script as .py", "")])
@@ -182,41 +180,32 @@ def test_a_training_that_is_too_slow_is_a_warning(graded, monkeypatch):
     """And what it leaves half done is not tested."""
     slow = peers.first("train(path)", "import time", "open(path, 'w').write('-')", "time.sleep(99)")
     monkeypatch.setattr(gradescope, "MINUTES_TRAIN", 0.01)
-    results, tests = graded({**RIGHT, "bird.py": peers.changed(BIRD, slow)})
+    results, tests = graded(right(slow))
     assert "warning" in tests["birds: train"]["output"] and tests["birds: train"]["status"] == "passed"
     assert results["score"] == 72 and "status" not in tests["birds: retrained: test"]
 
 
-def test_data_and_results_are_out_of_reach(lay_out, tmp_path, monkeypatch):
+def test_data_and_results_are_out_of_reach(graded, tmp_path, monkeypatch):
     """All of Gradescope's folders are hidden; the labels of TEST are in no file that a script gets."""
-    lay_out({"bird.py": BIRD})
     seen = []
-    monkeypatch.setattr(gradescope.classroom, "grade_part", lambda *args, **_: seen.append(args) or {"part": "birds"})
-    monkeypatch.setattr(gradescope, "results_json", lambda *_: {})
-    monkeypatch.setattr(gradescope, "choose_sandbox", lambda: Sandbox("bwrap"))
-    assert gradescope.main(tmp_path) == 0
-    ((_, _, _, _, data, _, settings, _),) = seen
+    monkeypatch.setattr(gradescope.classroom, "grade_part", lambda *args, **_: seen.extend(args) or 1 / 0)
+    graded({"bird.py": BIRD}, code=1)
+    _, _, _, _, data, _, settings, _ = seen
     assert settings.hidden == (str(tmp_path),) and settings.smoke_test
     assert all(tmp_path not in path.parents for path in data["birds"].paths.values())
-    command = sandbox._bubblewrap("/", "/tmp", [], [], settings.hidden)
-    assert command[command.index(str(tmp_path)) - 1] == "--tmpfs"
-
-
-USER = 54321
-as_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0 or not shutil.which("setpriv"),
-                             reason="only root can run a script as another user")
 
 
 @pytest.fixture
-def everyones_python(monkeypatch):
+def other_user(monkeypatch):
+    """A Sandbox of another user, with a Python that every user may run."""
     path = shutil.which("python3", path="/usr/bin:/usr/local/bin")
-    if not path:
-        pytest.skip("there is no Python that every user may run")
+    if not path or not hasattr(os, "getuid") or os.getuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("only root can run a script as another user, with a Python that every user may run")
     monkeypatch.setattr(sys, "executable", path)
+    return Sandbox("user", user=54321)
 
 
-@as_root
-def test_another_user_reads_and_writes_only_what_is_given(everyones_python, tmp_path):
+def test_another_user_reads_and_writes_only_what_is_given(other_user, tmp_path):
     """As on Gradescope where bubblewrap does not work; what it leaves running ends."""
     own, given, closed = files = [tmp_path / name / "file" for name in ("own", "given", "closed")]
     write_all(tmp_path, {f"{path.parent.name}/file": "content" for path in files})
@@ -233,22 +222,20 @@ for path in {list(map(str, files))!r}:
             print(False)
 subprocess.Popen(["sleep", "987"], start_new_session=True)
 """
-    found = Sandbox("user", user=USER).run(["-c", code], own.parent, sandbox.clean_environment(own.parent, own.parent),
-                                           Limits(60), [own.parent], [given.parent])
+    found = other_user.run(["-c", code], own.parent, sandbox.clean_environment(own.parent, own.parent),
+                           sandbox.Limits(60), [own.parent], [given.parent])
     assert found.tail.split() == ["True", "True", "True", "False", "False", "False"], found.tail
-    assert not [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real == USER
+    assert not [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real == other_user.user
                 and one.status() != psutil.STATUS_ZOMBIE]
     assert closed.stat().st_uid == 0
 
 
-@as_root
-def test_a_submission_is_graded_as_another_user(lay_out, graded, everyones_python, tmp_path, monkeypatch):
+def test_a_submission_is_graded_as_another_user(lay_out, graded, other_user, tmp_path, monkeypatch):
     """Who can read the photos, the model and nothing of the autograder, whose files are closed."""
-    lay_out({**RIGHT, "bird.py": peers.changed(BIRD, peers.first(
-        "test(folder)", f"assert not os.access({str(tmp_path / 'source')!r}, os.R_OK)"))})
+    lay_out(right(peers.first("test(folder)", f"assert not os.access({str(tmp_path / 'source')!r}, os.R_OK)")))
     subprocess.run(["chmod", "-R", "go-rwx", *(tmp_path / name for name in ("source", "results", "submission"))],
                    check=True)
-    monkeypatch.setattr(gradescope, "choose_sandbox", lambda: Sandbox("user", user=USER))
+    monkeypatch.setattr(gradescope, "choose_sandbox", lambda: other_user)
     results, tests = graded()
     assert tests["birds: average F1"]["score"] == 90 and tests["birds: retrained: test"]["status"] == "passed", results
 
@@ -288,7 +275,7 @@ def test_no_more_than_so_many_submissions_in_a_day_are_graded(lay_out, graded, t
 
 def test_late_submissions_lose_points_by_the_due_date(graded):
     results, tests = graded(
-        RIGHT, created_at="2026-03-02T20:00:00.365935+05:30",
+        right(), created_at="2026-03-02T20:00:00.365935+05:30",
         users=[{"id": 5, "name": "A", "email": None, "assignment": {"due_date": "2026-03-01T20:00:01.000000+05:30"}}],
         previous_submissions=None, assignment={"due_date": "2026-02-01T20:00:01.000000+05:30"})
     assert [test for test in results["tests"] if test["output"] == "late by 1 day"]
@@ -307,9 +294,8 @@ def test_a_fault_of_the_autograder_is_shown_as_one(lay_out, graded, tmp_path, br
 
 def test_scores_are_written_before_training_and_are_rounded_once(lay_out, graded, tmp_path, monkeypatch):
     """A score with many places is no deduction."""
-    lay_out({**RIGHT, "bird.py": peers.changed(
-        BIRD, ("    labels = classify(", "    open('x', 'w')\n    labels = [0] + classify("),
-        ("for label in labels", "for label in labels[:-1]"))})
+    lay_out(right(("labels = classify(", "open('x', 'w')\n    labels = [0] + classify("),
+                  ("for label in labels", "for label in labels[:-1]")))
     written, write = [], gradescope.write_files
     monkeypatch.setattr(gradescope, "write_files", lambda files: written.extend(
         json.loads(content) for content in files.values()) or write(files))
@@ -333,8 +319,6 @@ def test_bad_arguments_are_one_line(arguments, said, peer_digits, tmp_path, monk
     err = handin("autograder", *arguments.format(train=peer_digits.train).split()).err
     assert said in err and err.count("\n") == 1, err
 
-
-# --------------------------------------------------------------------------------------------------------------- links
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves a few files, and remembers what was asked for."""

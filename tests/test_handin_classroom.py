@@ -30,8 +30,6 @@ def rows_of(path):
         return {row["submission"]: row for row in csv.DictReader(file)}
 
 
-# -------------------------------------------------------------------------------------------------------------- finding
-
 def test_whatever_is_handed_in_is_a_submission(tmp_path):
     """And what the operating system or the grader has added is none."""
     write_all(tmp_path, {"student 1/bird.py": BIRD, "student 1/figures.zip": "no script", "student2/Bird.py": BIRD,
@@ -148,8 +146,6 @@ def test_submitted_models_are_found_where_they_lie(tmp_path):
     assert find(flat / "b.zip") == [unpacked / "bird.pth"]
 
 
-# ------------------------------------------------------------------------------------------------------------- grading
-
 def test_a_class_gets_rows_marks_and_pages_and_resumes(peer_birds, tmp_path, handin, pdf):
     """First quick, then in full, then in part."""
     folder, target = tmp_path / "class", tmp_path / "out" / "grades.csv"
@@ -234,8 +230,6 @@ def test_a_running_scheduler_does_the_work(tmp_path, monkeypatch):
         list(classroom.in_parallel(work, {}, 1, "tcp://127.0.0.1:9"))
 
 
-# --------------------------------------------------------------------------------------------------------------- marks
-
 def result_of(**changes):
     values = {"part": "birds", "entries": [ENTRY], "scores": {"average_f1": 0.8}, **changes}
     return classroom.result_of(submissions.Submission(Path("x")), **values)
@@ -297,8 +291,6 @@ def test_a_mark_of_a_teacher_counts_for_the_part_that_it_names():
         ("", "", ""), ("birds", 12, 100), ("digits", 13, 100)]
     assert "birds: mark" in outputs.page([{**row, "submission": "a", "log": "", "feedback": ""} for row in rows], [])
 
-
-# ------------------------------------------------------------------------------------------------------------- outputs
 
 def test_each_student_has_a_row_for_the_upload_and_none_without_identity(tmp_path):
     students = [{"name": name, "email": f"{name}@x.example", "sid": str(i), "id": str(40 + i)}

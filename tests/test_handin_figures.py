@@ -72,8 +72,6 @@ def draw_again(words, handin, tmp_path):
     return draw
 
 
-# ------------------------------------------------------------------------------------------------------------ the files
-
 def test_every_figure_is_there_as_png_and_pdf_and_nothing_else(made):
     expected = {name + ending for name in BIRDS | DIGITS for ending in (".png", ".pdf")}
     expected |= {"latent.html", "numbers.json"}
@@ -103,8 +101,6 @@ def test_the_same_input_gives_the_same_bytes(part, made, draw_again, tmp_path):
         assert path.read_bytes() == (made.out / path.name).read_bytes(), path.name
     assert json.loads((tmp_path / "numbers.json").read_text()) == {other: {"kept": 1}, part: made.numbers[part]}
 
-
-# ---------------------------------------------------------------------------------------------------------- the numbers
 
 def _scores(truth, predicted):
     """Those of the assignment's evaluate_gmm_performance, and the average F1."""
@@ -225,8 +221,6 @@ def test_an_unreadable_photo_is_scored_as_by_bird_py_and_never_drawn(bird_traine
     expected = bird.predict_proba(model, torch.from_numpy(photos)).max(1).values.tolist()
     assert sorted(example.probability for example in measured) == pytest.approx(sorted(expected), abs=1e-4)
 
-
-# --------------------------------------------------------------------------------------------------------- the drawings
 
 def _mixture(means, covariances):
     weights = np.full(len(means), 1 / len(means))
@@ -385,8 +379,6 @@ def test_no_text_of_a_curve_or_a_latent_is_cut_off_or_covers_another(check_texts
           for predicted in (False, True)),
         figures_digits.ssim_figure(images[0, 0], classes[:28], LABELS))
 
-
-# ------------------------------------------------------------------------------------------------------------ bad input
 
 @pytest.fixture(scope="module")
 def broken(bird_trained, bird_data, trained, data, tmp_path_factory):

@@ -52,8 +52,6 @@ def faults(rows):
     return {(row.check, row.status) for row in rows if row.status != "pass"}
 
 
-# ------------------------------------------------------------------------------------------------------- right scripts
-
 def test_a_right_pair_passes_everything_and_scores_in_full(peer_birds, peer_digits, tmp_path, handin):
     """The birds with a submitted model, which is compared with a retrained one."""
     torch.save({"layer.weight": torch.zeros(3, 4), "layer.bias": torch.zeros(3)}, str(tmp_path / "bird.pth"))
@@ -109,8 +107,6 @@ def test_what_the_course_does_not_forbid_costs_nothing(peer_digits, copies, tmp_
     assert faults(result.rows) == {("no plt.show()", "warn"), ("fresh model loads", "warn")}
     assert result.scores["average_f1"] == 1 and result.scores["ssim"] > 0.6
 
-
-# -------------------------------------------------------------------------------------------------------------- cheats
 
 @needs_bwrap
 @pytest.mark.parametrize("cheat", peers.CHEATS)
@@ -190,8 +186,6 @@ open('pid', 'w').write(str(subprocess.Popen(['sleep', '100'], start_new_session=
     assert not Path("/tmp/x").exists()
     assert not [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", "100"]]
 
-
-# ------------------------------------------------------------------------------------------------------------ mistakes
 
 @pytest.mark.parametrize("mistake", peers.BIRD_MISTAKES)
 def test_each_mistake_of_a_bird_script_is_named(mistake, graded, given):
@@ -302,8 +296,6 @@ def test_a_broken_output_is_named(name, content, words, tmp_path):
     assert any(words in row.detail for row in rows if row.status == "fail"), rows
 
 
-# --------------------------------------------------------------------------------------------------------------- rules
-
 @pytest.mark.parametrize("mistake", peers.RULE_BREAKERS)
 def test_each_broken_rule_is_named(mistake):
     status, check, words, source = peers.RULE_BREAKERS[mistake]
@@ -314,8 +306,6 @@ def test_each_broken_rule_is_named(mistake):
 def test_harmless_scripts_break_no_rule():
     assert [faults(rules.check_rules("digits", source)) for source in peers.HARMLESS] == [set()] * len(peers.HARMLESS)
 
-
-# ------------------------------------------------------------------------------------------------------------- sandbox
 
 def test_no_child_outlives_a_stopped_command_and_no_secret_reaches_it(tmp_path, monkeypatch):
     """Without a sandbox, too."""
@@ -357,8 +347,6 @@ def test_an_error_is_quoted_in_one_clean_line(text, line):
     assert sandbox.error_line(text) == line
 
 
-# ----------------------------------------------------------------------------------------------------------- containers
-
 FAKE_DOCKER = """#!/bin/sh
 echo "$@" >> "$LOG"
 [ "$1" = run ] || exit 0
@@ -382,8 +370,6 @@ def test_a_container_has_no_network_and_reads_the_data_only(graded, given, peer_
     assert f"--volume {copy}:{copy}:ro" in ran[-1] and not any(str(peer_birds.test) in line for line in ran)
     assert (tmp_path / "log").read_text().count("rm --force handin_") == len(ran)
 
-
-# -------------------------------------------------------------------------------------------------------- command line
 
 @pytest.mark.parametrize("words, said", [
     ("", "expected --birds TRAIN TEST"), ("--csv x.csv", "--submissions"), ("--birds {folder}/no {test}", "/no: "),

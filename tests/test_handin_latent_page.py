@@ -55,8 +55,6 @@ def decode(model, z):
         return model.decode(torch.tensor(np.array([z]), dtype=torch.float32))[0].numpy()
 
 
-# --------------------------------------------------------------------------------------------------- without a browser
-
 def test_the_page_is_self_contained_and_the_same_for_the_same_input(parts, content):
     text = content.decode()
     assert text.startswith("<!doctype html>") and latent_page.MARK not in text
@@ -112,8 +110,6 @@ def test_what_the_page_shows_lies_within_its_view(stored):
                    [[1.64, 1.64], [-1.64, -1.64]]])
     assert (z > [left, bottom]).all() and (z < [right, top]).all()
 
-
-# ------------------------------------------------------------------------------------------------------- in a browser
 
 @pytest.fixture
 def visit(browser, content, tmp_path):

@@ -120,8 +120,6 @@ def refused(done, *words):
     assert all(word in done.err for word in words), done.err
 
 
-# -------------------------------------------------------------------------------------------------------------- report
-
 STATED = {
     "birds": ["0.8765", "0.8642", "0.8888", "0.8531", "0.8357", "1,357 test photos", "7,654,321", "4,321 photos", "987",
               "0.8246", "0.8322", "66 of", "44 minutes", "epoch 55", "144 px", "dropout 0.27", "Seed 5", "0.8711",
@@ -246,8 +244,6 @@ def test_malformed_entries_places_and_words_are_one_line(place, handin, command,
         (place.folder / "group.txt").write_text(group)
     refused(handin(*command.split()), *words)
 
-
-# ----------------------------------------------------------------------------------------------------------------- zip
 
 @pytest.fixture(scope="module")
 def reports():

@@ -9,7 +9,8 @@ HARD = [(0.9, 0.7, 0.5)]  # training accuracy, validation accuracy, validation l
 
 @pytest.mark.parametrize("rows, best, planned, limited, photos, said", [
     (HARD, 1, 1, False, 600, "In epoch 1 the network recognises 90.0 % of the training photos, which are augmented, "
-     "and 70.0 % of the validation photos (standard error 1.9 %): it overfits, although the training photos are harder."),
+     "and 70.0 % of the validation photos (standard error 1.9 %): it overfits, although the training photos are "
+     "harder."),
     (HARD, 1, 1, False, 10, "the curves show no overfitting"),
     (HARD, 1, 1, False, 0, "too few photos for a validation set of their own"),
     ([(0.6, 0.7, 0.5), (0.7, 0.7, 0.6)], 1, 2, False, 99, "rises by 20 % in the 1 further epoch."),
