@@ -309,7 +309,7 @@ def test_ellipses_enclose_what_a_gaussian_says():
             assert ((points ** 2).sum(1) <= 1).mean() == pytest.approx(1 - np.exp(-sigmas ** 2 / 2), abs=0.03)
 
 
-def test_pairs_have_the_mahalanobis_distance_of_their_means_and_their_mistakes():
+def test_pairs_have_the_mahalanobis_distance_and_their_mistakes():
     mixture = _mixture([[0, 0], [4.0, 0], [0, 20.0]], [np.eye(2), [[3.0, 0], [0, 1]], 9 * np.eye(2)])
     pairs = figures_digits.component_pairs(mixture, LABELS, np.array([1, 1, 4, 8, 8]), np.array([4, 1, 4, 1, 1]))
     assert [pair["digits"] for pair in pairs] == [[1, 4], [1, 8], [4, 8]]
@@ -317,14 +317,6 @@ def test_pairs_have_the_mahalanobis_distance_of_their_means_and_their_mistakes()
     assert [pair["misclassified"] for pair in pairs] == [[1, 0], [0, 2], [0, 0]]
     points = mixture.sample(4000)[0][:, :2]
     assert figures_digits.shares_within(mixture, points) == pytest.approx([0.393, 0.865, 0.989], abs=0.03)
-
-
-def test_reconstructions_are_drawn_evenly_from_the_classes():
-    labels = np.repeat([8, 1, 4], [50, 30, 2])
-    chosen = figures_digits.spread(labels, 82, 10)
-    assert labels[chosen].tolist() == [1] * 4 + [8] * 6 and len(set(chosen)) == 10
-    assert figures_digits.spread(np.tile([8, 1, 4], 5), 15, 10).tolist() == [1, 7, 10, 2, 5, 11, 14, 3, 6, 12]
-    assert figures_digits.spread(None, 3, 10).tolist() == [0, 1, 2]
 
 
 @pytest.fixture

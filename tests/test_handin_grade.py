@@ -253,7 +253,7 @@ def test_what_is_wrong_with_a_model_file_is_named(part, saved, failing, tmp_path
     assert failed.keys() == failing.keys() and all(words in failed[check] for check, words in failing.items()), failed
 
 
-def test_the_quick_check_names_too_large_models_and_classes_with_arguments(tmp_path):
+def test_the_quick_check_names_large_models_and_classes_with_arguments(tmp_path):
     script = tmp_path / "vae.py"
     other = "class Other(torch.nn.Module):\n    def __init__(self, width): pass\n\ndef train("
     script.write_text(peers.changed(
@@ -296,9 +296,8 @@ def test_a_broken_output_is_named(name, content, words, tmp_path):
     assert any(words in row.detail for row in rows if row.status == "fail"), rows
 
 
-@pytest.mark.parametrize("mistake", peers.RULE_BREAKERS)
-def test_each_broken_rule_is_named(mistake):
-    status, check, words, source = peers.RULE_BREAKERS[mistake]
+@pytest.mark.parametrize("status, check, words, source", peers.RULE_BREAKERS)
+def test_each_broken_rule_is_named(status, check, words, source):
     row = {row.check: row for row in rules.check_rules("digits", source)}[check]
     assert row.status == status and words in row.detail, row
 

@@ -21,9 +21,8 @@ typst = pytest.importorskip("typst")
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {  # px of each figure at 200 dpi
     "birds_learning_curves": (1400, 480), "birds_confusion": (680, 600), "birds_gradcam": (1400, 1060),
-    "digits_learning_curves": (1400, 380), "digits_ssim": (680, 480),
-    "digits_reconstructions": (1400, 580), "digits_manifold": (680, 680),
-    "digits_latents": (680, 740), "digits_mixture": (680, 740)}
+    "digits_learning_curves": (1400, 380), "digits_ssim": (680, 480), "digits_reconstructions": (1400, 580),
+    "digits_manifold": (680, 680), "digits_latents": (680, 740), "digits_mixture": (680, 740)}
 SCORES = {"average_f1": 0.8765, "f1_macro": 0.8642, "accuracy": 0.8888, "precision_macro": 0.8531,
           "recall_macro": 0.8357}
 AUTHORS, ENTRIES = "Asha Rao (2019EE30456); Ravi Iyer (2020MT60789)", ["2019EE30456", "2020MT60789"]
@@ -49,13 +48,11 @@ def bird_results(classes):
 
 DIGITS = dataclasses.asdict(results.DigitResults(
     classes=[1, 4, 8], images=2468, scores=SCORES, accuracy_interval=[0.8711, 0.9045],
-    validation=dict.fromkeys(SCORES, 0.9321), labelled_images=15,
-    validation_ssim={"1": 0.912, "4": 0.634, "8": 0.634}, manifold={
-        "cells": {"1": 200, "4": 120, "8": 80}, "between": 28,
-        "axes": [{"digit": 1, "slant": [-12.3, 35.2], "ink": [0.05, 0.111]}]},
-    ssim=0.7531, ssim_sd=0.0864, ssim_from_mean=0.7319,
-    one_minus_mse=0.9753, inside_grid=0.847, aggregate_mean=[0.11, -0.22],
-    aggregate_covariance=[[1.13, -0.17], [-0.17, 0.93]], scatter_of="training", scatter_images=13579,
+    validation=dict.fromkeys(SCORES, 0.9321), labelled_images=15, validation_ssim={"1": 0.912, "4": 0.634, "8": 0.634},
+    manifold={"cells": {"1": 200, "4": 120, "8": 80}, "between": 28,
+              "axes": [{"digit": 1, "slant": [-12.3, 35.2], "ink": [0.05, 0.111]}]},
+    ssim=0.7531, ssim_sd=0.0864, ssim_from_mean=0.7319, one_minus_mse=0.9753, inside_grid=0.847, scatter_of="training",
+    aggregate_mean=[0.11, -0.22], aggregate_covariance=[[1.13, -0.17], [-0.17, 0.93]], scatter_images=13579,
     pairs=[{"digits": [1, 4], "distance": 6.54, "meets": None, "misclassified": [3, 4]},
            {"digits": [4, 8], "distance": 8.1, "meets": None, "misclassified": [0, 1]}],
     within=[0.39, 0.86, 0.99], parameters=1234567,
@@ -75,6 +72,10 @@ ABLATION = {"epochs": 9, "image_size": 88, "photos": 1221, "rows": [
 def pdf_bytes(*lines):
     """A PDF with one page for each of the lines."""
     return typst.compile("\n#pagebreak()\n".join(f"#{json.dumps(line)}" for line in lines).encode())
+
+
+PDFS = {"birds": pdf_bytes(AUTHORS + "\nBirds, Grad-CAM, convolution, birds", "second page"),  # tell their topic
+        "digits": pdf_bytes(AUTHORS + "\nDigits, autoencoder, mixture of digits")}
 
 
 def text_of(path):
@@ -162,7 +163,7 @@ def test_a_beta_clusters_that_overlap_and_missing_labels_are_reported(place, rep
     assert "0.8765" not in text and "0.9321" in text
 
 
-def test_names_come_from_the_flag_or_a_file_and_a_note_says_so_without_any(place, handin):
+def test_names_come_from_the_flag_or_a_file_and_without_any_a_note(place, handin):
     def first_line(folder):
         return forms.read_pdf((place.folder / folder).read_bytes())[1][0]
     assert handin("report", "digits", "--names", "Ana Ué,  Bo Li").code == 0
@@ -246,13 +247,6 @@ def test_malformed_entries_places_and_words_are_one_line(place, handin, command,
 
 
 @pytest.fixture(scope="module")
-def reports():
-    """A PDF for each part, long enough to tell what it is about."""
-    return {"birds": pdf_bytes(AUTHORS + "\nBirds, Grad-CAM, convolution, birds", "second page"),
-            "digits": pdf_bytes(AUTHORS + "\nDigits, autoencoder, mixture of digits")}
-
-
-@pytest.fixture(scope="module")
 def quick_check():
     """The quick check, made once for each script: it starts a process that imports torch."""
     check, known = pack.grade_script, {}
@@ -265,7 +259,7 @@ def quick_check():
 
 
 @pytest.fixture
-def submission(place, reports, quick_check, monkeypatch):
+def submission(place, quick_check, monkeypatch):
     """All that the zips of both parts need."""
     def fetch(link, names, folder):
         if "birds" not in link:
@@ -273,7 +267,7 @@ def submission(place, reports, quick_check, monkeypatch):
         return [write_all(Path(folder), {names[0]: bytes(3 * 10 ** 6)}) / names[0]]
     monkeypatch.setattr(pack, "grade_script", quick_check)
     monkeypatch.setattr(pack, "fetch", fetch)
-    for part, content in reports.items():
+    for part, content in PDFS.items():
         script = pack.SCRIPTS[part]
         write_all(place.folder, {str(place.pdf[part]): content, script: (ROOT / script).read_bytes(),
                                  f"model_path_{part}.txt": f"https://drive.google.com/file/d/{part}/view\n"})
@@ -328,7 +322,7 @@ LINK, PDF = "model_path_birds.txt", "report/birds/2019EE30456_2020MT60789.pdf"
     (PDF, pdf_bytes(AUTHORS, "b", "c", "d"), ["at most 3 pages, found 4"]),
     (PDF, pdf_bytes("A report", AUTHORS), ["first line", "'A report'"]),
     (PDF, pdf_bytes("2019EE30456 2020MT60789"), ["names in the first line", "--names"]),
-    (PDF, pdf_bytes(AUTHORS + "\nDigits, autoencoder, mixture of digits"), ["that of the digits"]),
+    (PDF, PDFS["digits"], ["that of the digits"]),
     ("bird.py", None, ["bird.py", "the script"]),
     ("bird.py", "x = 'vae.csv'", ["bird.py", "bird.csv", "that of the digits"]),
     ("bird.py", "import torchvision.models\n# bird.csv", ["bird.py: ", "torchvision"])],

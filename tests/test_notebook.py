@@ -87,7 +87,7 @@ def test_the_courses_data_is_found_and_trained_on_without_short_flags(tmp_path, 
     assert (names["BIRDS_TRAIN"], names["BIRDS_TEST"], names["BIRD_FLAGS"]) == ("/my/train", "/my/test", "--epochs 3")
 
 
-def test_the_committed_copy_has_all_outputs_no_error_and_no_path_of_its_maker():
+def test_the_committed_copy_has_outputs_no_error_and_no_local_path():
     notebook = _read()
     nbformat.validate(notebook)
     assert NOTEBOOK.stat().st_size < 300_000 and not re.search(r"/(tmp|home|root|work|Users)/", NOTEBOOK.read_text())
