@@ -227,7 +227,6 @@ def _mixture(means, covariances):
     return vae.GaussianMixture.from_parameters(weights, np.array(means), np.array(covariances))
 
 
-
 @pytest.mark.parametrize("degrees", [-30, 0, 20, 45])
 def test_the_slant_of_a_drawn_stroke(degrees):
     image, rows = np.zeros((28, 28)), np.arange(4, 24)

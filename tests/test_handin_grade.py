@@ -238,7 +238,7 @@ LATENT_3 = "{'fc.weight': torch.zeros(6, 9), 'decoder.weight': torch.zeros(9, 3)
     ("birds", "{'epoch': 3, 'state': Net().state_dict()}", {"peer.pth state_dict": "'epoch', 'state'"}),
     ("birds", "[1, 2]", {"peer.pth state_dict": "found a list"}),
     ("birds", "{'other': torch.zeros(3)}", {"fresh model loads": "layer.weight"}),
-    ("digits", LATENT_3, {"fresh model loads": "fc.weight", "latent": "with a side below 3"})])
+    ("digits", LATENT_3, {"fresh model loads": "layer.weight", "latent": "with a side below 3"})])
 def test_what_is_wrong_with_a_model_file_is_named(part, saved, failing, tmp_path, monkeypatch):
     """In this process, which has torch already."""
     script, model, rows = tmp_path / "peer.py", tmp_path / "peer.pth", contract.Rows(part)
