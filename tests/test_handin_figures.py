@@ -381,7 +381,7 @@ def broken(bird_trained, bird_data, trained, data, tmp_path_factory):
                 "epochs": {"epochs": [{"epoch": 1}]}, "classes": {"classes": list("abcd")},
                 "nan": {"epochs": [{**row, "val_loss": np.nan, "KL": np.inf} for row in record["epochs"]]},
                 "size": {"settings": {**record["settings"], "image_size": 32}},
-                "model": {"model": record["model"][::-1]}}.items():
+                "model": {"model": record.get("model", "")[::-1]}}.items():
             (folder / f"{part}_{name}.json").write_text(json.dumps({**record, **changes}))
     write_all(folder, {"list.json": "[]", "half.json": "{", "bird.pth": bird_trained.model.read_bytes(),
                        "vae.pth": trained.model.read_bytes(), "gmm_params.pkl": trained.mixture.read_bytes()})
