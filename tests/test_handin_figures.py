@@ -318,6 +318,23 @@ def test_pairs_have_the_mahalanobis_distance_and_their_mistakes():
     assert figures_digits.shares_within(mixture, points) == pytest.approx([0.393, 0.865, 0.989], abs=0.03)
 
 
+def test_examples_are_right_and_wrong_ones_of_their_own_class():
+    rng = np.random.default_rng(0)
+    truth, predicted, usable = rng.integers(0, 3, 90), rng.integers(0, 2, 90), rng.random(90) < 0.8
+    chosen = figures_birds.choose_examples(truth, predicted, usable, 4, each=2)
+    assert [tuple(map(len, groups)) for groups in chosen] == [(2, 2), (2, 2), (0, 2), (0, 0)]
+    for k, (right, wrong) in enumerate(chosen):
+        assert all(usable[i] and truth[i] == k and (predicted[i] == k) == (i in right) for i in right + wrong)
+
+
+def test_reconstructions_are_drawn_evenly_from_the_classes():
+    labels = np.repeat([8, 1, 4], [50, 30, 2])
+    chosen = figures_digits.spread(labels, 82, 10)
+    assert labels[chosen].tolist() == [1] * 4 + [8] * 6 and len(set(chosen)) == 10
+    assert figures_digits.spread(np.tile([8, 1, 4], 5), 15, 10).tolist() == [1, 7, 10, 2, 5, 11, 14, 3, 6, 12]
+    assert figures_digits.spread(None, 3, 10).tolist() == [0, 1, 2]
+
+
 @pytest.fixture
 def check_texts(monkeypatch):
     """check_texts(figures): no text that is really written (a tick beyond the limits is not) is too small, cut off or
