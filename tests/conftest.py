@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
+import peers
 import pytest
 import torch
 from filelock import FileLock
@@ -110,6 +111,8 @@ bird_alone = session(lambda tmp_path_factory: Path(shutil.copy(str(BIRD), str(tm
 data = session(lambda once: once("data", _write_digits))
 bird_data = session(lambda once: once("bird_data", _write_birds))
 model = session(lambda vae, trained: vae.load_checkpoint(str(trained.model)))
+peer_birds = session(lambda tmp_path_factory: peers.write_birds(tmp_path_factory.mktemp("peer_birds")))
+peer_digits = session(lambda tmp_path_factory: peers.write_digits(tmp_path_factory.mktemp("peer_digits")))
 
 
 def _write_digits(folder):
@@ -170,6 +173,12 @@ def _caller(name):
 
 
 call, bird_call = _caller("vae"), _caller("bird")
+
+
+@pytest.fixture
+def handin(capsys):
+    """`call` for python -m handin."""
+    return _caller(importlib.import_module("handin.__main__"), capsys)
 
 
 @pytest.fixture

