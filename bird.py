@@ -690,7 +690,9 @@ def load_model(path):
     expected = "the state_dict of this script's BirdClassifier"
     model, state = BirdClassifier(), load_tensors(path, expected)
     try:
-        model.load_state_dict(state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of complex values
+            model.load_state_dict(state)
     except Exception:  # torch's message lists every tensor
         raise InputError(f"{path}: expected {expected}, found that of another network") from None
     for key, value in model.state_dict().items():

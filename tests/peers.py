@@ -167,13 +167,13 @@ BIRD_MISTAKES = {  # check that must fail, words of its detail, replacements in 
     "memory": ("train", "GB of memory", first(TRAIN, "import time", "hog = bytearray(400_000_000)", "time.sleep(60)")),
     "writes into the data": ("test", "Read-only file system", first(TEST, "open(f'{folder}/2/index.json', 'w')")),
     "deletes a photo": ("train", "Read-only file system", first(TRAIN, "os.remove(next(photos(sys.argv[1]))[0])")),
-    "labels independent of the photos": ("row order", "no better than guessing", (
+    "labels independent of the photos": ("row order", "no better than chance", (
         '    with open("bird.csv"', '    labels = [labels[:i].count(label) % 4 for i, label in enumerate(labels)]\n'
         '    with open("bird.csv"')),
-    "one label": ("row order", "rows say 0", (f"[{LABEL}", "[0")),
+    "one label": ("row order", "predictions are 0", (f"[{LABEL}", "[0")),
     "damages the model": ("test", "Read-only file system", first(TEST, "open(sys.argv[3], 'a').write('x')")),
 }
-OF_WEAK_MODELS = ("no better than guessing", "rows say 0")
+OF_WEAK_MODELS = ("no better than chance", "predictions are 0")
 DECODED, FIRST_PIXELS = "data=decoded.astype(np.float32)", "images[:, 0, 0]"
 VAE_MISTAKES = {  # the same for VAE
     "npz key": ("vae_reconstructed.npz key", "'images'", (DECODED, "images=decoded.astype(np.float32)")),
@@ -239,9 +239,9 @@ RULE_BREAKERS = [  # status of a check, the check, words of its detail, source
     ("warn", OWN, "line 1: scipy.cluster", "from scipy.cluster.vq import kmeans2"),
     ("warn", OWN, "line 2", "import torch\ntorch.distributions.MixtureSameFamily(a, b)"),
     ("fail", SEED, "never called", "import torch\n# torch.manual_seed(0)"),
-    ("fail", SEED, "given 42, not 0", "import torch\nSEED = 42\ntorch.manual_seed(SEED)"),
+    ("fail", SEED, "called with 42, not 0", "import torch\nSEED = 42\ntorch.manual_seed(SEED)"),
     ("fail", SEED, "only in seed(), which is never called", "import torch\ndef seed():\n    torch.manual_seed(0)\n"),
-    ("warn", SEED, "also line 3: torch.manual_seed is given 42",
+    ("warn", SEED, "also line 3: torch.manual_seed is called with 42",
      "import torch\ntorch.manual_seed(0)\ntorch.manual_seed(42)"),
     ("warn", SEED, "cannot tell", "import torch\nclass A:\n    seed: int = 0\na = A()\ntorch.manual_seed(a.seed)"),
     ("warn", SEED, "cannot tell", "import torch\ndef f(x):\n    torch.manual_seed(x)\nf(0)"),

@@ -84,6 +84,13 @@ def test_a_model_with_bad_metadata(refuse, bird_call, bird_data, bird_untrained,
         refuse("broken.pth", *words)
 
 
+def test_a_model_of_complex_weights(refuse, bird_data, bird_untrained, folder):
+    state = torch.load(str(bird_untrained), weights_only=True)
+    state["head.bias"] = state["head.bias"].to(torch.complex64)
+    (folder / "broken.pth").write_bytes(saved(state))
+    refuse("broken.pth", bird_data.test / "1" / "0.jpg", "test", "broken.pth")
+
+
 @pytest.mark.parametrize("content", [
     b"", saved([1, 2]), saved({}), saved({"head.weight": torch.zeros(2, 2)}), saved({"key": "0123", "epoch": 3}),
     pickle.dumps(Bomb("marker"), protocol=2), saved({"key": Bomb("marker")})],

@@ -1,5 +1,6 @@
 """What bird.py and vae.py have in common: outputs, bad input, full disks, signals, imports."""
 import ast
+import contextlib
 import io
 import itertools
 import os
@@ -327,6 +328,24 @@ ALLOWED = {"bird": {"torch", "torchvision", "numpy", "PIL", "sklearn", "skimage"
 BANNED = ("torchvision.models", "torch.hub", "torch.utils.model_zoo", "urllib", "http", "socket", "ftplib", "requests",
           "timm")
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+
+
+@pytest.mark.parametrize("name", ["bird train", "vae train"])
+def test_epochs_are_a_progress_bar_on_a_terminal(scripts, environment, folder, name):
+    command = Command(name, scripts, folder)
+    master, slave = os.openpty()
+    with subprocess.Popen([sys.executable, str(command.script.path), *command.words()], cwd=str(folder), stdout=slave,
+                          stderr=subprocess.PIPE, env={**environment, "COLUMNS": "80"}) as process:
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # the process has ended
+            while True:
+                shown += os.read(master, 10_000)
+        assert process.wait() == 0 and process.stderr.read() == b""
+    os.close(master)
+    bars = re.findall(r"(\[=* *\] +(\d+)%  epoch +\d+/\d+  about [\d.]+ \w+ left.*?)\r", shown.decode())
+    assert [int(share) for _, share in bars] == ([100] if name == "bird train" else [33, 67])
+    assert {len(bar) for bar, _ in bars} == {79} and "wrote" in shown.decode().splitlines()[-1]
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)

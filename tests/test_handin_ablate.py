@@ -37,7 +37,7 @@ def test_every_variant_changes_what_there_is_to_change():
         for key, value in changes.items():
             if key != "last":
                 assert getattr(ablate.bird.Config if key in fields else ablate.bird, key) != value, (name, key)
-    assert set(ablate.USUAL) <= set(ablate.VARIANTS)
+    assert set(ablate.DEFAULT_VARIANTS) <= set(ablate.VARIANTS)
 
 
 @pytest.mark.parametrize("name, norm, widths, loaded", [
@@ -83,10 +83,10 @@ def test_the_time_is_kept_and_what_is_left_is_said(command, monkeypatch):
     ticks = iter(range(0, 10 ** 6, 60))
     monkeypatch.setattr(ablate.time, "monotonic", lambda: next(ticks))
     done, results = command("--minutes", 5)
-    assert done.code == 1 and 1 <= len(results["runs"]) < len(ablate.USUAL) and "remain" in done.err
+    assert done.code == 1 and 1 <= len(results["runs"]) < len(ablate.DEFAULT_VARIANTS) and "remain" in done.err
     while done.code:
         done, results = command("--minutes", 5)
-    assert len(results["runs"]) == len(ablate.USUAL) and results["epochs"] == 3
+    assert len(results["runs"]) == len(ablate.DEFAULT_VARIANTS) and results["epochs"] == 3
 
 
 @pytest.mark.parametrize("seconds, expected", [(10 ** 9, ablate.bird.Config.epochs), (0.0, 1)])

@@ -84,12 +84,12 @@ submission_4:
 @pytest.mark.parametrize("members, words", [
     ({"x/notes.txt": ""}, "expected one script, bird.py or vae.py, found x/notes.txt"),
     ({"x/bird.ipynb": "{}"}, "hand in the script as .py"), ({}, "found no files"),
-    ({"../../evil.py": ""}, "a path that leads out of its folder"), ({"..\\evil.py": ""}, "leads out of its folder"),
+    ({"../../evil.py": ""}, "a path outside its folder"), ({"..\\evil.py": ""}, "outside its folder"),
     ({"x/bomb.txt": bytes(3_000_000)}, "of 3 MB")])
 def test_what_cannot_be_graded_says_why(members, words, tmp_path, monkeypatch):
     monkeypatch.setattr(submissions, "MAX_BYTES", 10 ** 6)
     path = write_all(tmp_path, {"a.zip": members}) / "a.zip"
-    with pytest.raises(InputError, match=words), submissions.opened(submissions.Submission(path)) as folder:
+    with pytest.raises(InputError, match=words), submissions.open_submission(submissions.Submission(path)) as folder:
         submissions.find_scripts(folder)
 
 
@@ -99,7 +99,7 @@ def test_a_script_of_another_name_is_found(name, tmp_path):
     inner = {name: BIRD, "helper.py": "x = 1", f"deep/er/old/{name}": BIRD}
     write_all(tmp_path, {"inner.zip": inner, "a.zip": {"x/inner.zip": inner}})
     for zipped, prefix in (("inner.zip", ""), ("a.zip", "inner/")):
-        with submissions.opened(submissions.Submission(tmp_path / zipped)) as folder:
+        with submissions.open_submission(submissions.Submission(tmp_path / zipped)) as folder:
             assert submissions.find_scripts(folder) == {"birds": folder / (prefix + name.replace("\\", "/"))}
 
 
@@ -112,8 +112,8 @@ def test_forms_and_report_are_checked(tmp_path, pdf):
     place = write_all(tmp_path, {**WHOLE, "report.pdf": pdf}) / ENTRY
     def read(**files):
         write_all(tmp_path, files)
-        return submissions.read_forms(tmp_path, place / "bird.py", "birds", True)
-    assert read() == submissions.Forms((ENTRY,), "https://a.example/b", "", "", "")
+        return submissions.check_files(tmp_path, place / "bird.py", "birds", True)
+    assert read() == submissions.SubmissionFiles((ENTRY,), "https://a.example/b", "", "", "")
     form = read(**{f"{ENTRY}/data.npz": "", f"{ENTRY}/group.txt": "2021cs10124"})
     assert form.entries == ("2021CS10124",) and "upper case" in form.layout and "data.npz" in form.layout
     assert form.report_missing == "" and "in the first line" in form.report_text  # costs no points
@@ -198,7 +198,7 @@ def test_a_class_gets_rows_marks_and_pages_and_resumes(peer_birds, tmp_path, han
 
 
 def grade_or_die(path, data, place):
-    """Stands in for grade_one: a submission named "twice" kills its worker always, "once" the first time."""
+    """Stands in for grade_submission: a submission named "twice" kills its worker always, "once" the first time."""
     tries = Path(place, f"{path}.tries")
     tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
     time.sleep(0.3)  # no grading is over before the last one's result has been fetched
@@ -208,8 +208,8 @@ def grade_or_die(path, data, place):
 
 
 def test_a_worker_that_dies_loses_nothing_but_its_own_submission(tmp_path, monkeypatch):
-    monkeypatch.setattr(classroom, "grade_one", grade_or_die)
-    monkeypatch.setattr(classroom, "PROGRESS", 0.1)
+    monkeypatch.setattr(classroom, "grade_submission", grade_or_die)
+    monkeypatch.setattr(classroom, "PROGRESS_SECONDS", 0.1)
     work = {name: (name, str(tmp_path)) for name in ("a", "once", "twice", "b", "c", "d")}
     results = list(classroom.in_parallel(work, {}, 2, None))
     found = {name: result for name, result in results if name}
@@ -222,7 +222,7 @@ def test_a_worker_that_dies_loses_nothing_but_its_own_submission(tmp_path, monke
 
 def test_a_running_scheduler_does_the_work(tmp_path, monkeypatch):
     from distributed import LocalCluster
-    monkeypatch.setattr(classroom, "grade_one", grade_or_die)
+    monkeypatch.setattr(classroom, "grade_submission", grade_or_die)
     work = {"a": ("a", str(tmp_path))}
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as cluster:
         assert dict(classroom.in_parallel(work, {}, 1, cluster.scheduler_address)) == {"a": [{"name": "a"}]}
@@ -230,9 +230,9 @@ def test_a_running_scheduler_does_the_work(tmp_path, monkeypatch):
         list(classroom.in_parallel(work, {}, 1, "tcp://127.0.0.1:9"))
 
 
-def result_of(**changes):
+def make_result(**changes):
     values = {"part": "birds", "entries": [ENTRY], "scores": {"average_f1": 0.8}, **changes}
-    return classroom.result_of(submissions.Submission(Path("x")), **values)
+    return classroom.make_result(submissions.Submission(Path("x")), **values)
 
 
 def failed(*checks):
@@ -251,13 +251,13 @@ def failed(*checks):
 def test_marks(changes, value, status, tmp_path):
     rubric = tmp_path / "rubric.yaml"
     rubric.write_text(marks.RUBRIC.read_text().replace("deadline: null ", "deadline: 2024-11-06 18:00:00 +05:30 "))
-    found = marks.mark(marks.read_rubric(rubric), "birds", result_of(**changes))
+    found = marks.compute_mark(marks.read_rubric(rubric), "birds", make_result(**changes))
     assert found.value == pytest.approx(value) and status in (found.status, None)
 
 
 @pytest.mark.parametrize("part", ["birds", "digits"])
 def test_the_shipped_rubric_has_100_points_for_each_part(part):
-    found = marks.mark(marks.read_rubric(), part, result_of(scores=dict.fromkeys(outputs.SHOWN, 1.0)))
+    found = marks.compute_mark(marks.read_rubric(), part, make_result(scores=dict.fromkeys(outputs.SHOWN, 1.0)))
     assert (found.value, found.maximum, found.deductions) == (100, 100, [])
 
 
@@ -280,24 +280,25 @@ def test_broken_overrides_are_named(text, tmp_path):
 
 def test_a_mark_of_a_teacher_counts_for_the_part_that_it_names():
     rubric = marks.read_rubric()
-    rows = outputs.class_rows({"a": [result_of(), result_of(part="digits")]}, rubric)
-    assert "found 2; add a column part" in outputs.override(rows, [(ENTRY, "", 33.0, "")], rubric)[0]
-    assert outputs.override(rows, [(ENTRY, "digits", 33.0, "oral exam")], rubric) == []
+    rows = outputs.table_rows({"a": [make_result(), make_result(part="digits")]}, rubric)
+    assert "found 2; add a column part" in outputs.apply_overrides(rows, [(ENTRY, "", 33.0, "")], rubric)[0]
+    assert outputs.apply_overrides(rows, [(ENTRY, "digits", 33.0, "oral exam")], rubric) == []
     assert [row["mark"] for row in rows] == [82, 33]
-    rows = outputs.class_rows({"a.rar": [result_of(part="", scores={}, problem="expected a zip")]}, rubric)
-    assert "expected a column part" in outputs.override(rows, [("a.rar", "", 12.0, "")], rubric)[0]
-    assert outputs.override(rows, [("a.rar", "birds", 12.0, ""), ("a.rar", "digits", 13.0, "")], rubric) == []
+    rows = outputs.table_rows({"a.rar": [make_result(part="", scores={}, problem="expected a zip")]}, rubric)
+    assert "expected a column part" in outputs.apply_overrides(rows, [("a.rar", "", 12.0, "")], rubric)[0]
+    assert outputs.apply_overrides(rows, [("a.rar", "birds", 12.0, ""), ("a.rar", "digits", 13.0, "")], rubric) == []
     assert [(row["part"], row["mark"], row["max_mark"]) for row in rows] == [
         ("", "", ""), ("birds", 12, 100), ("digits", 13, 100)]
-    assert "birds: mark" in outputs.page([{**row, "submission": "a", "log": "", "feedback": ""} for row in rows], [])
+    rows = [{**row, "submission": "a", "log": "", "feedback": ""} for row in rows]
+    assert "birds: mark" in outputs.report_page(rows, [])
 
 
 def test_each_student_has_a_row_for_the_upload_and_none_without_identity(tmp_path):
     students = [{"name": name, "email": f"{name}@x.example", "sid": str(i), "id": str(40 + i)}
                 for i, name in enumerate(("asha", "ravi"))]
-    results = {"asha=ravi/zip": [result_of(students=students, layout=f"expected {ENTRY}")], "c": [result_of()]}
+    results = {"asha=ravi/zip": [make_result(students=students, layout=f"expected {ENTRY}")], "c": [make_result()]}
     rubric, table = marks.read_rubric(), tmp_path / "grades.csv"
-    assert outputs.write(table, results, rubric, [], True, [("asha=ravi/zip", "c", 0.9)], results) == []
+    assert outputs.write_outputs(table, results, rubric, [], True, [("asha=ravi/zip", "c", 0.9)], results) == []
     def read(name):
         with open(str(tmp_path / name)) as file:
             return list(csv.DictReader(file))
@@ -310,8 +311,8 @@ def test_each_student_has_a_row_for_the_upload_and_none_without_identity(tmp_pat
              *(path.read_text() + path.name for path in (tmp_path / "grades_feedback").iterdir())]
     assert not any(word in text for text in texts for word in ("asha", "ravi", ENTRY))
     assert {row["name"] for row in read("grades_names.csv")} == {"asha=ravi/zip", "c"}
-    assert outputs.write(table, {**results, "d": [result_of()]}, rubric, [], False, (), results) == [
-        f"{ENTRY}: no mark to upload, because there are several submissions of the birds: c, d"]
+    assert outputs.write_outputs(table, {**results, "d": [make_result()]}, rubric, [], False, (), results) == [
+        f"{ENTRY}: no mark to upload, because there are several birds submissions: c, d"]
     assert "asha, ravi" in table.read_text() and len(read("grades_gradescope_birds.csv")) == 2
 
 
@@ -328,9 +329,9 @@ def test_a_renamed_copy_is_found_and_another_solution_is_not():
 
 def test_the_page_sorts_and_searches(tmp_path, browser):
     """In a browser, 1,280 px wide: nothing is cut off."""
-    results = {f"group {i} {word}": [result_of(scores={"average_f1": 0.1 * i}, **failed("x" * 80), entries=[])]
+    results = {f"group {i} {word}": [make_result(scores={"average_f1": 0.1 * i}, **failed("x" * 80), entries=[])]
                for i, word in ((3, "three"), (11, "eleven"), (7, "seven"))}
-    outputs.write(tmp_path / "grades.csv", results, marks.read_rubric(), [], False, (), results)
+    outputs.write_outputs(tmp_path / "grades.csv", results, marks.read_rubric(), [], False, (), results)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto((tmp_path / "report.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280

@@ -277,7 +277,7 @@ def test_a_heat_map_is_the_formula_of_grad_cam(bird_trained, bird_data):
     expected = torch.nn.functional.interpolate(expected, (96, 96), mode="bilinear", align_corners=False)[:, 0].numpy()
     expected -= expected.min((1, 2), keepdims=True)
     expected /= expected.max((1, 2), keepdims=True)
-    found = figures_birds.grad_cam(model, photos.float() / 255, targets, batch=2)
+    found = figures_birds.grad_cam(model, photos.float() / 255, targets, batch_size=2)
     assert found.shape == (3, 96, 96) and found == pytest.approx(expected, abs=1e-3)
     assert all(p.grad is None for p in model.parameters())
 
@@ -287,7 +287,7 @@ def test_the_manifold_is_the_assignments_grid_with_z2_downwards():
     values = figures_digits.grid_values()
     assert values == pytest.approx(norm.ppf(np.linspace(0.05, 0.95, 20))) and len(values) == 20
     model = SimpleNamespace(decode=lambda z: z.sum(1, keepdim=True) + 10 * z[:, :1] + torch.zeros(1, 784))
-    images = figures_digits.manifold(model, [0.0, 1.0], [0.0, 0.1, 0.2])
+    images = figures_digits.decode_grid(model, [0.0, 1.0], [0.0, 0.1, 0.2])
     assert images[:, :, 0, 0] == pytest.approx(np.array([[0, 11], [0.1, 11.1], [0.2, 11.2]]), abs=1e-5)
     (image,) = figures_digits.manifold_figure(images).axes[0].images
     pixels = np.asarray(image.get_array())
@@ -329,10 +329,10 @@ def test_examples_are_right_and_wrong_ones_of_their_own_class():
 
 def test_reconstructions_are_drawn_evenly_from_the_classes():
     labels = np.repeat([8, 1, 4], [50, 30, 2])
-    chosen = figures_digits.spread(labels, 82, 10)
+    chosen = figures_digits.evenly_spaced(labels, 82, 10)
     assert labels[chosen].tolist() == [1] * 4 + [8] * 6 and len(set(chosen)) == 10
-    assert figures_digits.spread(np.tile([8, 1, 4], 5), 15, 10).tolist() == [1, 7, 10, 2, 5, 11, 14, 3, 6, 12]
-    assert figures_digits.spread(None, 3, 10).tolist() == [0, 1, 2]
+    assert figures_digits.evenly_spaced(np.tile([8, 1, 4], 5), 15, 10).tolist() == [1, 7, 10, 2, 5, 11, 14, 3, 6, 12]
+    assert figures_digits.evenly_spaced(None, 3, 10).tolist() == [0, 1, 2]
 
 
 @pytest.fixture

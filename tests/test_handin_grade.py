@@ -16,10 +16,10 @@ import torch
 from common.errors import InputError
 from handin.grading import contract, grade, probe, rules, sandbox
 from handin.grading.data import load_birds, load_digits
-from handin.grading.script import Settings, compare, grade_script
+from handin.grading.script import Settings, compare_scores, grade_script
 
 ROOT = Path(__file__).resolve().parent.parent
-KIND = sandbox.choose("auto", "")
+KIND = sandbox.choose_sandbox("auto", "")
 SHORT = Settings({"birds": 1.0, "digits": 1.0}, 1.0, 4e9, sandbox=KIND)
 needs_bwrap = pytest.mark.skipif(KIND.kind != "bwrap", reason="bubblewrap is not available")
 
@@ -78,7 +78,7 @@ def test_a_perfect_script_scores_in_full_on_bytes_that_are_0_and_1(graded, copie
     result, rows = graded("digits", ("decoded.astype", "(images * 1.000001).astype"), data=load_digits(copies, *paths))
     assert rows["vae_reconstructed.npz range"].status == "pass"
     assert result.scores["ssim"] > 0.9999 and result.scores["one_minus_mse"] > 0.9999
-    assert "images with exchanged quarters come back" in rows["reconstruction"].detail
+    assert "images with exchanged quarters are reproduced" in rows["reconstruction"].detail
 
 
 def test_our_own_scripts_pass(data, bird_data, bird_script, script_path, bird_fast, fast, copies, tmp_path):
@@ -181,7 +181,7 @@ open('pid', 'w').write(str(subprocess.Popen(['sleep', '100'], start_new_session=
 """
     environment = sandbox.clean_environment(own, own)
     outcome = KIND.run(["-c", code], own, environment, sandbox.Limits(30), [own], [peer_birds.train], [hidden])
-    lines = outcome.tail.splitlines()
+    lines = outcome.output_tail.splitlines()
     assert lines == ["[]", "True", "-1 False", "wrote /tmp", *["Read-only file system"] * 2, f"wrote {own}"], lines
     assert not Path("/tmp/x").exists()
     assert not [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", "100"]]
@@ -225,7 +225,7 @@ def test_time_that_a_busy_machine_takes_is_not_counted(seconds, cpu, stopped, tm
     """A command is stopped where both its wall time and its CPU time, or three times the limit, are over."""
     start = time.monotonic()
     monkeypatch.setattr(sandbox, "_usage", lambda processes, limit: (0, cpu * (time.monotonic() - start)))
-    outcome = sandbox.run_bounded([sys.executable, "-c", f"import time; time.sleep({seconds})"], tmp_path,
+    outcome = sandbox.run_with_limits([sys.executable, "-c", f"import time; time.sleep({seconds})"], tmp_path,
                                   dict(os.environ), sandbox.Limits(0.5))
     assert outcome.stopped == stopped and outcome.counted <= outcome.seconds
 
@@ -263,13 +263,13 @@ def test_the_quick_check_names_large_models_and_classes_with_arguments(tmp_path)
     assert rows["model class"].value == "VAE()"
     for why, status in (("TypeError: missing 1 required positional argument: 'x'", "warn"), ("No: no", "fail")):
         found = contract.Rows("digits")
-        contract.check_probe(found, None, {**contract.PROBE, "classes": {"VAE": why}})
+        contract.check_probe(found, None, {**contract.EMPTY_REPORT, "classes": {"VAE": why}})
         assert (found[1].check, found[1].status) == ("model class", status) and why in found[1].detail
 
 
 def test_a_retrained_model_that_scores_otherwise_is_named():
     rows = contract.Rows("digits")
-    compare(rows, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.91, "ssim": 0.79})
+    compare_scores(rows, {"average_f1": 0.99, "ssim": 0.8}, {"average_f1": 0.91, "ssim": 0.79})
     (row,) = rows
     assert row.status == "fail" and row.detail.endswith("apart: average F1 0.9900, retrained 0.9100")
 
@@ -312,10 +312,10 @@ def test_no_child_outlives_a_stopped_command_and_no_secret_reaches_it(tmp_path, 
     code = ("import os, subprocess, sys, time\nprint(os.environ.get('HANDIN_TEST_SECRET'), os.environ['HOME'])\n"
             "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'], start_new_session=True)\n"
             "print(child.pid, flush=True)\ntime.sleep(100)")
-    outcome = sandbox.run_bounded([sys.executable, "-c", code], tmp_path,
+    outcome = sandbox.run_with_limits([sys.executable, "-c", code], tmp_path,
                                   sandbox.clean_environment(tmp_path, tmp_path), sandbox.Limits(1))
-    secret, home, pid = outcome.tail.split()
-    assert (outcome.code, outcome.stopped, secret, home) == (-9, "time", "None", str(tmp_path))
+    secret, home, pid = outcome.output_tail.split()
+    assert (outcome.exit_code, outcome.stopped, secret, home) == (-9, "time", "None", str(tmp_path))
     assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
 
 
@@ -376,7 +376,7 @@ def test_a_container_has_no_network_and_reads_the_data_only(graded, given, peer_
     ("--digits {npz} {npz} none.npz", "none.npz"),
     ("--birds {train} {test} --train-flags 'a", "--train-flags"),
     ("--birds {train} {test} --bird-model {folder}/none.pth", "none.pth"),
-    ("--birds {train} {test} --bird {vae}", "vae.py: expected a script of the birds"),
+    ("--birds {train} {test} --bird {vae}", "vae.py: expected a birds script"),
     ("--quick --submissions {folder} --csv {folder}/x.csv", "expected submissions, found none"),
     ("--quick --container IMAGE", "--container: expected docker or podman on the PATH, found neither")])
 def test_bad_input_is_one_line_and_exit_code_2(words, said, peer_birds, peer_digits, tmp_path, handin, monkeypatch):

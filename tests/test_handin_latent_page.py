@@ -28,7 +28,7 @@ def parts(data):
     mixture, labels = vae.fit_classifier(points.means, labelled.means, val.labels)
     digits = vae.DigitDataset(vae.load_digits(data.test).images[:20])
     x = digits[:][0]
-    test = latent_page.Reconstructed(
+    test = latent_page.TestImages(
         x.numpy(), data.test_labels[:20], vae.encode_means(model, digits), vae.refine(model, x.flatten(1)).numpy(),
         *figures_digits.reconstructions(model, digits)[1])
     return SimpleNamespace(model=model, mixture=mixture, labels=labels, points=points, val=labelled, test=test)
@@ -36,7 +36,7 @@ def parts(data):
 
 def made(parts, **changes):
     """Bytes of the page of the parts, some of them changed."""
-    return latent_page.page_bytes(**{**vars(parts), "reach": 1.64, **changes})
+    return latent_page.page_bytes(**{**vars(parts), "grid_limit": 1.64, **changes})
 
 
 def read(content):
@@ -57,7 +57,7 @@ def decode(model, z):
 
 def test_the_page_is_self_contained_and_the_same_for_the_same_input(parts, content):
     text = content.decode()
-    assert text.startswith("<!doctype html>") and latent_page.MARK not in text
+    assert text.startswith("<!doctype html>") and latent_page.PLACEHOLDER not in text
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
     assert set(re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", text)) == {"data:,"}
     assert "default-src 'none'" in text and text.count("<script") == text.count("</script>") == 2
@@ -94,11 +94,11 @@ def test_the_images_are_in_one_picture_in_the_order_of_the_page(parts, stored):
 
 def test_many_images_are_thinned_out_and_the_page_stays_small(parts):
     """Noise is the hardest to compress."""
-    n, rng = 2 * latent_page.MOST + 1, np.random.default_rng(0)
+    n, rng = 2 * latent_page.MAX_POINTS + 1, np.random.default_rng(0)
     points = latent_page.Points(rng.random((n, 28, 28), dtype=np.float32), rng.normal(size=(n, 2)), np.arange(n) % 3)
     content = made(parts, points=points)
     data = read(content)
-    assert len(data["points"]["means"]) == latent_page.MOST and data["allPoints"] == n
+    assert len(data["points"]["means"]) == latent_page.MAX_POINTS and data["allPoints"] == n
     assert data["points"]["means"][-1] == pytest.approx(points.means[-1], abs=1e-5)
     assert len(content) < 6e6
 
@@ -279,7 +279,7 @@ def test_the_labelled_images_are_shown_as_pictures_on_demand(visit):
 
 
 def test_the_page_says_what_stands_in_for_what_is_missing(visit, parts):
-    page = visit(content=made(parts, trained_on=False, predicted=True, test=parts.test._replace(classes=None)))
+    page = visit(content=made(parts, from_training=False, predicted=True, test=parts.test._replace(classes=None)))
     for selector, words in (("#intro", "means of the 120 test images, since no training images were given"),
                             ("#near-title", "Nearest test images"), ("#near-note", "Predicted digit"),
                             ("#legend", "predicted 7")):

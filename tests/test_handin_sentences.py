@@ -8,24 +8,24 @@ HARD = [(0.9, 0.7, 0.5)]  # training accuracy, validation accuracy, validation l
 
 
 @pytest.mark.parametrize("rows, best, planned, limited, photos, said", [
-    (HARD, 1, 1, False, 600, "In epoch 1 the network recognises 90.0 % of the training photos, which are augmented, "
-     "and 70.0 % of the validation photos (standard error 1.9 %): it overfits, although the training photos are "
-     "harder."),
+    (HARD, 1, 1, False, 600, "At epoch 1, accuracy is 90.0 % on the augmented training photos "
+     "and 70.0 % on the validation photos (standard error 1.9 %): the network overfits, although the augmented "
+     "training photos are harder."),
     (HARD, 1, 1, False, 10, "the curves show no overfitting"),
-    (HARD, 1, 1, False, 0, "too few photos for a validation set of their own"),
+    (HARD, 1, 1, False, 0, "too few photos for a separate validation set"),
     ([(0.6, 0.7, 0.5), (0.7, 0.7, 0.6)], 1, 2, False, 99, "rises by 20 % in the 1 further epoch."),
     ([(0.6, 0.7, 0.5), (0.7, 0.7, 0.4), (0.7, 0.7, 0.3)], 1, 3, False, 99, "falls by 40 % in the 2 further"),
-    ([(0.6, 0.7, 0.5), (0.7, 0.7, 0.4)], 2, 2, True, 99, "The last epoch is the best one: the validation loss has not "
-     "begun to rise."),
+    ([(0.6, 0.7, 0.5), (0.7, 0.7, 0.4)], 2, 2, True, 99, "The last epoch is the best: the validation loss has not "
+     "started to rise."),
     ([(0.7, 0.7, 0.5), (0.7, 0.7, 0.505)], 1, 9, False, 99, "changes by less than 2 % in the 1 further epoch. Early "
-     "stopping ended the training: 10 epochs brought no lower loss."),
+     "stopping ended training after 10 epochs without a lower validation loss."),
     ([(0.7, 0.7, 0.5), (0.7, 0.7, 0.505)], 1, 9, True, 99, "shortened the schedule from 9 to 2 epochs.")])
 def test_curves(rows, best, planned, limited, photos, said):
     keys = "train_accuracy", "val_accuracy", "val_loss"
     history = [dict(zip(keys, row), epoch=i + 1) for i, row in enumerate(rows)]
-    text = sentences.curves(history, best, planned, limited, 10, photos)
+    text = sentences.learning_curves(history, best, planned, limited, 10, photos)
     assert said in text
-    assert [words in text for words in ("Early stopping", "shortened", "not begun to rise")] == [
+    assert [words in text for words in ("Early stopping", "shortened", "not started to rise")] == [
         planned == 9 and not limited, planned == 9 and limited, best == 2]
 
 
@@ -79,22 +79,23 @@ def maps(right, wrong):
 
 
 @pytest.mark.parametrize("right, wrong, said", [
-    (None, (0.4, 0.9), "No recognised photo has a map."), (None, None, "No photo has a map."),
-    ((0.5, 0.9), None, "Towards the centre."),
-    ((0.3, 0.9), (0.3, 0.9), "Even. 2 misclassified photos: the same."),
-    ((0.1, 0.9), (0.2, 0.95), "Towards the border. 2 misclassified photos: more central and wider."),
-    ((0.5, 0.9), (0.4, 0.85), "Towards the centre. 2 misclassified photos: less central and narrower.")])
+    (None, (0.4, 0.9), "No correctly classified photo has a map."), (None, None, "No photo has a map."),
+    ((0.5, 0.9), None, "Central."),
+    ((0.3, 0.9), (0.3, 0.9), "Uniform. 2 misclassified photos: the same."),
+    ((0.1, 0.9), (0.2, 0.95), "Peripheral. 2 misclassified photos: more central and wider."),
+    ((0.5, 0.9), (0.4, 0.85), "Central. 2 misclassified photos: less central and narrower.")])
 def test_what_the_maps_of_a_class_cover(right, wrong, said):
-    assert sentences.maps([maps(right, wrong)]) == [said]
+    assert sentences.cam_sentences([maps(right, wrong)]) == [said]
 
 
 @pytest.mark.parametrize("rows, said", [
     ([maps((0.5, 0.9), None)], "No class has maps of both"),
     ([maps((0.5, 0.9), (0.4, 0.9)), maps((0.6, 0.9), (0.4, 0.9)), maps(None, (0.1, 0.9))],
-     "In the 2 classes that have both, the central quarter holds on average 55 % of the map of a recognised photo and "
-     "40 % of that of a misclassified one (4 photos): the mistakes come with less central maps."),
+     "In the 2 classes that have both, the central quarter holds on average 55 % of the map of a correctly classified "
+     "photo and 40 % of that of a misclassified one (4 photos): the maps of mistakes are less central."),
     ([maps((0.5, 0.9), (0.6, 0.9))], "In the one class that has both, the central quarter holds on average 50 % of the "
-     "map of a recognised photo and 60 % of that of a misclassified one (2 photos): the mistakes come with more"),
+     "map of a correctly classified photo and 60 % of that of a misclassified one (2 photos): the maps of mistakes "
+     "are more"),
     ([maps((0.5, 0.9), (0.52, 0.9))], ": about the same.")])
 def test_how_the_maps_of_mistakes_differ(rows, said):
     assert said in sentences.maps_conclusion(rows)
@@ -111,7 +112,7 @@ def test_how_the_maps_of_mistakes_differ(rows, said):
      {"training": -170, "test": -180}, [9.0, 1.1],
      ["the ELBO changes by 2.1 nats: more epochs may be better", "falls from 4.0 to 3.0 nats", "falls from 0.700 to",
       "from 50 to 20 epochs", "the ELBO is −170.0 nats for the training images and −180.0 for the test images. With "
-      "equal shares of the digits the gap is 9.0 ± 1.1 (standard error): the network overfits"], []),
+      "equal shares of the digits the gap is 9.0 ± 1.1 (standard error): the model overfits"], []),
     ([(90, 3, 0.7)] * 20, 20, {"training": -93, "test": -93.5}, [0.5, 0.01],
      ["the KL divergence is 3.0 nats", "the ELBO changes by 0.0 nats: hardly any gain is left",
       "no overfitting is visible"], ["time limit", "falls"]),
@@ -124,11 +125,11 @@ def test_what_the_learning_curves_of_the_vae_show(rows, planned, elbo, gap, said
 
 
 @pytest.mark.parametrize("meets, said", [
-    ((None, None), "Not even the ellipses at 3 standard deviations meet: the clusters are separated."),
-    ((3, None), "The ellipses at 3 standard deviations meet for 1 and 4. The clusters are separated but for their "
+    ((None, None), "Not even the ellipses at 3 standard deviations overlap: the clusters are separated."),
+    ((3, None), "The ellipses at 3 standard deviations overlap for 1 and 4. The clusters overlap only at their "
      "borders."),
-    ((3, 1), "The ellipses at 1 standard deviation meet for 4 and 8. The ellipses at 3 standard deviations meet for 1 "
-     "and 4. The clusters overlap.")])
+    ((3, 1), "The ellipses at 1 standard deviation overlap for 4 and 8. The ellipses at 3 standard deviations overlap "
+     "for 1 and 4. The clusters overlap.")])
 def test_whether_clusters_are_apart(meets, said):
     text = sentences.separation([{"digits": [1, 4], "distance": 9.0, "meets": meets[0]},
                                  {"digits": [4, 8], "distance": 6.5, "meets": meets[1]}])
@@ -176,14 +177,15 @@ def test_what_the_manifold_shows():
              "axes": [{"digit": 1, "slant": [-12.3, -0.2], "ink": [0.05, 0.111]}]}
     text = sentences.manifold(found, 3)
     for words in ("Of the 400 cells of the grid, the mixture assigns 240 to 1 and 160 to 4.",
-                  "does not pass through the cluster of 8", "48 cells lie more than 3",
+                  "does not pass through the cluster of 8", "48 cells are more than 3",
                   "moves z towards the nearest mean",
-                  "for the 1 the slant to the right goes from −12° to 0° and the mean pixel from 0.050 to 0.111."):
+                  "for the 1 the slant to the right changes from −12° to 0° and the mean pixel from 0.050 to 0.111."):
         assert words in text
     text = sentences.manifold({**found, "cells": {"1": 399, "4": 1}, "between": 1}, 1)
-    assert "399 to 1 and 1 to 4" in text and "1 cell lies more" in text and "passes from one digit to another" in text
+    assert "399 to 1 and 1 to 4" in text and "1 cell is more" in text
+    assert "images change from one digit to another" in text
     text = sentences.manifold({**found, "cells": {"1": 400}, "between": 0}, 3)
-    assert "pass through" not in text and "Every cell lies within 3 standard deviations" in text
+    assert "pass through" not in text and "Every cell is within 3 standard deviations" in text
 
 
 @pytest.mark.parametrize("similarities, said", [
