@@ -141,38 +141,42 @@ def trained(once, alone, data):
     return once("trained", train)
 
 
-def _caller(name):
-    """The fixture that is call(*words): it runs a command of the script in this process, in an empty folder; returns
-    its exit code, stdout, and stderr with the warnings as a user sees them. What `main` changes is restored."""
-    def call(request, capsys, monkeypatch, tmp_path):
-        script = request.getfixturevalue(name)
-        monkeypatch.chdir(tmp_path)
+def _caller(script, capsys):
+    def call(*words):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        threads, formatwarning = torch.get_num_threads(), warnings.formatwarning
+        capsys.readouterr()
+        try:
+            with warnings.catch_warnings():
+                warnings.resetwarnings()
+                for quiet in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+                    warnings.simplefilter("ignore", quiet)
+                warnings.showwarning = lambda *parts, **_: sys.stderr.write(warnings.formatwarning(*parts[:4]))
+                code = script.main([str(word) for word in words])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            warnings.formatwarning = formatwarning
+            torch.set_num_threads(threads)
+        out, err = capsys.readouterr()
+        return types.SimpleNamespace(code=code, out=out, err=err)
 
-        def call(*words):
-            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            threads, formatwarning = torch.get_num_threads(), warnings.formatwarning
-            capsys.readouterr()
-            try:
-                with warnings.catch_warnings():
-                    warnings.resetwarnings()
-                    for quiet in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
-                        warnings.simplefilter("ignore", quiet)
-                    warnings.showwarning = lambda *parts, **_: sys.stderr.write(warnings.formatwarning(*parts[:4]))
-                    code = script.main([str(word) for word in words])
-            finally:
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
-                warnings.formatwarning = formatwarning
-                torch.set_num_threads(threads)
-            out, err = capsys.readouterr()
-            return types.SimpleNamespace(code=code, out=out, err=err)
-
-        return call
-
-    return pytest.fixture(call)
+    return call
 
 
-call, bird_call = _caller("vae"), _caller("bird")
+@pytest.fixture
+def call(vae, capsys, monkeypatch, tmp_path):
+    """call(*words): runs the command in this process, in an empty folder; returns its exit code, stdout, and stderr
+    with the warnings as a user sees them. What `main` changes in the interpreter is restored."""
+    monkeypatch.chdir(tmp_path)
+    return _caller(vae, capsys)
+
+
+@pytest.fixture
+def bird_call(bird, capsys, monkeypatch, tmp_path):
+    """`call` for bird.py."""
+    monkeypatch.chdir(tmp_path)
+    return _caller(bird, capsys)
 
 
 @pytest.fixture
