@@ -124,7 +124,7 @@ def refused(done, *words):
 STATED = {
     "birds": ["0.8765", "0.8642", "0.8888", "0.8531", "0.8357", "1,357 test photos", "7,654,321", "4,321 photos", "987",
               "0.8246", "0.8322", "66 of", "44 minutes", "epoch 55", "144 px", "dropout 0.27", "Seed 5", "0.8711",
-              "bird 0 taken for bird 9 (34)", "1,221 photos that were not trained on", "9 epochs at 88 px",
+              "bird 0 classified as bird 9 (34)", "1,221 photos that were not trained on", "9 epochs at 88 px",
               "0.8212 ± 0.0131", "0.7457", "The accuracy falls by 0.0755 ± 0.0166.", "We looked at the birds.",
               "A second *paragraph*.", "the curves show no overfitting", "0.41 / 0.23", "The row “no",
               "Central.", "12 misclassified photos: less central.", "4 steps from 96"],
