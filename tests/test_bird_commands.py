@@ -228,7 +228,8 @@ def half_way(killed, tmp_path):
 
 
 def test_training_repeats_to_the_byte_without_its_checkpoint(bird, bird_call, words, uninterrupted, monkeypatch):
-    monkeypatch.setattr(bird, "print_line", lambda line: "epoch   6/6" in line and os.remove("bird_checkpoint.pth"))
+    monkeypatch.setattr(bird, "print_line",
+                        lambda line, *_: "epoch   6/6" in line and os.remove("bird_checkpoint.pth"))
     found = bird_call(*words)
     assert (found.code, found.err) == (0, "") and files(".") == OUTPUTS
     assert Path("bird.pth").read_bytes() == uninterrupted
@@ -264,7 +265,8 @@ def test_a_killed_training_resumes_to_the_same_bytes(half_way, uninterrupted, bi
 
 def test_a_training_stopped_after_its_last_epoch_resumes(bird, uninterrupted, bird_call, words, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(bird, "print_line", lambda line: "epoch   6/6" in line and os.kill(os.getpid(), signal.SIGTERM))
+        patched.setattr(bird, "print_line",
+                        lambda line, *_: "epoch   6/6" in line and os.kill(os.getpid(), signal.SIGTERM))
         found = bird_call(*words)
         assert found.code == 143 and len(found.err.splitlines()) == 1 and "--resume" in found.err
     assert files(".") == ["bird_checkpoint.pth"]

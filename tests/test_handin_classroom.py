@@ -317,7 +317,7 @@ def test_each_student_has_a_row_for_the_upload_and_none_without_identity(tmp_pat
 
 
 def test_no_cell_is_taken_for_a_formula():
-    assert list(map(outputs.cell, ("=1+1", "a\nb", 0.5))) == ["'=1+1", "a b", "0.5"]
+    assert list(map(outputs.csv_cell, ("=1+1", "a\nb", 0.5))) == ["'=1+1", "a b", "0.5"]
 
 
 def test_a_renamed_copy_is_found_and_another_solution_is_not():
