@@ -55,7 +55,8 @@ def test_a_killed_training_resumes_on_gpu_and_cpu(bird_script, bird_call, bird_f
 
 def test_a_training_stopped_on_the_cpu_resumes_on_a_gpu(bird, bird_call, bird_script, bird_few, environment,
                                                         monkeypatch, tmp_path):
-    monkeypatch.setattr(bird, "print_line", lambda line, *_: "epoch   2/3" in line and os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(bird, "print_line",
+                        lambda line, *_: "epoch   2/3" in line and os.kill(os.getpid(), signal.SIGTERM))
     assert bird_call(bird_few, "train", "bird.pth", *TINY).code == 143
     resumed = on("cuda:7.5", bird_script, bird_few, "train", "bird.pth", *TINY, "--resume", cwd=tmp_path,
                  env=environment)
