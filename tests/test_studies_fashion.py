@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from common.errors import InputError
-from studies import data, fashion, metrics, training
+from studies import data, fashion, figures, metrics, sampling, training
 
 STILLS = {"dataset", "losses", "reconstructions", "samples", "frozen_64", "frozen_16", "beta_losses",
           "beta_reconstructions", "beta_samples", "beta_latents"}
@@ -277,3 +277,15 @@ def test_the_study_leaves_numbers_figures_checkpoints_and_a_report(studied):
     for claim in claims:
         assert text.count(claim["found"]) >= 2, claim  # in the table of conclusions, and below a figure
     assert text.count("The silhouette of the classes is") == 3 and text.count("in the first frame") == 3  # of each GIF
+
+
+def test_two_latent_dimensions_are_traversed_as_a_grid(monkeypatch):
+    """z_1 grows to the right and z_2 upwards."""
+    shown = {}
+    monkeypatch.setattr(figures, "grid_figure", lambda groups, columns: shown.update(groups, columns=columns))
+    model = fashion.VAE(2).eval()
+    sampling.traversal_figure(model)
+    (images,) = (value for title, value in shown.items() if title.startswith("z1 to the right"))
+    assert shown["columns"] == 21 and images.shape == (441, 1, 28, 28)
+    corners = torch.tensor([[-3.0, 3.0], [3.0, 3.0], [-3.0, -3.0], [3.0, -3.0]])
+    assert torch.allclose(images[[0, 20, 420, 440]], model.decode(corners), atol=1e-5)
