@@ -838,10 +838,10 @@ def train_command(args, log):
             write_files({checkpoint_path: serialized({**state.state_dict(), "key": key})})
         except InputError as error:
             warn(f"{error}; training continues without a checkpoint")
-        log(f"epoch {row['epoch']:3}/{config.epochs}  about {state.schedule.minutes_left():.1f} min left  train loss "
-            f"{row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  val loss {row['val_loss']:.3f} acc "
-            f"{row['val_accuracy']:.3f} F1 {row['val_f1']:.4f}{'*' if row['epoch'] == state.best['epoch'] else ' '} "
-            f"{row['photos_per_second']:5.0f} photos/s", state.schedule.progress())
+        log(f"epoch {row['epoch']:3}/{config.epochs}  {state.schedule.minutes_left():.1f} min left  val F1 "
+            f"{row['val_f1']:.4f}{'*' if row['epoch'] == state.best['epoch'] else ' '} loss {row['val_loss']:.3f} acc "
+            f"{row['val_accuracy']:.3f}  train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
+            f"{row['photos_per_second']:.0f} photos/s", state.schedule.progress())
 
     minutes = (time.monotonic() - start + (checkpoint["seconds"] if checkpoint else 0)) / 60
     n_epochs, best, time_limited = len(state.history), state.best, state.schedule.time_limited
@@ -914,7 +914,7 @@ def print_line(line, progress=None):
     try:
         width = shutil.get_terminal_size().columns - 1 if is_terminal(sys.stdout) else 0
         if width and progress is not None:
-            line = f"[{'=' * round(20 * progress):20}] {progress:4.0%}  {line}"[:width]
+            line = f"{progress:4.0%} [{'=' * round(10 * progress):10}] {line}"[:width]
         print(line.ljust(width), end="\r" if width and progress is not None else "\n", flush=True)
     except OSError:  # a closed pipe or a full disk behind stdout must not abort training
         sys.stdout = open(os.devnull, "w")
@@ -946,14 +946,15 @@ def main(argv=None):
         command(args, (lambda *_: None) if args.quiet else print_line)
         return 0
     except KeyboardInterrupt as error:
-        print("\n" * is_terminal(sys.stdout) + f"bird.py: interrupted{hint}", file=sys.stderr)
+        after_bar = "\n" * (is_terminal(sys.stdout) and is_terminal(sys.stderr))
+        print(f"{after_bar}bird.py: interrupted{hint}", file=sys.stderr)
         return 128 + error.args[0]
     except (InputError, MemoryError, RuntimeError) as error:
         short = isinstance(error, MemoryError) or any(word in str(error).lower() for word in ("alloc", "out of memory"))
         if not isinstance(error, InputError) and not short:
             raise
         prefix = "" if isinstance(error, InputError) else "bird.py: expected enough memory for these photos, found: "
-        print(prefix + printable(error), file=sys.stderr)
+        print("\x1b[K" * is_terminal(sys.stderr) + prefix + printable(error), file=sys.stderr)
         return 2
 
 

@@ -790,9 +790,9 @@ def train_command(args, log):
     def log_epoch(epoch, progress, terms):
         history.append({"epoch": epoch + 1, **terms})
         left = (time.monotonic() - start) * (1 - progress) / max(progress, 1e-9)
-        log(f"epoch {epoch + 1:3}/{config.epochs}  about {left:.0f} s left  ELBO "
-            f"{-terms['reconstruction'] - terms['KL']:7.2f}  reconstruction {terms['reconstruction']:6.2f}  KL "
-            f"{terms['KL']:5.2f}  SSIM {terms['SSIM']:.4f}", progress)
+        log(f"epoch {epoch + 1:3}/{config.epochs}  {left:.0f} s left  SSIM {terms['SSIM']:.4f}  ELBO "
+            f"{-terms['reconstruction'] - terms['KL']:.2f}  KL {terms['KL']:.2f}  reconstruction "
+            f"{terms['reconstruction']:.2f}", progress)
 
     log(f"{len(digits)} images, {n_classes} classes, on {device}; ELBO, reconstruction and KL in nats per image")
     deadline = start + 60 * args.minutes - 1e-4 * len(digits)  # encoding all images and EM take the rest
@@ -847,7 +847,7 @@ def print_line(line, progress=None):
     try:
         width = shutil.get_terminal_size().columns - 1 if is_terminal(sys.stdout) else 0
         if width and progress is not None:
-            line = f"[{'=' * round(20 * progress):20}] {progress:4.0%}  {line}"[:width]
+            line = f"{progress:4.0%} [{'=' * round(10 * progress):10}] {line}"[:width]
         print(line.ljust(width), end="\r" if width and progress is not None else "\n", flush=True)
     except OSError:  # a closed pipe or a full disk behind stdout must not cost the training
         sys.stdout = open(os.devnull, "w")
@@ -869,14 +869,14 @@ def main(argv=None):
         command(args, (lambda *_: None) if args.quiet else print_line)
         return 0
     except KeyboardInterrupt:
-        print("\n" * is_terminal(sys.stdout) + "vae.py: interrupted", file=sys.stderr)
+        print("\n" * (is_terminal(sys.stdout) and is_terminal(sys.stderr)) + "vae.py: interrupted", file=sys.stderr)
         return 130
     except (InputError, MemoryError, RuntimeError) as error:
         short = isinstance(error, MemoryError) or any(word in str(error).lower() for word in ("alloc", "out of memory"))
         if not isinstance(error, InputError) and not short:
             raise
         prefix = "" if isinstance(error, InputError) else "vae.py: expected enough memory for these images, found: "
-        print(prefix + printable(error), file=sys.stderr)
+        print("\x1b[K" * is_terminal(sys.stderr) + prefix + printable(error), file=sys.stderr)
         return 2
 
 

@@ -21,9 +21,9 @@ def number(kind, low, high=math.inf, strict=False):
     limits = f"above {low}" if strict else f"of {low} or more" if high == math.inf else f"from {low} to {high}"
 
     def parse(text):
-        value = kind(text)
+        value = kind(text.replace("_", "?"))  # Python's 1_0 is 10
         if not low <= value <= high or value == math.inf or strict and value == low:
-            raise argparse.ArgumentTypeError(f"expected a number {limits}, found {text}")
+            raise argparse.ArgumentTypeError(f"expected a {'finite ' * (kind is float)}number {limits}, found {text}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"  # which argparse shows for other text

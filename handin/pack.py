@@ -33,15 +33,15 @@ def model_links(part):
     return links
 
 
-def check_link(part, link):
-    """One line on the files behind the link of a model, which a grader would download."""
+def check_link(part, path, link):
+    """One line on the files behind the link of a model in the file `path`, which a grader would download."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             files = fetch(link, MODELS[part], folder)
         except FetchError as error:
-            return f"note: model_path.txt: {'link not checked: ' if OFFLINE in str(error) else ''}{error}"
-        return "model_path.txt: the link gives " + ", ".join(f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)"
-                                                             for file in files)
+            return f"note: {path}: {'link not checked: ' if OFFLINE in str(error) else ''}{error}"
+        return f"{path}: the link gives " + ", ".join(f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)"
+                                                       for file in files)
 
 
 class Collection:
@@ -66,7 +66,7 @@ class Collection:
 
     def add_link(self, path):
         own = Path(f"model_path_{self.part}.txt")
-        path = path or (own if own.exists() else Path("model_path.txt"))
+        self.link_path = path = path or (own if own.exists() else Path("model_path.txt"))
         link = forms.read_link(path)
         self.problems += forms.link_problems(link, path)
         self.files["model_path.txt"] = f"{link}\n".encode()
@@ -122,6 +122,6 @@ def run(args):
     write_files({str(path): zip_bytes({f"{folder}/{name}": content for name, content in files.items()})})
     print(f"wrote {path}: {folder}/ with {', '.join(sorted(files))}")
     print("Submit your own work, as the honour code requires; this project is a reference to learn from.")
-    print("checking the link of model_path.txt ...", flush=True)
-    print(check_link(args.part, files["model_path.txt"].decode().strip()))
+    print(f"checking the link in {submission.link_path} ...", flush=True)
+    print(check_link(args.part, submission.link_path, files["model_path.txt"].decode().strip()))
     return 0

@@ -74,7 +74,8 @@ def make_parser(name, module):
     add("--keep-frames", action="store_true", help="keep each frame of the GIFs as PNG in FOLDER/frames")
     add("--seeds", type=count, default=1, metavar="N", help="repeat with N seeds: mean and standard deviation")
     add("--seed", type=number(int, 0, 2 ** 31 - 1), default=module.Settings.seed, metavar="N", help="the first of them")
-    add("--epochs", type=count, metavar="N", help="for each network, in place of the study's own numbers")
+    add("--epochs", type=count, metavar="N", help="for each network of the study (not the classifier behind the FID), "
+        "in place of its own numbers")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: the best available)")
     add("--threads", type=count, metavar="N", help="CPU threads of each process (default: the cores that are idle)")
     add("--devices", type=count, default=1, metavar="N", help="processes on this machine, one per GPU (default: 1)")

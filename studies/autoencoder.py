@@ -153,10 +153,11 @@ def conclusions_on(variant, study, models, results):
          f"The FID of samples is {both['fid']}, that of training images {number(results['real']['fid'])}.",
          None if results["features"]["weak"] else metrics.agrees_with_trend("rises", (vae["fid"], ae["fid"]))),
         ("tsne", "VAE Latent Space (t-SNE): Shows clear clustering",
-         f"The silhouette is {both['tsne']}; up to 0.25 there is no substantial structure (Kaufman & Rousseeuw 1990).",
+         f"In the t-SNE plane the silhouette is {both['tsne']}; up to 0.25 there is no substantial structure (Kaufman "
+         "& Rousseeuw 1990).",
          metrics.agrees_with_trend("rises", (0.25, vae["tsne"]))),
         ("tsne", "AE Latent Space: Typically less structured than VAE",
-         f"The latents' silhouette is {both['silhouette']}.",
+         f"Before t-SNE the latents' silhouette is {both['silhouette']}.",
          metrics.agrees_with_trend("rises", *((ae[key], vae[key]) for key in ("tsne", "silhouette"))))]
     return [report.Claim(published, report.of_variant(study, variant) + found, agrees, f"{figure}_{variant}")
             for figure, published, found, agrees in claims]

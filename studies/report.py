@@ -62,7 +62,7 @@ def conclusions(claims, results):
     return Section("Conclusions", ["This run is too short, or has too few images, to confirm or refute anything: the "
                                    "table is an example."] * little, [Table(
         "What the document says and what the numbers below say.", ["published", "we find", "agrees"],
-        [[one.published, one.found, answers[one.agrees]] for one in claims], text=True)])
+        [[claim.published, claim.found, answers[None if little else claim.agrees]] for claim in claims], text=True)])
 
 
 def trend(values):

@@ -42,7 +42,8 @@ def traversal(model):
 
 
 def traversal_figure(model):
-    """Figure of `traversal`, one row per dimension; a model with two has all pairs of values in a grid instead."""
+    """Figure of images along each latent dimension, one row per dimension; of a model with two, all pairs of values in
+    a grid."""
     if model.latent != 2:
         return figures.rows_figure(traversal(model))
     values = torch.linspace(-REACH, REACH, 2 * STEPS - 1)

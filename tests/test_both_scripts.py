@@ -343,7 +343,7 @@ def test_epochs_are_a_progress_bar_on_a_terminal(scripts, environment, folder, n
                 shown += os.read(master, 10_000)
         assert process.wait() == 0 and process.stderr.read() == b""
     os.close(master)
-    bars = re.findall(r"(\[=* *\] +(\d+)%  epoch +\d+/\d+  about [\d.]+ \w+ left.*?)\r", shown.decode())
+    bars = re.findall(r"( *(\d+)% \[=* *\] epoch +\d+/\d+  [\d.]+ \w+ left  (?:val F1|SSIM) \d.*?)\r", shown.decode())
     assert [int(share) for _, share in bars] == ([100] if name == "bird train" else [33, 67])
     assert {len(bar) for bar, _ in bars} == {79} and "wrote" in shown.decode().splitlines()[-1]
 

@@ -39,7 +39,8 @@ def bird_results(classes):
                 {"name": "linear", "shape": [10], "parameters": 10250}],
         history=[{"epoch": 55, "train_accuracy": 0.71, "val_accuracy": 0.8322, "val_loss": 0.5},
                  {"epoch": 66, "train_accuracy": 0.72, "val_accuracy": 0.83, "val_loss": 0.505}], time_limited=False,
-        parameters=7654321, image_size=144, settings=dataclasses.asdict(bird.Config(dropout=0.27, seed=5)), epochs=66,
+        parameters=7654321, image_size=144, crop_sizes=[96, 128, 144],
+        settings=dataclasses.asdict(bird.Config(dropout=0.27, seed=5)), epochs=66,
         best_epoch=55, minutes=44.4, device="cpu", train_photos=4321, validation_photos=987,
         validation_accuracy=0.8322, validation_f1=0.8246,
         grad_cam=[{"class": name, "right": map_, "wrong": {**map_, "centre": 0.23} if i else None}
@@ -127,7 +128,7 @@ STATED = {
               "bird 0 classified as bird 9 (34)", "1,221 photos that were not trained on", "9 epochs at 88 px",
               "0.8212 ± 0.0131", "0.7457", "The accuracy falls by 0.0755 ± 0.0166.", "We looked at the birds.",
               "A second *paragraph*.", "the curves show no overfitting", "0.41 / 0.23", "The row “no",
-              "Central.", "12 misclassified photos: less central.", "4 steps from 96"],
+              "Central.", "12 misclassified photos: less central.", "crops of 96, 128 and 144 px"],
     "digits": ["0.8765", "0.8642", "0.8888", "0.9321", "2,468 test images", "0.7531", "0.7319", "0.9753", "1,234,567",
                "15 labelled", "84.7 %", "0.11, −0.22", "1.13", "13,579 training images", "6.5 standard deviations",
                "the clusters are separated", "39.0 %, 86.0 % and 99.0 %", "the clusters follow the Gaussians.", "3 / 4",
@@ -279,7 +280,7 @@ def submission(place, quick_check, monkeypatch):
 def test_the_zip_unpacks_to_one_folder_with_exactly_four_files(submission, handin):
     (submission.folder / "group.txt").write_bytes(b"\xef\xbb\xbf2019EE30456 \r\n\r\n2020MT60789\r\n")
     done = handin("zip", "birds")
-    assert (done.code, done.err) == (0, "") and "model_path.txt: the link gives bird.pth (3.0 MB)" in done.out
+    assert (done.code, done.err) == (0, "") and "model_path_birds.txt: the link gives bird.pth (3.0 MB)" in done.out
     with zipfile.ZipFile(str(submission.zip)) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
         assert archive.testzip() is None
@@ -295,7 +296,7 @@ def test_the_zip_unpacks_to_one_folder_with_exactly_four_files(submission, handi
     assert done.code == 0 and submission.zip.read_bytes() == before
     assert "note: observations_birds.txt is newer than" in done.out
     done = handin("zip", "digits")
-    assert done.code == 0 and "note: model_path.txt: link not checked: https://drive" in done.out
+    assert done.code == 0 and "note: model_path_digits.txt: link not checked: https://drive" in done.out
     (submission.folder / "bird.py").rename(submission.folder / "mine.py")
     assert handin("zip", "birds", "--script", "mine.py", "--out", "other").code == 0
     with zipfile.ZipFile("other/submission.zip") as archive:

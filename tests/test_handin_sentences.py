@@ -162,7 +162,7 @@ def test_whether_clusters_follow_the_gaussians(within, said):
 @pytest.mark.parametrize("wrong, total, said", [
     ([[0, 0], [0, 0], [0, 0]], 0, "None of 1,000 test images is misclassified."),
     ([[3, 1], [0, 1], [1, 0]], 6, "6 of 1,000 test images are misclassified, most often between 1 and 4 (4)."),
-    ([[3, 1], [2, 2], [1, 0]], 9, "are misclassified, most often between 1 and 4; 1 and 8 (4 each)."),
+    ([[3, 1], [2, 2], [1, 0]], 9, "are misclassified, most often between 1 and 4 and between 1 and 8 (4 each)."),
     ([[1, 1], [2, 0], [0, 2]], 6, "6 of 1,000 test images are misclassified, 2 in each pair of digits."),
     ([[1, 1], [0, 0], [0, 0]], 5, "most often between 1 and 4 (2); 3 of them show a digit that the mixture lacks."),
     ([[0, 0], [0, 0], [0, 0]], 1, "1 of 1,000 test images is misclassified; 1 of them shows a digit that"),

@@ -27,7 +27,7 @@ def test_outputs_of_the_three_commands(trained, data, vae):
     assert set(mixture) == {"weights", "means", "covariances", "labels", "model"}
     assert [mixture[key].shape for key in ("weights", "means", "covariances")] == [(3,), (3, 2), (3, 2, 2)]
     assert mixture["labels"].tolist() == [3, 7, 30] and mixture["weights"].sum() == pytest.approx(1)
-    assert all(f"epoch   {epoch}/2  about " in out for epoch in (1, 2))
+    assert all(f"epoch   {epoch}/2  " in out for epoch in (1, 2))
     assert f"parameters {sum(p.numel() for p in vae.VAE().parameters()):,}" in out
 
 

@@ -105,7 +105,8 @@ def build(args):
     """Writes the zip; returns 0. Raises InputError."""
     import jinja2
     if not args.out or args.out.suffix != ".zip":
-        raise InputError(f"--out: expected a name that ends with .zip, found {args.out}")
+        raise InputError("--out: expected a name that ends with .zip, found " + (str(args.out) if args.out else
+                         "none; or give --try to run one on this machine"))
     if not (args.birds or args.digits):
         raise InputError("autograder: expected --birds TRAIN TEST or --digits TRAIN VAL TEST, found neither")
     rubric = read_rubric(args.rubric)

@@ -88,7 +88,8 @@ def image_key(content):
 def check_digit_paths(paths):
     """Raises InputError unless the number of paths is what --digits takes."""
     if len(paths) not in (3, 4):
-        raise InputError(f"--digits: expected TRAIN VAL TEST [RECONSTRUCTION], found {len(paths)} files")
+        raise InputError("--digits: expected TRAIN VAL TEST [RECONSTRUCTION], found "
+                         f"{len(paths)} file{'s' * (len(paths) > 1)}")
 
 
 def load_digits(folder, train, val, test, reconstruction=None):

@@ -75,7 +75,11 @@ def add_arguments(parser):
 def make_settings(args):
     """Settings of the arguments. Raises InputError for incompatible ones."""
     if bool(args.csv) != bool(args.submissions):
-        raise InputError("--submissions: expected together with --csv, found one alone")
+        found, missing = ("--csv", "--submissions") if args.csv else ("--submissions", "--csv")
+        raise InputError(f"{found}: expected together with {missing}, which is missing")
+    for name in ("models", "rubric", "regrade", "anonymous", "similar", "scheduler", "jobs"):
+        if not args.submissions and getattr(args, name) not in (None, False, [], 1):
+            raise InputError(f"--{name}: expected together with --submissions, which is missing")
     if args.csv and args.csv.suffix != ".csv":
         raise InputError(f"--csv: expected a name that ends with .csv, found {args.csv}")
     if not (args.birds or args.digits or args.quick):

@@ -164,7 +164,7 @@ def run(args):
     names = list(VARIANTS) if args.variants == ["all"] else list(dict.fromkeys(["baseline", *args.variants]))
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
-        raise InputError(f"ablate: expected variants of --help, found '{unknown[0]}'")
+        raise InputError(f"ablate: expected --variants that --help lists, found '{unknown[0]}'")
     device = bird.pick_device(args.device)
     photos = read_photos(args.train, args.test, args.image_size)
     settings = {"data": [str(Path(path).resolve()) for path in (args.train, args.test) if path],

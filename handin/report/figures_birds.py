@@ -203,7 +203,8 @@ def bird_results(model, history, truth, predicted, examples):
                     "photos": int(photos)} for name, precision, recall, f1, photos in zip(names, *columns)],
         confusions=[[names[a], names[b], n] for (a, b), n in confusions[:6] if n >= confusions[:3][-1][1]],  # with ties
         layers=layer_table(model, history["settings"]["dropout"]), parameters=history["parameters"],
-        image_size=model.metadata["image_size"], settings=history["settings"], epochs=len(history["epochs"]),
+        image_size=model.metadata["image_size"], settings=history["settings"],
+        crop_sizes=sorted({row["crop_size"] for row in history["epochs"]}), epochs=len(history["epochs"]),
         history=[{key: row[key] for key in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
                  for row in history["epochs"]],
         time_limited=history["time_limited"],

@@ -25,6 +25,7 @@ class BirdResults:
     parameters: int
     image_size: int          # px
     settings: dict           # bird.Config
+    crop_sizes: list         # px, that the training used, ascending
     epochs: int
     history: list            # {"epoch", "train_accuracy", "val_accuracy", "val_loss"} of each epoch
     time_limited: bool       # whether the time limit shortened the schedule

@@ -230,7 +230,7 @@ def mistakes(pairs, images, wrong):
     others, most = wrong - sum(counts.values()), max(counts.values())
     names = [name for name, count in counts.items() if count == most]
     if most and len(names) < len(counts):
-        text += f", most often between {'; '.join(names)} ({most}{' each' if len(names) > 1 else ''})"
+        text += f", most often between {' and between '.join(names)} ({most}{' each' if len(names) > 1 else ''})"
     elif most and len(counts) > 1:
         text += f", {most} in each pair of digits"
     return text + (f"; {others:,} of them {'shows' if others == 1 else 'show'} a digit that the mixture lacks."
