@@ -1,7 +1,7 @@
 """common/: text on a terminal, and the command line of handin/ and studies/."""
 import pytest
 
-from common.command_line import Parser, main
+from common.command_line import Parser, main, number
 from common.errors import InputError
 from common.text import one_line, text_table
 
@@ -40,3 +40,17 @@ def test_an_unknown_command_is_one_line_and_none_shows_the_help(capsys):
     assert capsys.readouterr().err.startswith("tool: argument COMMAND: invalid choice: 'undo'")
     assert main(Parser(prog="tool"), {"do": "does it"}, None, []) == 2
     assert capsys.readouterr().err.startswith("usage: tool")
+
+
+@pytest.mark.parametrize("kind, text, said", [
+    (int, "0", "expected a number of 1 or more, found 0"), (int, "1.5", "invalid whole number value: '1.5'"),
+    (int, "1_0", "invalid whole number value: '1_0'"),
+    (float, "0.5", "expected a finite number of 1 or more, found 0.5"),
+    (float, "inf", "finite number of 1 or more, found inf"), (float, "nan", "finite number of 1 or more, found nan"),
+    (float, "x", "invalid number value: 'x'")])
+def test_numbers_that_are_refused(kind, text, said):
+    parser = Parser(prog="tool")
+    parser.add_argument("--n", type=number(kind, 1))
+    with pytest.raises(InputError, match=said):
+        parser.parse_args(["--n", text])
+    assert parser.parse_args(["--n", "2"]).n == 2

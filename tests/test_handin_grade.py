@@ -379,6 +379,10 @@ def test_a_container_has_no_network_and_reads_the_data_only(graded, given, peer_
     ("--birds {train} {test} --bird-model {folder}/none.pth", "none.pth"),
     ("--birds {train} {test} --bird {vae}", "vae.py: expected a birds script"),
     ("--quick --submissions {folder} --csv {folder}/x.csv", "expected submissions, found none"),
+    *((f"--quick {words}", "expected together with --submissions, which is missing") for words in (
+        "--csv x.csv", "--models x", "--rubric x", "--regrade x", "--anonymous", "--similar", "--scheduler x",
+        "--jobs 2")),
+    ("--quick --submissions x", "--submissions: expected together with --csv, which is missing"),
     ("--quick --container IMAGE", "--container: expected docker or podman on the PATH, found neither")])
 def test_bad_input_is_one_line_and_exit_code_2(words, said, peer_birds, peer_digits, tmp_path, handin, monkeypatch):
     if "--container" in words:

@@ -78,7 +78,7 @@ def make_settings(args):
         found, missing = ("--csv", "--submissions") if args.csv else ("--submissions", "--csv")
         raise InputError(f"{found}: expected together with {missing}, which is missing")
     for name in ("models", "rubric", "regrade", "anonymous", "similar", "scheduler", "jobs"):
-        if not args.submissions and getattr(args, name) not in (None, False, [], 1):
+        if not args.submissions and getattr(args, name) and (name != "jobs" or args.jobs > 1):
             raise InputError(f"--{name}: expected together with --submissions, which is missing")
     if args.csv and args.csv.suffix != ".csv":
         raise InputError(f"--csv: expected a name that ends with .csv, found {args.csv}")
